@@ -1,0 +1,8 @@
+"""ALiBi attention (Press, Smith, Lewis; ICLR 2022): exact, in O(length) memory, at linear cost."""
+
+from alibi_attention.bias import build_alibi_bias
+from alibi_attention.slopes import alibi_slopes, scale_slopes
+
+__version__ = "0.1.0"
+
+__all__ = ["alibi_slopes", "build_alibi_bias", "scale_slopes"]
