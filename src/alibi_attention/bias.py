@@ -19,8 +19,9 @@ def relative_bias(slopes: Tensor, query_positions: Tensor, key_positions: Tensor
     Returns:
         (..., num_heads, q_len, k_len) in the dtype of ``slopes``.
     """
-    distance = (query_positions.unsqueeze(-1) - key_positions).abs().to(slopes.dtype)
-    return -slopes[..., None, None] * distance
+    # Negated as an integer: a negated float would turn the diagonal into -0.0.
+    fall = -(query_positions.unsqueeze(-1) - key_positions).abs()
+    return slopes[..., None, None] * fall.to(slopes.dtype)
 
 
 def build_alibi_bias(

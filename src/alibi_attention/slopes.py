@@ -66,9 +66,9 @@ def scale_slopes(slopes: Tensor, method: SlopeScaling, *, train_length: int, len
         ntk      m_h / max(a, 1) ** t_h        t_h = 0 for the steepest head, 1 for the flattest
 
     In ``ntk`` the exponent is the head's place on the logarithmic scale of the slopes,
-    t_h = (ln m_max - ln m_h) / (ln m_max - ln m_min), which is (h - 1) / (H - 1) for geometric slopes and is defined for
-    slopes in any order. Where all slopes are equal, and for a single head, no head is flatter than another to carry
-    the distance, so t = 1.
+    t_h = (ln m_max - ln m_h) / (ln m_max - ln m_min), which is (h - 1) / (H - 1) for geometric slopes and is defined
+    for slopes in any order. Where all slopes are equal, and for a single head, no head is flatter than another to
+    carry the distance, so t = 1.
 
     Args:
         slopes: any shape ending in the heads, (num_heads,) or (batch, num_heads); positive for ``ntk``.

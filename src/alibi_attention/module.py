@@ -1,0 +1,155 @@
+"""The attention layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from alibi_attention.ops import alibi_attention
+from alibi_attention.problem import check_slopes
+from alibi_attention.slopes import alibi_slopes
+
+
+class ALiBiAttention(nn.Module):
+    """Multi-head self-attention whose only sense of position is the linear bias.
+
+    ::
+
+        q, k, v = q_proj(x), k_proj(x), v_proj(x)           split into heads
+        out     = out_proj(concat_h softmax(q_h k_h^T / sqrt(d) - m_h |i - j|) v_h)
+
+    The four projections have no bias and are created in the order q_proj, k_proj, v_proj, out_proj, so a seed gives the
+    weights of four nn.Linear made in that order. Preset slopes are float32 whatever the dtype of the module, and no part
+    of the state dict; learned slopes are the parameter ``slopes``, float32 too.
+
+    Args:
+        embed_dim: E, a multiple of num_heads.
+        num_heads: H; the head dimension is E / H.
+        dropout: probability of dropping an attention weight in training.
+        num_kv_heads: key and value heads, a divisor of num_heads, each shared by num_heads / num_kv_heads query
+            heads; num_heads by default.
+        is_causal: whether a token is kept from those after it.
+        slopes: (num_heads,) float32 to use, or the initial value of learned ones; `alibi_slopes(num_heads)` by default.
+        learned_slopes: make the slopes a parameter.
+
+    Raises:
+        ValueError: for sizes that do not divide, a probability outside [0, 1), or slopes of another shape or dtype.
+
+    Source: Press, Smith, Lewis, "Train Short, Test Long", ICLR 2022.
+    """
+
+    slopes: Tensor
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        *,
+        num_kv_heads: int | None = None,
+        is_causal: bool = True,
+        slopes: Tensor | None = None,
+        learned_slopes: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        for name, size in (
+            ("embed_dim", embed_dim),
+            ("num_heads", num_heads),
+            ("num_kv_heads", num_kv_heads),
+        ):
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
+        if embed_dim % num_heads != 0:
+            raise ValueError(
+                f"embed_dim: expected a multiple of num_heads, {num_heads}, got {embed_dim}; "
+                f"the nearest are {embed_dim // num_heads * num_heads} and {-(-embed_dim // num_heads) * num_heads}"
+            )
+        if num_heads % num_kv_heads != 0:
+            raise ValueError(f"num_kv_heads: expected a divisor of num_heads, {num_heads}, got {num_kv_heads}")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
+        self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
+        self.head_dim = embed_dim // num_heads
+        self.dropout, self.is_causal, self.learned_slopes = dropout, is_causal, learned_slopes
+
+        def linear(out_features: int) -> nn.Linear:
+            return nn.Linear(embed_dim, out_features, bias=False, device=device, dtype=dtype)
+
+        kv_dim = num_kv_heads * self.head_dim
+        self.q_proj = linear(embed_dim)
+        self.k_proj = linear(kv_dim)
+        self.v_proj = linear(kv_dim)
+        self.out_proj = linear(embed_dim)
+
+        if slopes is None:
+            slopes = alibi_slopes(num_heads)
+        check_slopes(slopes, 1, num_heads)
+        # Kept apart from parameters and buffers, on the CPU: a meta-device construction cannot lose them.
+        self._preset = slopes.detach().to(device="cpu", dtype=torch.float32, copy=True).reshape(num_heads)
+        home = device if device is not None else self.q_proj.weight.device
+        if learned_slopes:
+            self.slopes = nn.Parameter(self._preset.to(home))
+        else:
+            self.register_buffer("slopes", self._preset.to(home), persistent=False)
+
+    def forward(self, x: Tensor, *, key_mask: Tensor | None = None) -> Tensor:
+        """Attend over a batch of sequences.
+
+        Args:
+            x: (batch, seq_len, embed_dim).
+            key_mask: (batch, seq_len) bool, True for tokens and False for padding (left or right).
+
+        Returns:
+            (batch, seq_len, embed_dim). Rows of padding hold no meaningful value.
+
+        Raises:
+            ValueError: for x or key_mask of another shape.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.embed_dim:
+            raise ValueError(f"x: expected (batch, seq_len, {self.embed_dim}), got shape {tuple(x.shape)}")
+        query = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        out = alibi_attention(
+            query,
+            key,
+            value,
+            self.slopes,
+            is_causal=self.is_causal,
+            key_mask=key_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(-2))
+        return projected
+
+    def reset_parameters(self) -> None:
+        """Give the slopes their initial values back (the projections have their own `reset_parameters`)."""
+        with torch.no_grad():
+            self.slopes.copy_(self._preset)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves slopes with the module and leaves their dtype alone: 16 bits would shift whole nats at long range."""
+        exact = self.slopes.detach()
+        super()._apply(fn, recurse)
+        moved = self.slopes
+        if moved.dtype != torch.float32 or (exact.is_meta and not moved.is_meta and not self.learned_slopes):
+            source = self._preset if exact.is_meta else exact
+            moved.data = source.to(device=moved.device, dtype=torch.float32)
+        return self
+
+    def extra_repr(self) -> str:
+        """The configuration, as printing the module shows it."""
+        parts: dict[str, Any] = {"embed_dim": self.embed_dim, "num_heads": self.num_heads}
+        if self.num_kv_heads != self.num_heads:
+            parts["num_kv_heads"] = self.num_kv_heads
+        if self.dropout > 0.0:
+            parts["dropout"] = self.dropout
+        parts |= {"is_causal": self.is_causal, "learned_slopes": self.learned_slopes}
+        return ", ".join(f"{name}={value}" for name, value in parts.items())

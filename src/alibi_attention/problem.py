@@ -1,0 +1,260 @@
+"""One call of the operator, described and checked once. Every error about arguments is worded here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+UNBOUNDED = -1
+SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is to be computed, apart from the values of query, key, value and slopes.
+
+    Lengths are in tokens. ``window`` holds UNBOUNDED where a side is open; ``query_offset`` is an int or a (batch,)
+    tensor; ``seed`` is a scalar int64 tensor wherever ``dropout_p`` is above zero.
+    """
+
+    batch: int
+    num_heads: int
+    num_kv_heads: int
+    q_len: int
+    k_len: int
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    is_causal: bool
+    scale: float
+    query_offset: int | Tensor
+    key_mask: Tensor | None
+    cu_seqlens: Tensor | None
+    cu_seqlens_k: Tensor | None
+    window: tuple[int, int]
+    dropout_p: float
+    seed: Tensor | None
+    tolerance: float
+    learned_slopes: bool
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key and value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype scores, sums and lse are held in."""
+        return compute_dtype(self.dtype)
+
+    @property
+    def is_packed(self) -> bool:
+        return self.cu_seqlens is not None
+
+
+class Saved(NamedTuple):
+    """What backward needs of the call: its inputs, its results and the plan of tiles forward ran."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    slopes: Tensor
+    out: Tensor
+    lse: Tensor
+    plan: Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Rounding level: the largest share of softmax mass that may be skipped without showing in the result."""
+    return 2.0**-53 if dtype == torch.float64 else 2.0**-24
+
+
+def values_can_be_read(device: torch.device) -> bool:
+    """Whether looking at values costs no synchronisation; ALIBI_DEBUG=1 accepts the cost on any device."""
+    if torch.compiler.is_compiling():
+        return False
+    return device.type == "cpu" or os.environ.get("ALIBI_DEBUG") == "1"
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def check_tensors(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> None:
+    """Ranks, shapes, dtypes, devices and strides of the four tensors."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{name}: expected 4 dimensions (batch, num_heads, seq_len, head_dim), got shape {_shape(tensor)}; "
+                "for (batch, seq_len, num_heads, head_dim) memory pass tensor.transpose(1, 2)"
+            )
+        for axis, label in enumerate(("batch", "num_heads", "seq_len", "head_dim")):
+            if tensor.shape[axis] == 0:
+                raise ValueError(
+                    f"{name}: expected at least one element along {label}, got shape {_shape(tensor)}; "
+                    "leave out the call where there is nothing to attend"
+                )
+        if tensor.dtype not in SUPPORTED_DTYPES:
+            raise ValueError(
+                f"{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}; "
+                "convert it with tensor.to(torch.float32)"
+            )
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype != query.dtype:
+            raise ValueError(
+                f"{name}: expected the dtype of query, {query.dtype}, got {tensor.dtype}; "
+                "convert one of them, or run under torch.autocast"
+            )
+        if tensor.shape[0] != query.shape[0]:
+            raise ValueError(
+                f"{name}: expected the batch size of query, {query.shape[0]}, got shape {_shape(tensor)}; "
+                "expand it to the batch"
+            )
+    for name, tensor in (("key", key), ("value", value), ("slopes", slopes)):
+        if tensor.device != query.device:
+            raise ValueError(
+                f"{name}: expected the device of query, {query.device}, got {tensor.device}; "
+                f"move it with tensor.to({str(query.device)!r})"
+            )
+    if key.shape[3] != query.shape[3]:
+        raise ValueError(
+            f"key: expected the head_dim of query, {query.shape[3]}, got shape {_shape(key)}; "
+            "query and key meet in a dot product (value may have another size)"
+        )
+    if value.shape[1] != key.shape[1] or value.shape[2] != key.shape[2]:
+        raise ValueError(
+            f"value: expected the heads and length of key, ({key.shape[1]}, {key.shape[2]}), "
+            f"got shape {_shape(value)}; every key needs its value"
+        )
+    if query.shape[1] % key.shape[1] != 0:
+        raise ValueError(
+            f"key: expected a number of heads that divides query's {query.shape[1]}, got {key.shape[1]}; "
+            "grouped-query attention shares each key head among equally many query heads"
+        )
+    check_slopes(slopes, query.shape[0], query.shape[1])
+
+
+def check_slopes(slopes: Tensor, batch: int, num_heads: int) -> None:
+    if tuple(slopes.shape) not in ((num_heads,), (batch, num_heads)):
+        raise ValueError(
+            f"slopes: expected shape ({num_heads},) or ({batch}, {num_heads}), got {_shape(slopes)}; "
+            "one slope for each query head"
+        )
+    if slopes.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"slopes: expected float32 (or float64), got {slopes.dtype}; 16-bit slopes are rounded by up to 0.4%, "
+            "whole nats at long range: keep them in float32"
+        )
+
+
+def check_scalars(scale: float, dropout_p: float, tolerance: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale!r}; the default is 1 / sqrt(head_dim)")
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p: expected a probability in [0, 1), got {dropout_p!r}")
+    if not 0.0 <= tolerance < 1.0:
+        raise ValueError(
+            f"tolerance: expected a share of softmax mass in [0, 1), got {tolerance!r}; "
+            "None skips at rounding level, 0 computes every tile"
+        )
+
+
+def check_window(window: tuple[int | None, int | None] | None) -> tuple[int, int]:
+    if window is None:
+        return (UNBOUNDED, UNBOUNDED)
+    if len(window) != 2 or any(side is not None and side < 0 for side in window):
+        raise ValueError(
+            f"window: expected (left, right) in tokens, each at least 0 or None for unbounded, got {window!r}"
+        )
+    left, right = (UNBOUNDED if side is None else side for side in window)
+    return (left, right)
+
+
+def check_query_offset(offset: Tensor, batch: int, device: torch.device) -> None:
+    if tuple(offset.shape) != (batch,) or offset.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"query_offset: expected an int or a ({batch},) integer tensor, one for each batch element, "
+            f"got shape {_shape(offset)} of {offset.dtype}"
+        )
+    if offset.device != device:
+        raise ValueError(f"query_offset: expected the device of query, {device}, got {offset.device}; move it there")
+
+
+def check_key_mask(key_mask: Tensor, batch: int, k_len: int, device: torch.device) -> None:
+    if tuple(key_mask.shape) != (batch, k_len) or key_mask.dtype != torch.bool:
+        raise ValueError(
+            f"key_mask: expected bool of shape ({batch}, {k_len}), True where a key takes part, "
+            f"got {key_mask.dtype} of shape {_shape(key_mask)}; a 0/1 mask becomes one with mask.bool(), "
+            "nn.MultiheadAttention's key_padding_mask with ~mask"
+        )
+    if key_mask.device != device:
+        raise ValueError(f"key_mask: expected the device of query, {device}, got {key_mask.device}; move it there")
+    if values_can_be_read(device):
+        steps = torch.diff(key_mask.to(torch.int8), dim=1, prepend=key_mask.new_zeros(batch, 1).to(torch.int8))
+        holed = ((steps == 1).sum(1) > 1).nonzero().flatten().tolist()
+        if holed:
+            raise ValueError(
+                f"key_mask: expected the True keys of each row to be contiguous (left or right padding), "
+                f"got holes in batch rows {holed[:8]}; drop the masked keys from the tensors, "
+                "or pack the sequences with cu_seqlens"
+            )
+
+
+def check_packed(
+    cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, batch: int, q_len: int, k_len: int, *, alone: bool
+) -> None:
+    if not alone:
+        raise ValueError(
+            "cu_seqlens: expected without query_offset and key_mask, got them together; each packed sequence is "
+            "aligned at its own end and holds no padding"
+        )
+    if batch != 1:
+        raise ValueError(
+            f"cu_seqlens: expected packed sequences in one row of batch 1, got a batch of {batch}; "
+            "concatenate the sequences along seq_len"
+        )
+    if cu_seqlens_k is None:
+        if q_len != k_len:
+            raise ValueError(
+                f"cu_seqlens_k: expected where queries and keys differ in length, got None for {q_len} queries and "
+                f"{k_len} keys; give the cumulative lengths of the keys"
+            )
+        cu_seqlens_k = cu_seqlens
+    for name, bounds, length, of in (
+        ("cu_seqlens", cu_seqlens, q_len, "query"),
+        ("cu_seqlens_k", cu_seqlens_k, k_len, "key"),
+    ):
+        if bounds.dim() != 1 or bounds.dtype != torch.int32 or bounds.shape[0] < 2:
+            raise ValueError(
+                f"{name}: expected int32 of shape (sequences + 1,), cumulative lengths from 0, "
+                f"got {bounds.dtype} of shape {_shape(bounds)}"
+            )
+        if values_can_be_read(bounds.device):
+            ends = bounds.tolist()
+            if ends[0] != 0 or ends[-1] != length or any(b < a for a, b in itertools.pairwise(ends)):
+                raise ValueError(
+                    f"{name}: expected values that rise from 0 to the {of} length {length}, got {_abbreviate(ends)}; "
+                    "they are cumulative lengths, torch.cumsum of the lengths after a 0"
+                )
+    if cu_seqlens.shape != cu_seqlens_k.shape:
+        raise ValueError(
+            f"cu_seqlens_k: expected as many sequences as cu_seqlens, {cu_seqlens.shape[0] - 1}, "
+            f"got {cu_seqlens_k.shape[0] - 1}"
+        )
+
+
+def _abbreviate(values: list[int]) -> str:
+    if len(values) <= 8:
+        return str(values)
+    return f"[{', '.join(map(str, values[:4]))}, ..., {', '.join(map(str, values[-3:]))}]"
