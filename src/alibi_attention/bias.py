@@ -62,8 +62,8 @@ def build_alibi_bias(
     """
     key_len = seq_len if key_len is None else key_len
     for name, value in (("seq_len", seq_len), ("key_len", key_len)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype: expected a floating-point dtype, got {dtype}")
     if slopes is None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from alibi_attention.backends.base import Backend
 from alibi_attention.backends.blocked import BlockedBackend
 from alibi_attention.backends.definition import ReferenceBackend
+from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.problem import Problem
 
 # In order of preference. The reference is never chosen: it is asked for.
@@ -37,3 +40,37 @@ def choose(problem: Problem, name: str | None) -> Backend:
     listing = "\n".join(f"  {n}: {why or 'can run it'}" for n, why in reasons(problem).items())
     asked = f"backend {name!r}" if name is not None else "no backend"
     raise NotImplementedError(f"{asked} can{'not' if name else ''} run this call:\n{listing}")
+
+
+def explain_backends(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor | None = None,
+    *,
+    is_causal: bool = True,
+    scale: float | None = None,
+    query_offset: int | Tensor | None = None,
+    key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    dropout_p: float = 0.0,
+    tolerance: float | None = None,
+) -> dict[str, str | None]:
+    """Why each backend can or cannot run a call of `alibi_attention`, which takes the same arguments.
+
+    Returns:
+        {name: reason it cannot, or None where it can}, in order of preference: with ``backend=None`` the first that can
+        is chosen, except "reference", which is only ever used by name.
+
+    Raises:
+        ValueError: as `alibi_attention`.
+    """
+    tensors_and_call = call_arguments(
+        query, key, value, slopes, is_causal=is_causal, scale=scale, query_offset=query_offset, key_mask=key_mask,
+        cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k, window=window, dropout_p=dropout_p, tolerance=tolerance,
+        backend=None,
+    )  # fmt: skip
+    query, key, value, _, *call = tensors_and_call
+    return reasons(problem_of(query, key, value, *call)[0])

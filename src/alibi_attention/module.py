@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from typing_extensions import Self
 from alibi_attention.ops import alibi_attention
 from alibi_attention.problem import check_slopes
 from alibi_attention.slopes import alibi_slopes
+
+# The mark that weight_decay_groups, and several public training codes, look for on a parameter.
+NO_WEIGHT_DECAY = "_no_weight_decay"
 
 
 class ALiBiAttention(nn.Module):
@@ -22,9 +25,10 @@ class ALiBiAttention(nn.Module):
         q, k, v = q_proj(x), k_proj(x), v_proj(x)           split into heads
         out     = out_proj(concat_h softmax(q_h k_h^T / sqrt(d) - m_h |i - j|) v_h)
 
-    The four projections have no bias and are created in the order q_proj, k_proj, v_proj, out_proj, so a seed gives the
-    weights of four nn.Linear made in that order. Preset slopes are float32 whatever the dtype of the module, and no part
-    of the state dict; learned slopes are the parameter ``slopes``, float32 too.
+    The four projections have no bias and are created in the order q_proj, k_proj, v_proj, out_proj, so a seed gives
+    the weights of four nn.Linear made in that order. Preset slopes are float32 whatever the dtype of the module, and no
+    part of the state dict; learned slopes are the parameter ``slopes``, or ``log_slopes`` where they are kept positive,
+    float32 too, and left out of weight decay by `weight_decay_groups`.
 
     Args:
         embed_dim: E, a multiple of num_heads.
@@ -34,15 +38,14 @@ class ALiBiAttention(nn.Module):
             heads; num_heads by default.
         is_causal: whether a token is kept from those after it.
         slopes: (num_heads,) float32 to use, or the initial value of learned ones; `alibi_slopes(num_heads)` by default.
-        learned_slopes: make the slopes a parameter.
+        learned_slopes: True makes the slopes a parameter, "positive" their logarithm, so that no step can turn a fall
+            into a rise.
 
     Raises:
         ValueError: for sizes that do not divide, a probability outside [0, 1), or slopes of another shape or dtype.
 
     Source: Press, Smith, Lewis, "Train Short, Test Long", ICLR 2022.
     """
-
-    slopes: Tensor
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class ALiBiAttention(nn.Module):
         num_kv_heads: int | None = None,
         is_causal: bool = True,
         slopes: Tensor | None = None,
-        learned_slopes: bool = False,
+        learned_slopes: bool | Literal["positive"] = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -88,16 +91,35 @@ class ALiBiAttention(nn.Module):
         self.v_proj = linear(kv_dim)
         self.out_proj = linear(embed_dim)
 
+        if learned_slopes not in (False, True, "positive"):
+            raise ValueError(f"learned_slopes: expected False, True or 'positive', got {learned_slopes!r}")
         if slopes is None:
             slopes = alibi_slopes(num_heads)
         check_slopes(slopes, 1, num_heads)
-        # Kept apart from parameters and buffers, on the CPU: a meta-device construction cannot lose them.
-        self._preset = slopes.detach().to(device="cpu", dtype=torch.float32, copy=True).reshape(num_heads)
-        home = device if device is not None else self.q_proj.weight.device
+        if learned_slopes == "positive" and not bool((slopes > 0).all()):
+            raise ValueError(
+                "slopes: expected all positive with learned_slopes='positive', "
+                f"got a minimum of {slopes.min().item():g}; learned_slopes=True takes any sign"
+            )
+        # On the CPU whatever the default device: constructing on the meta device cannot lose them.
+        initial = slopes.detach().to(device="cpu", dtype=torch.float32, copy=True).reshape(num_heads)
+        self._initial = initial.log() if learned_slopes == "positive" else initial
+        home = self.q_proj.weight.device
         if learned_slopes:
-            self.slopes = nn.Parameter(self._preset.to(home))
+            parameter = nn.Parameter(self._initial.to(home, copy=True))
+            setattr(parameter, NO_WEIGHT_DECAY, True)
+            self.register_parameter(self._slopes_name, parameter)
         else:
-            self.register_buffer("slopes", self._preset.to(home), persistent=False)
+            self.register_buffer(self._slopes_name, self._initial.to(home, copy=True), persistent=False)
+
+    @property
+    def _slopes_name(self) -> str:
+        return "log_slopes" if self.learned_slopes == "positive" else "slopes"
+
+    def head_slopes(self) -> Tensor:
+        """The slopes in use, (num_heads,) float32; differentiable where they are learned."""
+        stored: Tensor = getattr(self, self._slopes_name)
+        return stored.exp() if self.learned_slopes == "positive" else stored
 
     def forward(self, x: Tensor, *, key_mask: Tensor | None = None) -> Tensor:
         """Attend over a batch of sequences.
@@ -121,7 +143,7 @@ class ALiBiAttention(nn.Module):
             query,
             key,
             value,
-            self.slopes,
+            self.head_slopes(),
             is_causal=self.is_causal,
             key_mask=key_mask,
             dropout_p=self.dropout if self.training else 0.0,
@@ -132,17 +154,25 @@ class ALiBiAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Give the slopes their initial values back (the projections have their own `reset_parameters`)."""
         with torch.no_grad():
-            self.slopes.copy_(self._preset)
+            getattr(self, self._slopes_name).copy_(self._initial)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves slopes with the module and leaves their dtype alone: 16 bits would shift whole nats at long range."""
-        exact = self.slopes.detach()
-        super()._apply(fn, recurse)
-        moved = self.slopes
-        if moved.dtype != torch.float32 or (exact.is_meta and not moved.is_meta and not self.learned_slopes):
-            source = self._preset if exact.is_meta else exact
-            moved.data = source.to(device=moved.device, dtype=torch.float32)
+        before = getattr(self, self._slopes_name).detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after: Tensor = getattr(self, self._slopes_name)
+        lost = before.is_meta and not after.is_meta and not self.learned_slopes
+        if after.dtype != torch.float32 or lost:
+            source = self._initial if before.is_meta else before
+            after.data = source.to(device=after.device, dtype=torch.float32)
         return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        # load_state_dict(assign=True) gives a module built on the meta device its weights, and no buffer.
+        stored, home = getattr(self, self._slopes_name), self.q_proj.weight.device
+        if not self.learned_slopes and stored.is_meta and home.type != "meta":
+            self.register_buffer(self._slopes_name, self._initial.to(home, copy=True), persistent=False)
 
     def extra_repr(self) -> str:
         """The configuration, as printing the module shows it."""
@@ -153,3 +183,24 @@ class ALiBiAttention(nn.Module):
             parts["dropout"] = self.dropout
         parts |= {"is_causal": self.is_causal, "learned_slopes": self.learned_slopes}
         return ", ".join(f"{name}={value}" for name, value in parts.items())
+
+
+def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser in which slopes, biases and norms are not decayed.
+
+    Decay would pull a slope to 0, no sense of position at all, and its logarithm to a slope of 1.
+
+    Args:
+        model: any module, with `ALiBiAttention` layers or without.
+        weight_decay: for the parameters of two or more dimensions that carry no mark against it.
+
+    Returns:
+        Two groups, ``params`` and ``weight_decay`` each, that hold every parameter requiring a gradient once.
+    """
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            marked = parameter.dim() < 2 or getattr(parameter, NO_WEIGHT_DECAY, False)
+            (spared if marked else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.dispatch import choose
-from alibi_attention.problem import (
-    Problem,
-    Saved,
-    check_key_mask,
-    check_packed,
-    check_query_offset,
-    check_scalars,
-    check_tensors,
-    check_window,
-    compute_dtype,
-    default_tolerance,
-)
-from alibi_attention.slopes import alibi_slopes
+from alibi_attention.problem import Saved
 
 # What follows the tensors in both operators. Strings stand for the backend, "" for the choice of `dispatch`.
 _CALL = (
@@ -36,46 +27,19 @@ _LIBRARY.define(
 )
 
 
-def _problem(query: Tensor, key: Tensor, value: Tensor, *call: Any) -> tuple[Problem, str | None]:
-    """The description of a call from the operator's arguments."""
-    (
-        offsets, key_mask, cu_seqlens, cu_seqlens_k, seed, is_causal,
-        scale, query_offset, window_left, window_right, dropout_p, tolerance, learned_slopes, backend,
-    ) = call  # fmt: skip
-    problem = Problem(
-        batch=query.shape[0],
-        num_heads=query.shape[1],
-        num_kv_heads=key.shape[1],
-        q_len=query.shape[2],
-        k_len=key.shape[2],
-        head_dim=query.shape[3],
-        value_dim=value.shape[3],
-        dtype=query.dtype,
-        device=query.device,
-        is_causal=is_causal,
-        scale=scale,
-        query_offset=query_offset if offsets is None else offsets,
-        key_mask=key_mask,
-        cu_seqlens=cu_seqlens,
-        cu_seqlens_k=cu_seqlens_k,
-        window=(window_left, window_right),
-        dropout_p=dropout_p,
-        seed=seed,
-        tolerance=tolerance,
-        learned_slopes=learned_slopes,
-    )
-    return problem, backend or None
-
-
 def _forward(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
-    problem, backend = _problem(query, key, value, *call)
+    problem, backend = problem_of(query, key, value, *call)
     return choose(problem, backend).forward(problem, query, key, value, slopes)
 
 
 def _forward_fake(
-    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, *call: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor,  # noqa: ARG001
+    *call: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    problem, backend = _problem(query, key, value, *call)
+    problem, backend = problem_of(query, key, value, *call)
     rows = (problem.batch, problem.num_heads, problem.q_len)
     out = query.new_empty(*rows, problem.value_dim)
     lse = query.new_empty(rows, dtype=problem.compute_dtype)
@@ -86,63 +50,126 @@ def _backward(
     grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor,
     out: Tensor, lse: Tensor, plan: Tensor, *call: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    problem, backend = _problem(query, key, value, *call)
+    problem, backend = problem_of(query, key, value, *call)
     saved = Saved(query, key, value, slopes, out, lse, plan)
     grads = choose(problem, backend).backward(problem, saved, grad_out, grad_lse)
     grad_slopes = grads.slopes if slopes.dim() == 2 else grads.slopes.sum(0)
     return grads.query, grads.key, grads.value, grad_slopes.to(slopes.dtype)
 
 
-def _backward_fake(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    slopes: Tensor,
-    *rest: Any,  # noqa: ARG001
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        query.new_empty(query.shape),
-        key.new_empty(key.shape),
-        value.new_empty(value.shape),
-        torch.empty_like(slopes),
-    )
+def _backward_fake(grad_out: Tensor, grad_lse: Tensor, *rest: Any) -> tuple[Tensor, ...]:  # noqa: ARG001
+    return tuple(tensor.new_empty(tensor.shape) for tensor in rest[:4])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    tensors, call = inputs[:4], inputs[4:]
-    ctx.mark_non_differentiable(output[2])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *output, *call[:5])
-    ctx.call = call[5:]
+def _one_by_one(
+    function: type[torch.autograd.Function],
+    batch_size: int,
+    in_dims: tuple[int | None, ...],
+    arguments: tuple[Any, ...],
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """vmap as one call for each element: exact, without a batching rule to keep in step with every argument."""
+    split = [
+        (argument,) * batch_size if dim is None else argument.unbind(dim)
+        for argument, dim in zip(arguments, in_dims, strict=True)
+    ]
+    results = [function.apply(*each) for each in zip(*split, strict=True)]
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
 
 
-def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    query, key, value, slopes, out, lse, plan, *optional = ctx.saved_tensors
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-    grads = torch.ops.alibi_attention.backward(
-        grad_out, grad_lse, query, key, value, slopes, out, lse, plan, *optional, *ctx.call
-    )
-    return (*grads, *(None for _ in range(len(optional) + len(ctx.call))))
+class _Attention(torch.autograd.Function):
+    """The forward operator under autograd. Without a `jvp`, forward-mode differentiation raises."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return _forward_op(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:4], *output, *inputs[4:9])
+        ctx.call = inputs[9:]
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: None) -> tuple[Any, ...]:
+        query, key, value, slopes, out, lse, plan, *optional = ctx.saved_tensors
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
+        tensors = (grad_out, grad_lse, query, key, value, slopes, out, lse, plan)
+        grads = _run(_Gradients, _backward_op, (*tensors, *optional, *ctx.call))
+        return (*grads, *(None for _ in range(len(optional) + len(ctx.call))))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        return _one_by_one(_Attention, info.batch_size, in_dims, arguments)
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward operator under autograd: it runs, and refuses to be differentiated again."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return _backward_op(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        return _one_by_one(_Gradients, info.batch_size, in_dims, arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # noqa: ARG004
+        raise RuntimeError(
+            "alibi_attention has no second derivative: call it without create_graph=True, "
+            "or differentiate alibi_attention.reference.reference_attention, which has every derivative"
+        )
+
+
+def _kernel_under_autograd(function: type[torch.autograd.Function], op: Any) -> Callable[..., Any]:
+    """What the dispatcher runs for an op where autograd is on."""
+
+    def kernel(*arguments: Any) -> Any:
+        if _is_differentiated(arguments):
+            return function.apply(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    return kernel
+
+
+def _is_differentiated(arguments: tuple[Any, ...]) -> bool:
+    """Whether anything asks for derivatives: every differentiable argument is among the first eight."""
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments[:8])
+
+
+def _run(function: type[torch.autograd.Function], op: Any, arguments: tuple[Any, ...]) -> Any:
+    if torch.compiler.is_compiling():
+        return op(*arguments)
+    if torch._C._are_functorch_transforms_active():
+        # torch.func has a machinery of its own for autograd.Function, out of reach of an op's autograd kernel.
+        return function.apply(*arguments)
+    if _is_differentiated(arguments):
+        return op(*arguments)
+    # Straight to the backend: the way through the autograd kernel would double the overhead of a small call.
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
 
 
 _LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
+_forward_op = torch.ops.alibi_attention.forward.default
+_backward_op = torch.ops.alibi_attention.backward.default
+_LIBRARY.impl("forward", _kernel_under_autograd(_Attention, _forward_op), "Autograd")
+_LIBRARY.impl("backward", _kernel_under_autograd(_Gradients, _backward_op), "Autograd")
 torch.library.register_fake("alibi_attention::forward", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("alibi_attention::backward", _backward_fake, lib=_LIBRARY)
-torch.library.register_autograd("alibi_attention::forward", _gradients, setup_context=_setup_context, lib=_LIBRARY)
-
-
-def _twice(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # noqa: ARG001
-    raise RuntimeError(
-        "alibi_attention has no second derivative: call it without create_graph=True, "
-        "or differentiate alibi_attention.reference.reference_attention, which has every derivative"
-    )
-
-
-torch.library.register_autograd("alibi_attention::backward", _twice, lib=_LIBRARY)
 
 
 @overload
@@ -228,44 +255,10 @@ def alibi_attention(
     Source: Press, Smith, Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input Length
     Extrapolation", ICLR 2022, arXiv 2108.12409.
     """
-    if torch.is_autocast_enabled(query.device.type):
-        query, key, value = _autocast(query), _autocast(key), _autocast(value)
-    if slopes is None:
-        slopes = alibi_slopes(query.shape[1]).to(query.device)
-    check_tensors(query, key, value, slopes)
-    batch, q_len, k_len = query.shape[0], query.shape[2], key.shape[2]
-    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
-    tolerance = default_tolerance(query.dtype) if tolerance is None else float(tolerance)
-    check_scalars(scale, dropout_p, tolerance)
-    window_left, window_right = check_window(window)
-    if key_mask is not None:
-        check_key_mask(key_mask, batch, k_len, query.device)
-    if cu_seqlens is not None:
-        check_packed(cu_seqlens, cu_seqlens_k, batch, q_len, k_len, alone=query_offset is None and key_mask is None)
-    elif cu_seqlens_k is not None:
-        raise ValueError(
-            "cu_seqlens_k: expected together with cu_seqlens, got it alone; give cu_seqlens for the queries"
-        )
-    offsets, offset = None, k_len - q_len
-    if isinstance(query_offset, Tensor):
-        check_query_offset(query_offset, batch, query.device)
-        offsets, offset = query_offset, 0
-    elif query_offset is not None:
-        offset = query_offset
-    seed = None
-    if dropout_p > 0.0:
-        seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
-    out, lse, _ = torch.ops.alibi_attention.forward(
-        query, key, value, slopes.to(compute_dtype(query.dtype)),
-        offsets, key_mask, cu_seqlens, cu_seqlens_k, seed, is_causal,
-        scale, offset, window_left, window_right, dropout_p, tolerance,
-        slopes.requires_grad and torch.is_grad_enabled(), backend or "",
+    arguments = call_arguments(
+        query, key, value, slopes, is_causal=is_causal, scale=scale, query_offset=query_offset, key_mask=key_mask,
+        cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k, window=window, dropout_p=dropout_p, tolerance=tolerance,
+        backend=backend,
     )  # fmt: skip
+    out, lse, _ = _run(_Attention, _forward_op, arguments)
     return (out, lse) if return_lse else out
-
-
-def _autocast(tensor: Tensor) -> Tensor:
-    """As autocast treats SDPA: everything below float64 goes to the autocast dtype."""
-    if tensor.dtype == torch.float64 or not tensor.dtype.is_floating_point:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))

@@ -77,7 +77,7 @@ def reference_gradients(
     by_key = dense.seen.transpose(-1, -2)
 
     def shared(total: Tensor) -> Tensor:
-        return total.unflatten(1, (problem.num_kv_heads, group)).sum(2)
+        return total.view(problem.batch, problem.num_kv_heads, group, *total.shape[2:]).sum(2)
 
     grad_query = problem.scale * weighted_sum(grad_scores, wide_key, dense.seen)
     grad_key = problem.scale * weighted_sum(grad_scores.transpose(-1, -2), saved.query.to(work), by_key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -11,6 +10,10 @@ from torch import Tensor
 
 SlopeScheme = Literal["geometric", "interleaved"]
 SlopeScaling = Literal["linear", "dynamic", "ntk"]
+
+
+# 2 ** -126 is the least normal float32: a steeper exponent would give slopes of 0.
+_MAX_BIAS_MAX = 126
 
 
 def alibi_slopes(num_heads: int, scheme: SlopeScheme = "geometric", bias_max: float = 8.0) -> Tensor:
@@ -33,14 +36,16 @@ def alibi_slopes(num_heads: int, scheme: SlopeScheme = "geometric", bias_max: fl
         (num_heads,) float32 on the CPU, in nats per token of distance.
 
     Raises:
-        ValueError: for a head count below 1, an unknown scheme, or a bias_max that is not a positive number.
+        ValueError: for a head count below 1, an unknown scheme, or a bias_max outside (0, 126].
 
     Source: Press, Smith, Lewis, "Train Short, Test Long", ICLR 2022, section 3.
     """
     if not isinstance(num_heads, int) or isinstance(num_heads, bool) or num_heads < 1:
         raise ValueError(f"num_heads: expected an integer of at least 1, got {num_heads!r}")
-    if not (math.isfinite(bias_max) and bias_max > 0):
-        raise ValueError(f"bias_max: expected a positive finite number, got {bias_max!r}; the paper uses 8.0")
+    if not isinstance(bias_max, (int, float)) or not 0 < bias_max <= _MAX_BIAS_MAX:
+        raise ValueError(
+            f"bias_max: expected a number above 0 and at most {_MAX_BIAS_MAX}, got {bias_max!r}; the paper uses 8.0"
+        )
     if scheme == "geometric":
         values = _geometric(num_heads, bias_max)
     elif scheme == "interleaved":
@@ -77,7 +82,8 @@ def scale_slopes(slopes: Tensor, method: SlopeScaling, *, train_length: int, len
         length: the length, in tokens, it is to be used at.
 
     Returns:
-        The scaled slopes, same shape and dtype; differentiable in ``slopes``.
+        The scaled slopes, same shape and dtype. Differentiable in ``slopes``; the exponents of ``ntk`` are held
+        constant.
 
     Raises:
         ValueError: for an unknown method, a length below 1, empty slopes, or non-positive slopes with ``ntk``.
@@ -90,6 +96,8 @@ def scale_slopes(slopes: Tensor, method: SlopeScaling, *, train_length: int, len
             raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
     if slopes.dim() < 1 or slopes.shape[-1] == 0:
         raise ValueError(f"slopes: expected (..., num_heads) with at least one head, got {tuple(slopes.shape)}")
+    if not slopes.dtype.is_floating_point:
+        raise ValueError(f"slopes: expected a floating-point dtype, got {slopes.dtype}")
     ratio = length / train_length
     if method == "linear":
         return slopes / ratio

@@ -27,7 +27,8 @@ class BlockedBackend:
         return None
 
     def plan_shape(self, problem: Problem) -> tuple[int, ...]:
-        return (problem.batch, problem.num_heads, blocks_of(problem.q_len, BLOCK_Q), 3)
+        # Flat: a dimension that can be 1 would make a compiler specialise on it and compile again for others.
+        return (problem.batch * problem.num_heads * blocks_of(problem.q_len, BLOCK_Q) * 3,)
 
     def forward(
         self, problem: Problem, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor
@@ -40,7 +41,7 @@ class BlockedBackend:
             block_out, block_lse = _sweep(tiles, work)
             out[work.block.at] = block_out.to(out.dtype)
             lse[work.block.at] = block_lse
-        return out, lse, plan
+        return out, lse, plan.flatten()
 
     def backward(self, problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
         dtype = problem.compute_dtype
@@ -51,7 +52,8 @@ class BlockedBackend:
             torch.zeros_like(saved.value, dtype=dtype),
             saved.slopes.new_zeros(problem.batch, problem.num_heads, dtype=dtype),
         )
-        for work in schedule(problem, saved.plan, tiles.rows):
+        plan = saved.plan.view(problem.batch, problem.num_heads, -1, 3)
+        for work in schedule(problem, plan, tiles.rows):
             _sweep_back(tiles, work, saved, grad_out, grad_lse, grads)
         return Gradients(grads.query, grads.key.to(saved.key.dtype), grads.value.to(saved.value.dtype), grads.slopes)
 
@@ -65,6 +67,14 @@ class _Chunk(NamedTuple):
     values: Tensor
     seen: Tensor | None  # what each row sees, where something is not finite and that matters
     drop: Tensor | None
+
+
+class _Partial(NamedTuple):
+    """A softmax under way: running maximum and sum, (b, h, rows, 1), and the output still to be divided by the sum."""
+
+    peak: Tensor
+    mass: Tensor
+    out: Tensor
 
 
 class _Tiles:
@@ -140,28 +150,27 @@ def _sweep(tiles: _Tiles, work: Work) -> tuple[Tensor, Tensor]:
     if not work.chunks:
         rows = queries.shape[:-1]
         return queries.new_zeros((*rows, tiles.problem.value_dim)), queries.new_full(rows, -torch.inf)
-    peak = mass = out = None
+    done: _Partial | None = None
     for keys in work.chunks:
         chunk = tiles.chunk(work, queries, keys)
-        new_peak = chunk.scores.amax(-1, keepdim=True)
-        if peak is not None:
-            new_peak = torch.maximum(peak, new_peak)
+        peak = chunk.scores.amax(-1, keepdim=True)
+        if done is not None:
+            peak = torch.maximum(done.peak, peak)
         # A row that has seen nothing yet stands at -inf, and -inf less -inf is no number.
-        base = torch.where(new_peak == -torch.inf, 0.0, new_peak)
+        base = torch.where(peak == -torch.inf, 0.0, peak)
         weights = chunk.scores.sub_(base).exp_()
-        new_mass = weights.sum(-1, keepdim=True)
+        mass = weights.sum(-1, keepdim=True)
         if chunk.drop is not None:
             weights = weights * chunk.drop
-        new_out = _total(weights, chunk.values, chunk.seen)
-        if peak is not None:
-            fade = torch.exp(peak - base)
-            new_mass += mass * fade
-            new_out += out * fade
-        peak, mass, out = new_peak, new_mass, new_out
-    assert peak is not None
-    assert mass is not None
-    assert out is not None
-    return torch.where(mass == 0.0, 0.0, out / mass), (peak + torch.log(mass)).squeeze(-1)
+        out = _total(weights, chunk.values, chunk.seen)
+        if done is not None:
+            fade = torch.exp(done.peak - base)
+            mass += done.mass * fade
+            out += done.out * fade
+        done = _Partial(peak, mass, out)
+    assert done is not None
+    out = torch.where(done.mass == 0.0, 0.0, done.out / done.mass)
+    return out, (done.peak + torch.log(done.mass)).squeeze(-1)
 
 
 def _sweep_back(tiles: _Tiles, work: Work, saved: Saved, grad_out: Tensor, grad_lse: Tensor, grads: Gradients) -> None:

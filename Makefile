@@ -1,0 +1,64 @@
+# One command each. Nothing is needed beforehand but Python 3.10 or later with its venv module.
+
+PYTHON ?= python3
+PYTEST_FLAGS ?= -n 2
+
+# Where lint and check find their tools: the development environment .venv, made when it is missing or out of date,
+# or a bin/ folder of your own: make check BIN=path/to/bin
+ifdef BIN
+tools :=
+else
+BIN := .venv/bin
+tools := .venv/.ready
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check lint clean
+
+# Only what is installed in the environment is imported.
+unexport PYTHONPATH
+
+pip_install = -m pip --disable-pip-version-check install -qq --no-input -c constraints.txt
+
+# $(call fresh,directory,requirement): an environment made anew, whatever was there before.
+define fresh
+@rm -rf $(1)
+@echo "Installing $(2) into a fresh $(1) (a few minutes the first time) ..."
+@$(PYTHON) -m venv $(1)
+@$(1)/bin/python $(pip_install) "$(2)"
+endef
+
+help: ## list these commands
+	@echo "alibi-attention"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PYTHON=$(PYTHON)    the interpreter environments are made with"
+	@echo "  PYTEST_FLAGS=\"$(PYTEST_FLAGS)\""
+
+run: ## train short, test long: install into a fresh environment and run `alibi extrapolate`
+	$(call fresh,.venv-run,.[all])
+	@.venv-run/bin/alibi extrapolate
+
+test: ## install into a fresh environment and run the whole test suite
+	$(call fresh,.venv-test,.[dev])
+	.venv-test/bin/python -m pytest $(PYTEST_FLAGS)
+
+check: lint ## lint, types and tests in the development environment, kept between runs
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(tools) ## ruff (rules and format) and mypy (strict) alone
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+clean: ## remove the environments, caches and build products
+	rm -rf .venv .venv-run .venv-test build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+.venv/.ready: pyproject.toml constraints.txt
+	@echo "Installing .[dev] into .venv (a few minutes the first time) ..."
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python $(pip_install) -e ".[dev]"
+	@touch $@

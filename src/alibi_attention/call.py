@@ -1,0 +1,116 @@
+"""From the arguments users give to the arguments operators take, checked; and from those to a `Problem`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alibi_attention.problem import (
+    Problem,
+    check_key_mask,
+    check_packed,
+    check_query_offset,
+    check_scalars,
+    check_tensors,
+    check_window,
+    compute_dtype,
+    default_tolerance,
+)
+from alibi_attention.slopes import alibi_slopes
+
+
+def call_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor | None,
+    *,
+    is_causal: bool,
+    scale: float | None,
+    query_offset: int | Tensor | None,
+    key_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    window: tuple[int | None, int | None] | None,
+    dropout_p: float,
+    tolerance: float | None,
+    backend: str | None,
+) -> tuple[Any, ...]:
+    """What `alibi_attention` was given, with defaults filled in, in the order of the operator's schema.
+
+    Raises:
+        ValueError: as `alibi_attention` documents.
+    """
+    if torch.is_autocast_enabled(query.device.type):
+        query, key, value = _autocast(query), _autocast(key), _autocast(value)
+    if slopes is None:
+        slopes = alibi_slopes(int(query.shape[1])).to(query.device)
+    check_tensors(query, key, value, slopes)
+    batch, q_len, k_len = query.shape[0], query.shape[2], key.shape[2]
+    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
+    tolerance = default_tolerance(query.dtype) if tolerance is None else float(tolerance)
+    check_scalars(scale, dropout_p, tolerance)
+    window_left, window_right = check_window(window)
+    if key_mask is not None:
+        check_key_mask(key_mask, batch, k_len, query.device)
+    if cu_seqlens is not None:
+        check_packed(cu_seqlens, cu_seqlens_k, batch, q_len, k_len, alone=query_offset is None and key_mask is None)
+    elif cu_seqlens_k is not None:
+        raise ValueError(
+            "cu_seqlens_k: expected together with cu_seqlens, got it alone; give cu_seqlens for the queries"
+        )
+    offsets, offset = None, k_len - q_len
+    if isinstance(query_offset, Tensor):
+        check_query_offset(query_offset, batch, query.device)
+        offsets, offset = query_offset, 0
+    elif query_offset is not None:
+        offset = query_offset
+    seed = None
+    if dropout_p > 0.0:
+        seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
+    return (
+        query, key, value, slopes.to(compute_dtype(query.dtype)),
+        offsets, key_mask, cu_seqlens, cu_seqlens_k, seed, is_causal,
+        scale, offset, window_left, window_right, dropout_p, tolerance,
+        slopes.requires_grad and torch.is_grad_enabled(), backend or "",
+    )  # fmt: skip
+
+
+def problem_of(query: Tensor, key: Tensor, value: Tensor, *call: Any) -> tuple[Problem, str | None]:
+    """The description of a call from the operator's arguments."""
+    (
+        offsets, key_mask, cu_seqlens, cu_seqlens_k, seed, is_causal,
+        scale, query_offset, window_left, window_right, dropout_p, tolerance, learned_slopes, backend,
+    ) = call  # fmt: skip
+    problem = Problem(
+        batch=query.shape[0],
+        num_heads=query.shape[1],
+        num_kv_heads=key.shape[1],
+        q_len=query.shape[2],
+        k_len=key.shape[2],
+        head_dim=query.shape[3],
+        value_dim=value.shape[3],
+        dtype=query.dtype,
+        device=query.device,
+        is_causal=is_causal,
+        scale=scale,
+        query_offset=query_offset if offsets is None else offsets,
+        key_mask=key_mask,
+        cu_seqlens=cu_seqlens,
+        cu_seqlens_k=cu_seqlens_k,
+        window=(window_left, window_right),
+        dropout_p=dropout_p,
+        seed=seed,
+        tolerance=tolerance,
+        learned_slopes=learned_slopes,
+    )
+    return problem, backend or None
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """As autocast treats SDPA: everything below float64 goes to the autocast dtype."""
+    if tensor.dtype == torch.float64 or not tensor.dtype.is_floating_point:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))

@@ -1,0 +1,142 @@
+"""The two sides of the skipping test: what a run of key blocks can hold at most, and what a row may lose."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alibi_attention.horizon.floor import mass_floor
+from alibi_attention.horizon.summary import safe_norm, summarize_keys
+from alibi_attention.horizon.tiles import BLOCK_K, BLOCK_Q, blocks_of
+from alibi_attention.problem import Problem
+from alibi_attention.visibility import Rows
+
+# Query norms are rounded up to this many levels, so that one cumulative sum over blocks serves every row of a level.
+_NORM_LEVELS = 16
+# What the sums of the test themselves may round by.
+_ROUNDING_NATS = 0.02
+_DOT_ROUNDING = 2.0**-20
+# Stands for "never skip" where an infinity would turn a cumulative sum into NaN.
+_HUGE = 1e300
+
+
+class Bounds(NamedTuple):
+    """Both sides of the skipping test, for each block of queries; all float64.
+
+    A prefix of key blocks 0..b may be skipped by a block of queries where, at every norm level g,
+    ``mass[..., g, b] <= room[..., g]``. Both are logarithms with m * position added, so that the sum over blocks is one
+    cumulative sum for all queries.
+
+    Attributes:
+        mass: (batch, num_heads, levels, key blocks), bound on what blocks 0..b hold together; never falls with b.
+        room: (batch, num_heads, levels, query blocks), what the tightest row of that level may lose.
+    """
+
+    mass: Tensor
+    room: Tensor
+
+    def skippable(self) -> Tensor:
+        """(batch, num_heads, query blocks): how many leading key blocks may be skipped."""
+        return torch.searchsorted(self.mass, self.room, right=True).amin(-2)
+
+    def excess(self, count: Tensor) -> Tensor:
+        """Log of (bound on what ``count`` leading blocks hold) / (what may be lost); -inf for a count of 0."""
+        last = (count - 1).clamp_min(0).to(torch.int64).unsqueeze(-2).expand_as(self.room)
+        over = (self.mass.gather(-1, last) - self.room).amax(-2)
+        return over.masked_fill(count <= 0, -torch.inf)
+
+
+class Horizon(NamedTuple):
+    """The bounds a plan is made from.
+
+    Attributes:
+        left: on keys before the queries.
+        sink: the same without the block of the first key, to be kept apart; None in a packed call, where each sequence
+            has a first key of its own.
+        right: on keys after the queries, blocks in reverse; None in a causal call.
+        sink_block: (batch,) the block ``sink`` leaves out.
+    """
+
+    left: Bounds
+    sink: Bounds | None
+    right: Bounds | None
+    sink_block: Tensor
+
+
+def horizon_bounds(
+    problem: Problem, rows: Rows, query: Tensor, key: Tensor, value: Tensor | None, slopes: Tensor
+) -> Horizon:
+    """One pass over queries and keys, O(length)."""
+    summary = summarize_keys(problem, key, value)
+    norm = safe_norm(query, problem.compute_dtype)
+    falling = slopes.detach().double().expand(problem.batch, -1)
+    floor = mass_floor(problem, rows, query, key, slopes, summary)
+    radius = summary.norms.amax(-1).repeat_interleave(problem.group_size, dim=1).clamp_max(_HUGE)
+    floor = floor - (_DOT_ROUNDING * abs(problem.scale) * norm * radius.unsqueeze(-1) + _ROUNDING_NATS)
+    levels, level = _norm_levels(norm)
+
+    room = floor + side_budget(problem)
+    steep = falling.unsqueeze(-1)
+    if problem.learned_slopes:
+        # The gradient of a slope weighs each key by its distance.
+        room = room - torch.log1p(steep * float(problem.k_len + problem.q_len))
+    room = torch.where((steep > 0) & room.isfinite() & norm.isfinite(), room, -_HUGE)
+    blind = (rows.upper <= rows.lower).unsqueeze(1)
+    position = rows.position.double().unsqueeze(1)
+
+    def bounds(side: int, norms: Tensor) -> Bounds:
+        lean = torch.where(room > -_HUGE, room + side * steep * position, room)
+        tightest = _tightest_row(lean.masked_fill(blind, torch.inf), level)
+        return Bounds(_cumulative_mass(problem, norms, levels, falling, side), tightest)
+
+    left = bounds(+1, summary.norms)
+    sink = None
+    if not problem.is_packed:
+        spared = summary.norms.scatter(
+            2, summary.first_block[:, None, None].expand(-1, problem.num_kv_heads, 1), -torch.inf
+        )
+        sink = Bounds(_cumulative_mass(problem, spared, levels, falling, +1), left.room)
+    right = None if problem.is_causal else bounds(-1, summary.norms)
+    return Horizon(left, sink, right, summary.first_block)
+
+
+def side_budget(problem: Problem) -> float:
+    """Log of the share of mass that each side may lose."""
+    return math.log(problem.tolerance / (1 if problem.is_causal else 2))
+
+
+def _norm_levels(norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels (batch, num_heads, levels) and, for each row, the lowest level at or above its norm."""
+    usable = torch.where(norm.isfinite(), norm, 0.0)
+    low, high = usable.amin(-1, keepdim=True), usable.amax(-1, keepdim=True)
+    step = (high - low).clamp_min(1e-12 + 1e-9 * high) / (_NORM_LEVELS - 1)
+    level = ((usable - low) / step).ceil().clamp(0, _NORM_LEVELS - 1).to(torch.int64)
+    # One part in 10^9 above, so that a row at its level is not above it by a rounding.
+    return (low + step * torch.arange(_NORM_LEVELS, device=norm.device)) * (1 + 1e-9), level
+
+
+def _tightest_row(room: Tensor, level: Tensor) -> Tensor:
+    """The least room of any row, by norm level and query block; inf where a block has no row of that level."""
+    blocks = blocks_of(room.shape[-1], BLOCK_Q)
+    block = torch.arange(room.shape[-1], device=room.device) // BLOCK_Q
+    least = room.new_full((*room.shape[:2], _NORM_LEVELS * blocks), torch.inf)
+    least.scatter_reduce_(2, level * blocks + block, room, "amin")
+    return least.view(*room.shape[:2], _NORM_LEVELS, blocks)
+
+
+def _cumulative_mass(problem: Problem, norms: Tensor, levels: Tensor, falling: Tensor, side: int) -> Tensor:
+    """`Bounds.mass` seen from the right of the keys (side +1), or from their left with the blocks reversed (-1)."""
+    block_norm = norms.repeat_interleave(problem.group_size, dim=1).unsqueeze(2)
+    steep = falling[:, :, None, None].clamp_min(1e-300)
+    series = torch.log(torch.expm1(-steep * BLOCK_K) / torch.expm1(-steep))
+    index = torch.arange(norms.shape[-1], device=norms.device, dtype=torch.float64)
+    nearest = index * BLOCK_K + (BLOCK_K - 1 if side > 0 else 0)
+    log_mass = abs(problem.scale) * levels.unsqueeze(-1) * block_norm + series + side * steep * nearest
+    log_mass = torch.where(block_norm == -torch.inf, -_HUGE, log_mass)
+    log_mass = torch.where(log_mass.isnan() | (block_norm == torch.inf), _HUGE, log_mass.clamp_max(_HUGE))
+    if side < 0:
+        log_mass = log_mass.flip(-1)
+    return torch.logcumsumexp(log_mass, dim=-1)

@@ -1,0 +1,57 @@
+"""Settings of the suite: how many random cases to try, and how hypothesis reports a failure."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+from alibi_attention.dispatch import backend_names
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cases", type=int, default=None, help="random cases for each randomised test (a small number by default)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Workers are the parallelism: threads beneath them would only wait for each other.
+        torch.set_num_threads(1)
+    cases = config.getoption("--cases")
+    hypothesis.settings.register_profile(
+        "suite",
+        deadline=None,
+        print_blob=True,
+        max_examples=cases or 40,
+        # The same cases in every run, so that a green suite stays green; --cases asks for fresh ones.
+        derandomize=cases is None,
+        suppress_health_check=[
+            hypothesis.HealthCheck.too_slow,
+            hypothesis.HealthCheck.data_too_large,
+            # The backend is a name; nothing of it needs a reset between cases.
+            hypothesis.HealthCheck.function_scoped_fixture,
+        ],
+    )
+    hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(params=[name for name in backend_names() if name != "reference"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that is held to the reference."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=backend_names())
+def any_backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
