@@ -66,6 +66,7 @@ def call_arguments(
         check_query_offset(query_offset, batch, query.device)
         offsets, offset = query_offset, 0
     elif query_offset is not None:
+        check_query_offset(query_offset, batch, query.device)
         offset = query_offset
     seed = None
     if dropout_p > 0.0:

@@ -111,6 +111,7 @@ class ALiBiAttention(nn.Module):
             self.register_parameter(self._slopes_name, parameter)
         else:
             self.register_buffer(self._slopes_name, self._initial.to(home, copy=True), persistent=False)
+            self.register_load_state_dict_post_hook(_give_slopes_a_home)  # type: ignore[no-untyped-call]
 
     @property
     def _slopes_name(self) -> str:
@@ -167,13 +168,6 @@ class ALiBiAttention(nn.Module):
             after.data = source.to(device=after.device, dtype=torch.float32)
         return self
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        # load_state_dict(assign=True) gives a module built on the meta device its weights, and no buffer.
-        stored, home = getattr(self, self._slopes_name), self.q_proj.weight.device
-        if not self.learned_slopes and stored.is_meta and home.type != "meta":
-            self.register_buffer(self._slopes_name, self._initial.to(home, copy=True), persistent=False)
-
     def extra_repr(self) -> str:
         """The configuration, as printing the module shows it."""
         parts: dict[str, Any] = {"embed_dim": self.embed_dim, "num_heads": self.num_heads}
@@ -183,6 +177,13 @@ class ALiBiAttention(nn.Module):
             parts["dropout"] = self.dropout
         parts |= {"is_causal": self.is_causal, "learned_slopes": self.learned_slopes}
         return ", ".join(f"{name}={value}" for name, value in parts.items())
+
+
+def _give_slopes_a_home(module: ALiBiAttention, _: object) -> None:
+    """load_state_dict(assign=True) gives a module built on the meta device its weights, and no buffer."""
+    home = module.q_proj.weight.device
+    if module.slopes.is_meta and home.type != "meta":
+        module.register_buffer("slopes", module._initial.to(home, copy=True), persistent=False)
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, overload
 
 import torch
@@ -27,9 +28,17 @@ _LIBRARY.define(
 )
 
 
+def _own_precision(device_type: str) -> AbstractContextManager[object]:
+    """Autocast has had its say on the inputs; it must not lower the precision of the products inside."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def _forward(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
     problem, backend = problem_of(query, key, value, *call)
-    return choose(problem, backend).forward(problem, query, key, value, slopes)
+    with _own_precision(query.device.type):
+        return choose(problem, backend).forward(problem, query, key, value, slopes)
 
 
 def _forward_fake(
@@ -52,7 +61,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     problem, backend = problem_of(query, key, value, *call)
     saved = Saved(query, key, value, slopes, out, lse, plan)
-    grads = choose(problem, backend).backward(problem, saved, grad_out, grad_lse)
+    with _own_precision(query.device.type):
+        grads = choose(problem, backend).backward(problem, saved, grad_out, grad_lse)
     grad_slopes = grads.slopes if slopes.dim() == 2 else grads.slopes.sum(0)
     return grads.query, grads.key, grads.value, grad_slopes.to(slopes.dtype)
 

@@ -145,7 +145,8 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> 
 
 
 def check_slopes(slopes: Tensor, batch: int, num_heads: int) -> None:
-    if tuple(slopes.shape) not in ((num_heads,), (batch, num_heads)):
+    # Spelled out: a compiler's symbolic sizes compare equal but are not found in a tuple.
+    if slopes.shape != (num_heads,) and slopes.shape != (batch, num_heads):
         raise ValueError(
             f"slopes: expected shape ({num_heads},) or ({batch}, {num_heads}), got {_shape(slopes)}; "
             "one slope for each query head"
@@ -180,7 +181,14 @@ def check_window(window: tuple[int | None, int | None] | None) -> tuple[int, int
     return (left, right)
 
 
-def check_query_offset(offset: Tensor, batch: int, device: torch.device) -> None:
+def check_query_offset(offset: int | Tensor, batch: int, device: torch.device) -> None:
+    if not isinstance(offset, Tensor):
+        if not isinstance(offset, (int, torch.SymInt)):
+            raise ValueError(
+                f"query_offset: expected an int or a ({batch},) integer tensor, one for each batch element, "
+                f"got {offset!r}"
+            )
+        return
     if tuple(offset.shape) != (batch,) or offset.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"query_offset: expected an int or a ({batch},) integer tensor, one for each batch element, "

@@ -7,6 +7,7 @@ from operator_cases import Case
 from torch import Tensor
 
 from alibi_attention.call import call_arguments, problem_of
+from alibi_attention.dispatch import reasons
 from alibi_attention.problem import Problem
 from alibi_attention.reference import dropout_scale
 from alibi_attention.visibility import distances, row_ranges, visible
@@ -21,6 +22,13 @@ def problem_for(case: Case) -> Problem:
     options = {**_DEFAULTS, "is_causal": True, "dropout_p": 0.0, **case.options}
     query, key, value, _, *call = call_arguments(*case.tensors, **options)
     return problem_of(query, key, value, *call)[0]
+
+
+def serves(case: Case, backend: str) -> bool:
+    """Whether the backend takes the call; one that refuses must say why."""
+    reason = reasons(problem_for(case))[backend]
+    assert reason is None or len(reason) > 10
+    return reason is None
 
 
 def plain_torch(case: Case) -> tuple[Tensor, ...]:
@@ -59,14 +67,16 @@ def _term_sizes(case: Case) -> tuple[float, ...]:
     furthest = distance.masked_fill(~visible(rows, torch.arange(problem.k_len)), 0.0).amax().item()
     score = abs(problem.scale) * query * key + case.slopes.abs().amax().item() * furthest
     keep = 1.0 / (1.0 - problem.dropout_p)
+    # Sums over rows of what would cancel to nothing gather the rounding of each.
+    many = (problem.q_len * problem.group_size * problem.batch) ** 0.5
     flow = keep * grad_out * value + case.grad_lse.abs().amax().item()
     return (
         keep * value,
         score + 1.0,
         abs(problem.scale) * flow * key,
-        abs(problem.scale) * flow * query,
-        keep * grad_out,
-        flow * furthest,
+        abs(problem.scale) * flow * query * many,
+        keep * grad_out * many,
+        flow * furthest * many,
     )
 
 

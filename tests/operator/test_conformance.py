@@ -4,41 +4,32 @@ from __future__ import annotations
 
 import torch
 from hypothesis import given
-from operator_budget import check, problem_for
+from operator_budget import check, serves
 from operator_cases import Case, cases, oracle
-
-from alibi_attention.dispatch import reasons
-
-
-def _serves(case: Case, backend: str) -> bool:
-    """Whether the backend takes the call; one that refuses must say why."""
-    reason = reasons(problem_for(case))[backend]
-    assert reason is None or len(reason) > 10
-    return reason is None
 
 
 @given(case=cases())
 def test_float32(backend: str, case: Case) -> None:
-    if _serves(case, backend):
+    if serves(case, backend):
         check(case, case.run(backend), oracle(case))
 
 
 @given(case=cases(dtypes=(torch.bfloat16, torch.float16), widths=(0.3, 1.0)))
 def test_sixteen_bits(backend: str, case: Case) -> None:
-    if _serves(case, backend):
+    if serves(case, backend):
         check(case, case.run(backend), oracle(case))
 
 
 @given(case=cases(dtypes=(torch.float64,)))
 def test_float64(backend: str, case: Case) -> None:
-    if _serves(case, backend):
+    if serves(case, backend):
         check(case, case.run(backend), oracle(case))
 
 
 @given(case=cases(dtypes=(torch.float32,), dropout=False))
 def test_loose_tolerance_stays_inside_it(backend: str, case: Case) -> None:
     """The promise about the output: dropped share times the diameter of the values; about lse: share / (1 - share)."""
-    if not _serves(case, backend):
+    if not serves(case, backend):
         return
     tolerance = 1e-3
     out, lse, *_ = case.run(backend, tolerance=tolerance)

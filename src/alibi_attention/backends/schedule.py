@@ -45,7 +45,7 @@ class _Range(NamedTuple):
     apart: int
 
 
-def schedule(problem: Problem, plan: Tensor, rows: Rows, chunk_scores: int = CHUNK_SCORES) -> Iterator[Work]:
+def schedule(problem: Problem, plan: Tensor, rows: Rows) -> Iterator[Work]:
     """Every block of queries with the keys it needs. The one place where the plan is read on the host."""
     ranges = _over_batch(plan)
     inner = _fully_seen(rows)
@@ -55,9 +55,9 @@ def schedule(problem: Problem, plan: Tensor, rows: Rows, chunk_scores: int = CHU
             spans = _spans(tiles, problem.k_len)
             widest = max((span.stop - span.start for span in spans), default=1)
             each = (queries.stop - queries.start) * widest
-            for batches, some_heads in _split(problem.batch, heads, max(1, chunk_scores // each)):
+            for batches, some_heads in _split(problem.batch, heads, max(1, CHUNK_SCORES // each)):
                 height = (queries.stop - queries.start) * (batches.stop - batches.start)
-                width = max(BLOCK_K, chunk_scores // (height * (some_heads.stop - some_heads.start)))
+                width = max(BLOCK_K, CHUNK_SCORES // (height * (some_heads.stop - some_heads.start)))
                 chunks = [piece for span in spans for piece in _pieces(span, width // BLOCK_K * BLOCK_K)]
                 yield Work(Block(batches, some_heads, queries), chunks, slice(*inner[number]))
 

@@ -1,0 +1,277 @@
+"""Every refusal, word by word: the argument, what was expected, what came, and the remedy."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alibi_attention import ALiBiAttention, alibi_attention, alibi_slopes, explain_backends, merge_attention
+
+
+def _tensors() -> dict[str, Any]:
+    return {name: torch.randn(2, 4, 6, 8) for name in ("query", "key", "value")}
+
+
+def _zeros(*shape: int, **options: Any) -> Tensor:
+    return torch.zeros(shape, **options)
+
+
+_INTS = {"dtype": torch.int32}
+_HOLES = torch.tensor([[True, True, False, True, True, True]] * 2)
+
+CASES = [
+    (
+        {"query": _zeros(4, 6, 8)},
+        "query: expected 4 dimensions (batch, num_heads, seq_len, head_dim), got shape (4, 6, 8); "
+        "for (batch, seq_len, num_heads, head_dim) memory pass tensor.transpose(1, 2)",
+    ),
+    (
+        {"key": _zeros(2, 4, 0, 8)},
+        "key: expected at least one element along seq_len, got shape (2, 4, 0, 8); "
+        "leave out the call where there is nothing to attend",
+    ),
+    (
+        {"value": _zeros(2, 4, 6, 8, dtype=torch.int64)},
+        "value: expected float64, float32, bfloat16 or float16, got torch.int64; "
+        "convert it with tensor.to(torch.float32)",
+    ),
+    (
+        {"key": _zeros(2, 4, 6, 8, dtype=torch.float64)},
+        "key: expected the dtype of query, torch.float32, got torch.float64; "
+        "convert one of them, or run under torch.autocast",
+    ),
+    (
+        {"value": _zeros(1, 4, 6, 8)},
+        "value: expected the batch size of query, 2, got shape (1, 4, 6, 8); expand it to the batch",
+    ),
+    (
+        {"key": _zeros(2, 4, 6, 8, device="meta")},
+        "key: expected the device of query, cpu, got meta; move it with tensor.to('cpu')",
+    ),
+    (
+        {"key": _zeros(2, 4, 6, 7)},
+        "key: expected the head_dim of query, 8, got shape (2, 4, 6, 7); "
+        "query and key meet in a dot product (value may have another size)",
+    ),
+    (
+        {"value": _zeros(2, 4, 5, 8)},
+        "value: expected the heads and length of key, (4, 6), got shape (2, 4, 5, 8); every key needs its value",
+    ),
+    (
+        {"key": _zeros(2, 3, 6, 8), "value": _zeros(2, 3, 6, 8)},
+        "key: expected a number of heads that divides query's 4, got 3; "
+        "grouped-query attention shares each key head among equally many query heads",
+    ),
+    (
+        {"slopes": _zeros(3)},
+        "slopes: expected shape (4,) or (2, 4), got (3,); one slope for each query head",
+    ),
+    (
+        {"slopes": _zeros(4, dtype=torch.bfloat16)},
+        "slopes: expected float32 (or float64), got torch.bfloat16; 16-bit slopes are rounded by up to 0.4%, "
+        "whole nats at long range: keep them in float32",
+    ),
+    ({"scale": math.nan}, "scale: expected a finite number, got nan; the default is 1 / sqrt(head_dim)"),
+    ({"scale": math.inf}, "scale: expected a finite number, got inf; the default is 1 / sqrt(head_dim)"),
+    ({"dropout_p": 1.0}, "dropout_p: expected a probability in [0, 1), got 1.0"),
+    ({"dropout_p": math.nan}, "dropout_p: expected a probability in [0, 1), got nan"),
+    (
+        {"tolerance": -1e-3},
+        "tolerance: expected a share of softmax mass in [0, 1), got -0.001; "
+        "None skips at rounding level, 0 computes every tile",
+    ),
+    (
+        {"window": (-1, 0)},
+        "window: expected (left, right) in tokens, each at least 0 or None for unbounded, got (-1, 0)",
+    ),
+    (
+        {"window": (4,)},
+        "window: expected (left, right) in tokens, each at least 0 or None for unbounded, got (4,)",
+    ),
+    (
+        {"query_offset": _zeros(3, dtype=torch.int64)},
+        "query_offset: expected an int or a (2,) integer tensor, one for each batch element, "
+        "got shape (3,) of torch.int64",
+    ),
+    (
+        {"query_offset": _zeros(2)},
+        "query_offset: expected an int or a (2,) integer tensor, one for each batch element, "
+        "got shape (2,) of torch.float32",
+    ),
+    (
+        {"query_offset": _zeros(2, dtype=torch.int64, device="meta")},
+        "query_offset: expected the device of query, cpu, got meta; move it there",
+    ),
+    (
+        {"query_offset": 1.5},
+        "query_offset: expected an int or a (2,) integer tensor, one for each batch element, got 1.5",
+    ),
+    (
+        {"key_mask": _zeros(2, 6)},
+        "key_mask: expected bool of shape (2, 6), True where a key takes part, "
+        "got torch.float32 of shape (2, 6); a 0/1 mask becomes one with mask.bool(), "
+        "nn.MultiheadAttention's key_padding_mask with ~mask",
+    ),
+    (
+        {"key_mask": _zeros(2, 6, dtype=torch.bool, device="meta")},
+        "key_mask: expected the device of query, cpu, got meta; move it there",
+    ),
+    (
+        {"key_mask": _HOLES},
+        "key_mask: expected the True keys of each row to be contiguous (left or right padding), "
+        "got holes in batch rows [0, 1]; drop the masked keys from the tensors, "
+        "or pack the sequences with cu_seqlens",
+    ),
+    (
+        {"cu_seqlens": _zeros(2, **_INTS)},
+        "cu_seqlens: expected packed sequences in one row of batch 1, got a batch of 2; "
+        "concatenate the sequences along seq_len",
+    ),
+    (
+        {"cu_seqlens_k": _zeros(2, **_INTS)},
+        "cu_seqlens_k: expected together with cu_seqlens, got it alone; give cu_seqlens for the queries",
+    ),
+    (
+        {"cu_seqlens": _zeros(2, **_INTS), "query_offset": 0},
+        "cu_seqlens: expected without query_offset and key_mask, got them together; "
+        "each packed sequence is aligned at its own end and holds no padding",
+    ),
+    ({"backend": "fast"}, "backend: expected None or one of "),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CASES, ids=[message[:40] for _, message in CASES])
+def test_operator_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)) as caught:
+        alibi_attention(**{**_tensors(), **changes})
+    if not message.endswith("one of "):
+        assert str(caught.value) == message
+
+
+PACKED = [
+    ([1, 6], None, "cu_seqlens: expected values that rise from 0 to the query length 6, got [1, 6]"),
+    ([0, 4], None, "cu_seqlens: expected values that rise from 0 to the query length 6, got [0, 4]"),
+    ([0, 5, 3, 6], None, "cu_seqlens: expected values that rise from 0 to the query length 6, got [0, 5, 3, 6]"),
+    ([0, 3, 6], [0, 2, 5], "cu_seqlens_k: expected values that rise from 0 to the key length 6, got [0, 2, 5]"),
+]
+
+
+@pytest.mark.parametrize(("queries", "keys", "message"), PACKED)
+def test_packed_bounds_are_refused(queries: list[int], keys: list[int] | None, message: str) -> None:
+    tensors = {name: tensor[:1] for name, tensor in _tensors().items()}
+    bounds = {"cu_seqlens": torch.tensor(queries, dtype=torch.int32)}
+    if keys:
+        bounds["cu_seqlens_k"] = torch.tensor(keys, dtype=torch.int32)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        alibi_attention(**tensors, **bounds)
+    assert str(caught.value) == message + "; they are cumulative lengths, torch.cumsum of the lengths after a 0"
+
+
+def test_packed_shapes_are_refused() -> None:
+    tensors = {name: tensor[:1] for name, tensor in _tensors().items()}
+    with pytest.raises(ValueError, match="cu_seqlens: expected int32 of shape \\(sequences \\+ 1,\\)"):
+        alibi_attention(**tensors, cu_seqlens=torch.tensor([0, 6]))
+    with pytest.raises(ValueError, match="cu_seqlens_k: expected as many sequences as cu_seqlens, 1, got 2"):
+        alibi_attention(
+            **tensors,
+            cu_seqlens=torch.tensor([0, 6], dtype=torch.int32),
+            cu_seqlens_k=torch.tensor([0, 3, 6], dtype=torch.int32),
+        )
+    tensors["key"] = tensors["value"] = torch.randn(1, 4, 9, 8)
+    with pytest.raises(ValueError, match="cu_seqlens_k: expected where queries and keys differ in length"):
+        alibi_attention(**tensors, cu_seqlens=torch.tensor([0, 6], dtype=torch.int32))
+
+
+def test_a_refusal_lists_every_backend_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from alibi_attention import dispatch
+
+    class Unwilling:
+        name = "unwilling"
+
+        def why_not(self, problem: Any) -> str:
+            return f"takes no head_dim of {problem.head_dim}"
+
+    tensors = _tensors()
+    monkeypatch.setattr(dispatch, "_BACKENDS", {"unwilling": Unwilling(), **dispatch._BACKENDS})
+    with pytest.raises(NotImplementedError) as caught:
+        alibi_attention(**tensors, backend="unwilling")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "backend 'unwilling' cannot run this call:"
+    assert lines[1] == "  unwilling: takes no head_dim of 8"
+    assert "  blocked: can run it" in lines
+    assert "  reference: can run it" in lines
+    assert explain_backends(**tensors)["unwilling"] == "takes no head_dim of 8"
+    # None passes over the one that cannot.
+    assert alibi_attention(**tensors).shape == (2, 4, 6, 8)
+
+
+MODULES = [
+    ({"embed_dim": 10}, "embed_dim: expected a multiple of num_heads, 4, got 10; the nearest are 8 and 12"),
+    ({"embed_dim": 0}, "embed_dim: expected at least 1, got 0"),
+    ({"num_heads": 0}, "num_heads: expected at least 1, got 0"),
+    ({"num_kv_heads": 3}, "num_kv_heads: expected a divisor of num_heads, 4, got 3"),
+    ({"dropout": 1.5}, "dropout: expected a probability in [0, 1), got 1.5"),
+    ({"slopes": _zeros(3)}, "slopes: expected shape (4,) or (1, 4), got (3,); one slope for each query head"),
+    ({"learned_slopes": "log"}, "learned_slopes: expected False, True or 'positive', got 'log'"),
+    (
+        {"learned_slopes": "positive", "slopes": torch.tensor([1.0, 0.5, -0.25, 0.1])},
+        "slopes: expected all positive with learned_slopes='positive', got a minimum of -0.25; "
+        "learned_slopes=True takes any sign",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MODULES)
+def test_module_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        ALiBiAttention(**{"embed_dim": 32, "num_heads": 4, **changes})
+    assert str(caught.value) == message
+
+
+def test_module_refuses_inputs() -> None:
+    module = ALiBiAttention(32, 4)
+    with pytest.raises(ValueError, match=re.escape("x: expected (batch, seq_len, 32), got shape (2, 5, 16)")):
+        module(torch.randn(2, 5, 16))
+    with pytest.raises(ValueError, match=re.escape("key_mask: expected bool of shape (2, 5)")):
+        module(torch.randn(2, 5, 32), key_mask=torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="query: expected at least one element along seq_len"):
+        module(torch.randn(2, 0, 32))
+
+
+def test_merge_refuses() -> None:
+    out, lse = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3)
+    with pytest.raises(
+        ValueError, match="outputs: expected as many as lses and at least one, got 0 outputs and 0 lses"
+    ):
+        merge_attention([], [])
+    with pytest.raises(ValueError, match="got 2 outputs and 1 lses"):
+        merge_attention([out, out], [lse])
+    with pytest.raises(ValueError, match=re.escape("outputs[1]: expected shape (1, 2, 3, 4), got (1, 2, 3, 5)")):
+        merge_attention([out, torch.zeros(1, 2, 3, 5)], [lse, lse])
+    with pytest.raises(ValueError, match=re.escape("lses[0]: expected shape (1, 2, 3), got (1, 2, 4)")):
+        merge_attention([out], [torch.zeros(1, 2, 4)])
+
+
+def test_every_argument_is_used() -> None:
+    """No argument is accepted and ignored: each changes the result."""
+    tensors = _tensors()
+    torch.manual_seed(0)
+    plain = alibi_attention(**tensors)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[:, 0] = False
+    for changes in (
+        {"slopes": 2 * alibi_slopes(4)},
+        {"is_causal": False},
+        {"scale": 1.0},
+        {"query_offset": -1},
+        {"query_offset": torch.tensor([-1, -2])},
+        {"key_mask": mask},
+        {"window": (1, None)},
+        {"dropout_p": 0.5},
+    ):
+        assert not torch.equal(alibi_attention(**{**tensors, **changes}), plain), changes
