@@ -23,6 +23,8 @@ def run_blocks(text: str, name: str) -> dict[str, Any]:
     return namespace
 
 
+# torch's own, from what torch.func.jvp imports.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if (ROOT / page).is_file()])
 def test_the_code_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # whatever an example writes

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_budget import problem_for, serves
 from operator_cases import Case
@@ -46,13 +46,13 @@ def _afflict(kind: str, query: Tensor, key: Tensor, generator: torch.Generator) 
 
 
 @st.composite
-def long_cases(draw: st.DrawFn) -> Case:
+def long_cases(draw: st.DrawFn, kind: str) -> Case:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     group, kv_heads = draw(st.sampled_from([(1, 2), (2, 1), (1, 3)]))
     heads = group * kv_heads
     batch, dim = draw(st.integers(1, 2)), draw(st.sampled_from([4, 16, 64]))
-    k_len = draw(st.integers(280, 900))
-    q_len = draw(st.one_of(st.just(k_len), st.integers(16, 700)))
+    k_len = draw(st.integers(280, 640))
+    q_len = draw(st.one_of(st.just(k_len), st.integers(16, 400)))
     options: dict[str, Any] = {"is_causal": draw(st.booleans())}
     shape = draw(st.sampled_from(["plain", "plain", "offset", "mask", "packed", "window"]))
     if shape == "offset":
@@ -73,13 +73,17 @@ def long_cases(draw: st.DrawFn) -> Case:
     width = draw(st.sampled_from([0.1, 1.0, 1.0, 2.0]))
     query = (width * torch.randn(batch, heads, q_len, dim, generator=generator)).to(dtype)
     key = (width * torch.randn(batch, kv_heads, k_len, dim, generator=generator)).to(dtype)
-    kind = draw(st.sampled_from(ADVERSARIES))
     _afflict(kind, query, key, generator)
     value = torch.randn(batch, kv_heads, k_len, dim, generator=generator).to(dtype)
     slopes = torch.exp2(-draw(st.sampled_from([1.0, 3.0])) * torch.rand(batch, heads, generator=generator) - 0.1)
     options["tolerance"] = draw(st.sampled_from([2.0**-24, 2.0**-24, 1e-3, 0.5, 2.0**-53]))
     empty = torch.empty(0)
     return Case(query, key, value, slopes, options, empty, empty, {"adversary": kind, "width": width})
+
+
+def _share_of_cases() -> int:
+    """Cases for one adversary, so that --cases counts all of them."""
+    return max(1, settings.default.max_examples // len(ADVERSARIES))
 
 
 def true_shares(case: Case, certificate: Certificate) -> Tensor:
@@ -106,8 +110,12 @@ def true_shares(case: Case, certificate: Certificate) -> Tensor:
     return least.scatter_reduce(2, block.expand_as(dropped), dropped, "amax")
 
 
-@given(case=long_cases())
-def test_dropped_mass_bound_and_tolerance_are_in_order(case: Case) -> None:
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+@settings(max_examples=_share_of_cases())
+@given(data=st.data())
+def test_dropped_mass_bound_and_tolerance_are_in_order(adversary: str, data: st.DataObject) -> None:
+    """`pytest tests/operator/test_horizon.py -k in_order --cases 10000` tries 10,000 over all adversaries."""
+    case = data.draw(long_cases(adversary))
     certificate = certify(case.query, case.key, case.slopes, **case.options)
     true = true_shares(case, certificate)
     # Sums of shares near 1e-16 carry the rounding of the dense softmax they are taken from.
@@ -115,9 +123,12 @@ def test_dropped_mass_bound_and_tolerance_are_in_order(case: Case) -> None:
     assert (certificate.dropped_share <= case.options["tolerance"]).all()
 
 
-@given(case=long_cases())
-def test_backends_stay_within_the_tolerance(backend: str, case: Case) -> None:
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+@settings(max_examples=_share_of_cases())
+@given(data=st.data())
+def test_backends_stay_within_the_tolerance(backend: str, adversary: str, data: st.DataObject) -> None:
     """The output and lse of what a backend skips obey the bounds, whatever its own way to the horizon."""
+    case = data.draw(long_cases(adversary))
     if not serves(case, backend):
         return
     out, lse = alibi_attention(*case.tensors, **case.options, return_lse=True, backend=backend)
@@ -169,7 +180,8 @@ def test_sink_tile_is_kept_apart() -> None:
     assert certificate.window[0, 0, -1] <= plain.window[0, 0, -1] + 4 * BLOCK_K
     skipped = alibi_attention(query, key, value, slopes, backend="blocked")
     dense = alibi_attention(query, key, value, slopes, tolerance=0.0, backend="blocked")
-    assert (skipped - dense).abs().amax() < 1e-6
+    # Logits near 100 are rounded by 4e-6.
+    assert (skipped - dense).abs().amax() < 1e-5
     without_sink = alibi_attention(query, key, value, slopes, window=(int(certificate.window[0, 0, -1]), 0))
     assert (without_sink - dense).abs().amax() > 0.1
 
