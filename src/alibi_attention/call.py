@@ -37,6 +37,8 @@ def call_arguments(
     dropout_p: float,
     tolerance: float | None,
     backend: str | None,
+    key_center: Tensor | None = None,
+    key_norms: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """What `alibi_attention` was given, with defaults filled in, in the order of the operator's schema.
 
@@ -73,7 +75,7 @@ def call_arguments(
         seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
     return (
         query, key, value, slopes.to(compute_dtype(query.dtype)),
-        offsets, key_mask, cu_seqlens, cu_seqlens_k, seed, is_causal,
+        offsets, key_mask, cu_seqlens, cu_seqlens_k, seed, key_center, key_norms, is_causal,
         scale, offset, window_left, window_right, dropout_p, tolerance,
         slopes.requires_grad and torch.is_grad_enabled(), backend or "",
     )  # fmt: skip
@@ -82,7 +84,7 @@ def call_arguments(
 def problem_of(query: Tensor, key: Tensor, value: Tensor, *call: Any) -> tuple[Problem, str | None]:
     """The description of a call from the operator's arguments."""
     (
-        offsets, key_mask, cu_seqlens, cu_seqlens_k, seed, is_causal,
+        offsets, key_mask, cu_seqlens, cu_seqlens_k, seed, key_center, key_norms, is_causal,
         scale, query_offset, window_left, window_right, dropout_p, tolerance, learned_slopes, backend,
     ) = call  # fmt: skip
     problem = Problem(
@@ -106,6 +108,8 @@ def problem_of(query: Tensor, key: Tensor, value: Tensor, *call: Any) -> tuple[P
         seed=seed,
         tolerance=tolerance,
         learned_slopes=learned_slopes,
+        key_center=key_center,
+        key_norms=key_norms,
     )
     return problem, backend or None
 

@@ -32,7 +32,8 @@ class Certificate:
             where it sees none.
         sink_keys: (batch, num_heads, blocks) bool, whether the tile of the first key is needed apart from those.
         kept_share: (num_heads,) float64, tiles needed over tiles visible.
-        dropped_share: (batch, num_heads, blocks) float64, bound on the share of mass any row of the block loses.
+        dropped_share: (batch, num_heads, blocks) float64, bound on the share of mass any row of the block loses; for
+            slopes that require a gradient, on the share weighted by 1 + m * distance, which that gradient loses.
     """
 
     tolerance: float
@@ -60,6 +61,7 @@ class Certificate:
         return "\n".join([*lines, f" all  {windows.mean().item():>11.0f}  {self.kept_share.mean().item():>6.1%}"])
 
 
+@torch.no_grad()
 def certify(
     query: Tensor,
     key: Tensor,
@@ -74,17 +76,22 @@ def certify(
     cu_seqlens_k: Tensor | None = None,
     window: tuple[int | None, int | None] | None = None,
     tolerance: float | None = None,
+    lse_floor: Tensor | None = None,
 ) -> Certificate:
     """The horizon of a call: what `alibi_attention` may skip on these inputs, and the bound that allows it.
 
     The windows are those of the pre-pass, on tiles of 128 queries by 64 keys; a fused backend that tests against the
-    running lse instead skips a little more under the same tolerance.
+    running lse instead skips a little more under the same tolerance. Calls so short that a pre-pass would not repay
+    itself (up to 256 keys, or fewer than 16 queries without a cache) compute every tile whatever is reported here.
 
     Args:
         query, key, slopes, is_causal, scale, query_offset, key_mask, cu_seqlens, cu_seqlens_k, window, tolerance: as in
             `alibi_attention`.
         value: the values, if blocks of them that are not finite shall be kept as they are in attention; taken to be
             finite by default.
+
+        lse_floor: (batch, num_heads, q_len), a lower bound on each query's lse over keys that are not in this call,
+            such as another shard's lse: what counts is then the share of the mass over all of them.
 
     Returns:
         A `Certificate`; printing it gives a table by head.
@@ -99,12 +106,16 @@ def certify(
     )  # fmt: skip
     query, key, value_or_key, slopes, *call = arguments
     problem, _ = problem_of(query, key, value_or_key, *call)
+    if lse_floor is not None and lse_floor.shape != query.shape[:3]:
+        raise ValueError(
+            f"lse_floor: expected shape {tuple(query.shape[:3])}, one for each query, got {tuple(lse_floor.shape)}"
+        )
     rows = row_ranges(problem)
     seen = visible_tiles(problem, rows)
     if problem.tolerance == 0.0:
         plan, share = seen, seen.new_zeros(seen.shape[:3], dtype=torch.float64)
     else:
-        horizon = horizon_bounds(problem, rows, query, key, value, slopes)
+        horizon = horizon_bounds(problem, rows, query, key, value, slopes, lse_floor)
         plan = narrow(seen, horizon)
         share = dropped_share(problem, horizon, seen, plan)
     apart = plan[..., 2] >= 0

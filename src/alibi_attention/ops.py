@@ -16,9 +16,9 @@ from alibi_attention.problem import Saved
 
 # What follows the tensors in both operators. Strings stand for the backend, "" for the choice of `dispatch`.
 _CALL = (
-    "Tensor? offsets, Tensor? key_mask, Tensor? cu_seqlens, Tensor? cu_seqlens_k, Tensor? seed, bool is_causal, "
-    "float scale, SymInt query_offset, SymInt window_left, SymInt window_right, float dropout_p, float tolerance, "
-    "bool learned_slopes, str backend"
+    "Tensor? offsets, Tensor? key_mask, Tensor? cu_seqlens, Tensor? cu_seqlens_k, Tensor? seed, Tensor? key_center, "
+    "Tensor? key_norms, bool is_causal, float scale, SymInt query_offset, SymInt window_left, SymInt window_right, "
+    "float dropout_p, float tolerance, bool learned_slopes, str backend"
 )
 _LIBRARY = torch.library.Library("alibi_attention", "DEF")
 _LIBRARY.define(f"forward(Tensor query, Tensor key, Tensor value, Tensor slopes, {_CALL}) -> (Tensor, Tensor, Tensor)")
@@ -88,7 +88,7 @@ def _one_by_one(
 
 
 class _Attention(torch.autograd.Function):
-    """The forward operator under autograd. Without a `jvp`, forward-mode differentiation raises."""
+    """The forward operator under autograd."""
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
@@ -99,8 +99,8 @@ class _Attention(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:4], *output, *inputs[4:9])
-        ctx.call = inputs[9:]
+        ctx.save_for_backward(*inputs[:4], *output, *inputs[4:11])
+        ctx.call = inputs[11:]
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: None) -> tuple[Any, ...]:
@@ -110,6 +110,13 @@ class _Attention(torch.autograd.Function):
         tensors = (grad_out, grad_lse, query, key, value, slopes, out, lse, plan)
         grads = _run(_Gradients, _backward_op, (*tensors, *optional, *ctx.call))
         return (*grads, *(None for _ in range(len(optional) + len(ctx.call))))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:  # noqa: ARG004
+        raise NotImplementedError(
+            "alibi_attention has no forward-mode derivative (jvp): use reverse mode, "
+            "or differentiate alibi_attention.reference.reference_attention, which has every derivative"
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
@@ -252,7 +259,7 @@ def alibi_attention(
         tolerance: the largest share of a row's softmax mass that skipped keys may hold. None is rounding level, 2^-24
             (2^-53 in float64); 0 computes every tile. See docs/maths.md for what is certified.
         return_lse: also return the logarithm of each row's softmax denominator.
-        backend: "blocked" or "reference"; None chooses.
+        backend: "cpu", "blocked" or "reference"; None chooses. `explain_backends` tells why one cannot run a call.
 
     Returns:
         out (batch, num_heads, q_len, value_dim) in the dtype of query. With return_lse also lse

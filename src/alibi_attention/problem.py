@@ -18,7 +18,8 @@ class Problem(NamedTuple):
     """What is to be computed, apart from the values of query, key, value and slopes.
 
     Lengths are in tokens. ``window`` holds UNBOUNDED where a side is open; ``query_offset`` is an int or a (batch,)
-    tensor; ``seed`` is a scalar int64 tensor wherever ``dropout_p`` is above zero. (A tuple, because a frozen dataclass
+    tensor; ``seed`` is a scalar int64 tensor wherever ``dropout_p`` is above zero; ``key_center`` and ``key_norms`` are
+    the summary of the keys (`horizon.summary`) where a cache has kept one. (A tuple, because a frozen dataclass
     takes four microseconds to make.)
     """
 
@@ -42,6 +43,8 @@ class Problem(NamedTuple):
     seed: Tensor | None
     tolerance: float
     learned_slopes: bool
+    key_center: Tensor | None = None
+    key_norms: Tensor | None = None
 
     @property
     def group_size(self) -> int:

@@ -292,3 +292,22 @@ def test_certificate_prints_a_table() -> None:
     assert text.splitlines()[0].startswith("tolerance 5.96e-08, share of mass dropped at most ")
     assert text.splitlines()[1].split() == ["head", "mean", "window", "kept"]
     assert len(text.splitlines()) == 5
+
+
+def test_another_parts_lse_shortens_the_horizon() -> None:
+    """Where most of the mass lies in another shard, less of this one is needed; the share is of the whole."""
+    query, key, value = _inputs(2048, heads=2, dim=16)
+    slopes = torch.tensor([0.02, 0.01])
+    own = alibi_attention(query, key, value, slopes, return_lse=True)[1]
+    alone = certify(query, key, slopes)
+    beside = certify(query, key, slopes, lse_floor=own + 12.0)
+    assert beside.kept_share.mean() < 0.9 * alone.kept_share.mean()
+    case = Case(query, key, value, slopes, {}, query, own)
+    # Of the whole mass, exp(12) times this shard's own, the dropped keys hold at most the tolerance.
+    of_the_whole = true_shares(case, beside) * math.exp(-12.0)
+    assert (of_the_whole <= beside.dropped_share * (1 + 1e-6) + 1e-18).all()
+    assert (beside.dropped_share <= 2.0**-24).all()
+    # A floor below what the shard itself holds changes nothing.
+    assert torch.equal(certify(query, key, slopes, lse_floor=own - 50.0).first_key, alone.first_key)
+    with pytest.raises(ValueError, match="lse_floor: expected shape"):
+        certify(query, key, slopes, lse_floor=own[:, :1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention.horizon.floor import mass_floor
-from alibi_attention.horizon.summary import safe_norm, summarize_keys
+from alibi_attention.horizon.summary import KeySummary, safe_norm, summarize_keys
 from alibi_attention.horizon.tiles import BLOCK_K, BLOCK_Q, blocks_of
 from alibi_attention.problem import Problem
 from alibi_attention.visibility import Rows
@@ -67,13 +67,28 @@ class Horizon(NamedTuple):
 
 
 def horizon_bounds(
-    problem: Problem, rows: Rows, query: Tensor, key: Tensor, value: Tensor | None, slopes: Tensor
+    problem: Problem,
+    rows: Rows,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    slopes: Tensor,
+    lse_floor: Tensor | None = None,
 ) -> Horizon:
-    """One pass over queries and keys, O(length)."""
+    """One pass over queries and keys, O(length).
+
+    Args:
+        problem, query, key, value, slopes: the call; without ``value`` it is taken to be finite.
+        rows: its `row_ranges`.
+        lse_floor: (batch, num_heads, q_len), a lower bound on each row's lse from elsewhere, such as another part of
+            the keys; the dropped share is then of the mass over all parts.
+    """
     summary = summarize_keys(problem, key, value)
     norm = safe_norm(query, problem.compute_dtype)
     falling = slopes.detach().double().expand(problem.batch, -1)
     floor = mass_floor(problem, rows, query, key, slopes, summary)
+    if lse_floor is not None:
+        floor = torch.maximum(floor, _about_center(problem, query, summary, norm, lse_floor))
     radius = summary.norms.amax(-1).repeat_interleave(problem.group_size, dim=1).clamp_max(_HUGE)
     floor = floor - (_DOT_ROUNDING * abs(problem.scale) * norm * radius.unsqueeze(-1) + _ROUNDING_NATS)
     levels, level = _norm_levels(norm)
@@ -101,6 +116,14 @@ def horizon_bounds(
         sink = Bounds(_cumulative_mass(problem, spared, levels, falling, +1), left.room)
     right = None if problem.is_causal else bounds(-1, summary.norms)
     return Horizon(left, sink, right, summary.first_block)
+
+
+def _about_center(problem: Problem, query: Tensor, summary: KeySummary, norm: Tensor, lse: Tensor) -> Tensor:
+    """lse less scale * q . center, and less what that product may be rounded by."""
+    center = summary.center.double().repeat_interleave(problem.group_size, dim=1)
+    shift = problem.scale * torch.einsum("bhqd,bhd->bhq", query.double(), center)
+    rounding = _DOT_ROUNDING * abs(problem.scale) * norm * safe_norm(center, torch.float64).unsqueeze(-1)
+    return lse.double() - shift - rounding
 
 
 def side_budget(problem: Problem) -> float:

@@ -25,10 +25,11 @@ def mass_floor(problem: Problem, rows: Rows, query: Tensor, key: Tensor, slopes:
     widest = (2.0 / falling.clamp_min(1e-9)).round().clamp(1, problem.k_len).to(torch.int64)
     group = problem.group_size
     grouped_query = query.unflatten(1, (problem.num_kv_heads, group))
+    rows, span = _keys_read(problem, rows, int(widest.max()))
     for at in head_chunks(problem):
-        centered = key[at].double() - summary.center[at].double().unsqueeze(2)
+        centered = key[at][:, :, span].double() - summary.center[at].double().unsqueeze(2)
         if problem.key_mask is not None:
-            centered = centered.masked_fill(~problem.key_mask[at[0], None, :, None], 0.0)
+            centered = centered.masked_fill(~problem.key_mask[at[0], None, span, None], 0.0)
         prefix = torch.nn.functional.pad(centered.cumsum(2), (0, 0, 1, 0))
         del centered
         for member in range(group):
@@ -41,6 +42,21 @@ def mass_floor(problem: Problem, rows: Rows, query: Tensor, key: Tensor, slopes:
                     best = torch.fmax(best, bound)
             floor[at[0], heads] = best
     return floor
+
+
+def _keys_read(problem: Problem, rows: Rows, widest: int) -> tuple[Rows, slice]:
+    """The keys within ``widest`` of some row, and the rows counted from the first of them.
+
+    A few queries at the end of a long cache thus read their own neighbourhood and nothing else.
+    """
+    if problem.q_len + 2 * widest >= problem.k_len:
+        return rows, slice(0, problem.k_len)
+    sees = rows.upper > rows.lower
+    nearest = torch.maximum(rows.lower, torch.minimum(rows.upper, rows.position + 1))
+    first = int(torch.where(sees, nearest, problem.k_len).min()) - widest
+    first = max(0, first)
+    end = max(first, min(problem.k_len, int(torch.where(sees, nearest, 0).max()) + widest))
+    return Rows(*(part - first for part in rows)), slice(first, end)
 
 
 def _nearest(problem: Problem, rows: Rows, batches: slice, width: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,7 +13,8 @@ from alibi_attention.visibility import row_ranges
 
 def is_worthwhile(problem: Problem) -> bool:
     """Whether there is anything to skip that would repay reading the keys once."""
-    return problem.tolerance > 0.0 and problem.k_len > 4 * BLOCK_K and problem.q_len >= BLOCK_Q // 8
+    few = problem.q_len < BLOCK_Q // 8 and problem.key_norms is None
+    return problem.tolerance > 0.0 and problem.k_len > 4 * BLOCK_K and not few
 
 
 def plan_tiles(problem: Problem, query: Tensor, key: Tensor, value: Tensor | None, slopes: Tensor) -> Tensor:

@@ -41,13 +41,16 @@ class KeySummary(NamedTuple):
 
 
 def summarize_keys(problem: Problem, key: Tensor, value: Tensor | None) -> KeySummary:
-    """One pass over keys and values: their mean, and the norms about it by block."""
+    """The summary the call brought with it; else one pass over keys and values."""
     device, work = problem.device, problem.compute_dtype
-    valid = torch.ones(problem.batch, problem.k_len, dtype=torch.bool, device=device)
     first_block = torch.zeros(problem.batch, dtype=torch.int64, device=device)
     if problem.key_mask is not None:
-        valid = problem.key_mask
-        first_block = (mask_range(valid)[0] // BLOCK_K).to(torch.int64)
+        first_block = (mask_range(problem.key_mask)[0] // BLOCK_K).to(torch.int64)
+    if problem.key_center is not None and problem.key_norms is not None:
+        return KeySummary(problem.key_center, problem.key_norms, first_block)
+    valid = problem.key_mask
+    if valid is None:
+        valid = torch.ones(problem.batch, problem.k_len, dtype=torch.bool, device=device)
     center = key.new_empty(problem.batch, problem.num_kv_heads, problem.head_dim, dtype=work)
     norms = key.new_empty(problem.batch, problem.num_kv_heads, problem.k_len, dtype=torch.float64)
     for at in head_chunks(problem):
@@ -57,13 +60,25 @@ def summarize_keys(problem: Problem, key: Tensor, value: Tensor | None) -> KeySu
         kept = keys.masked_fill(~finite, 0.0)
         number = (counted & finite).sum(2).clamp_min(1)
         center[at] = kept.sum(2) / number
-        length = safe_norm(keys - center[at].unsqueeze(2), work)
-        if value is not None:
-            length = torch.where(value[at].isfinite().all(-1), length, torch.inf)
-        norms[at] = torch.where(length.isnan(), torch.inf, length).masked_fill(~counted.squeeze(-1), -torch.inf)
+        length = distances_from(center[at], keys, None if value is None else value[at])
+        norms[at] = length.masked_fill(~counted.squeeze(-1), -torch.inf)
     short = blocks_of(problem.k_len, BLOCK_K) * BLOCK_K - problem.k_len
     padded = torch.nn.functional.pad(norms, (0, short), value=-torch.inf)
     return KeySummary(center, padded.unflatten(-1, (-1, BLOCK_K)).amax(-1), first_block)
+
+
+def distances_from(center: Tensor, keys: Tensor, values: Tensor | None) -> Tensor:
+    """(b, h, k_len) float64, |k - center| from above; inf where a key or its value is not finite.
+
+    Args:
+        center: (b, h, head_dim).
+        keys: (b, h, k_len, head_dim).
+        values: (b, h, k_len, value_dim), or None to take them to be finite.
+    """
+    length = safe_norm(keys.to(center.dtype) - center.unsqueeze(2), center.dtype)
+    if values is not None:
+        length = torch.where(values.isfinite().all(-1), length, torch.inf)
+    return torch.where(length.isnan(), torch.inf, length)
 
 
 def head_chunks(problem: Problem) -> Iterator[tuple[slice, slice]]:

@@ -1,0 +1,37 @@
+"""The commands and what they are called."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from alibi_attention.cli.demo import demo
+from alibi_attention.cli.extrapolate import extrapolate
+
+app = typer.Typer(
+    help="ALiBi attention: see it, and measure what it does beyond the length of training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(extrapolate)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"alibi-attention {version('alibi-attention')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    del show_version

@@ -1,0 +1,47 @@
+"""One way for every command to refuse and to stop."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+# What a shell expects of a process that met a wrong usage.
+USAGE = 2
+
+
+def refuse(flag: str, complaint: str, remedy: str) -> typer.Exit:
+    """Print an error about one flag; raise what is returned."""
+    typer.echo(f"error: {flag}: {complaint}\n  {remedy}", err=True)
+    return typer.Exit(USAGE)
+
+
+@contextmanager
+def laboratory_errors(run: Path) -> Iterator[None]:
+    """Around a command of the laboratory: wrong input and interruptions end it in words, without a traceback.
+
+    Args:
+        run: the folder in which an interrupted run can be continued.
+    """
+    from alibi_attention.lab.errors import LabError, RunInterrupted
+
+    try:
+        yield
+    except LabError as error:
+        raise refuse(f"--{error.argument.replace('_', '-')}", error.complaint, error.remedy) from None
+    except RunInterrupted as stopped:
+        typer.echo(f"Stopped. {_how_to_continue(run)}", err=True)
+        raise typer.Exit(128 + stopped.signal_number) from None
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped at once. {_how_to_continue(run)}", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def _how_to_continue(run: Path) -> str:
+    if not (run / "config.json").exists():
+        return "Nothing had begun."
+    return "Continue with\n  " + shlex.join(["alibi", "extrapolate", "--resume", "--output", str(run)])

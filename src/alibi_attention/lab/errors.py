@@ -1,0 +1,29 @@
+"""What a user can mend, and the interruption a user asked for."""
+
+from __future__ import annotations
+
+
+class LabError(ValueError):
+    """An argument that cannot be used as it stands.
+
+    The text is ``argument: expected ..., got ...; remedy``, as everywhere in this library. The parts are kept apart so
+    that a command line can name its own flag.
+    """
+
+    def __init__(self, argument: str, *, expected: str, got: str, remedy: str) -> None:
+        self.argument = argument
+        self.complaint = f"expected {expected}, got {got}"
+        self.remedy = remedy
+        super().__init__(f"{argument}: {self.complaint}; {remedy}")
+
+
+class RunInterrupted(Exception):  # noqa: N818 (a request that was met, not an error)
+    """The run stopped at a step boundary because a signal asked it to; its state is on disk.
+
+    Attributes:
+        signal_number: the signal that asked, so that a shell can be told (128 + signal_number).
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number

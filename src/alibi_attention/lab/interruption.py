@@ -1,0 +1,47 @@
+"""Ctrl-C and SIGTERM as requests that are met between two steps, when the state is consistent."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from alibi_attention.lab.errors import RunInterrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """While entered, the first SIGINT or SIGTERM is noted; a second SIGINT interrupts at once.
+
+    An exception in the middle of an optimiser step would leave some parameters updated and others not, so the loops
+    look at `requested` between steps instead.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        # Python delivers signals to the main thread only, and refuses handlers set from any other.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise `RunInterrupted` if a signal has asked for it."""
+        if self.requested is not None:
+            raise RunInterrupted(self.requested)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.requested is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = self.requested or number

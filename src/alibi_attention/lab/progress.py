@@ -1,0 +1,82 @@
+"""What the laboratory tells people while it works."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+
+class _Rate(ProgressColumn):
+    """Tokens a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed * task.fields['tokens']:,.0f} tokens/s")
+
+
+class Progress:
+    """One bar at a time, with speed and time left, and lines above it that stay.
+
+    Args:
+        console: where to draw; nothing is drawn without one.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(quiet=True)
+        self._bars = RichProgress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            _Rate(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("left"),
+            console=self._console,
+            transient=True,
+            # A file or a pipe gets the lines that stay, and no trace of bars.
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, description: str, *, total: int, done: int = 0, tokens: int = 1) -> None:
+        """Replace the bar by a new one of ``total`` units of ``tokens`` tokens each, ``done`` of them behind us."""
+        self._clear()
+        self._task = self._bars.add_task(description, total=total, completed=done, tokens=tokens, note="")
+
+    def advance(self, units: int = 1, *, note: str | None = None) -> None:
+        if self._task is not None:
+            fields = {} if note is None else {"note": note}
+            self._bars.update(self._task, advance=units, **fields)  # type: ignore[arg-type]
+
+    def say(self, text: str) -> None:
+        """A line that stays; the bar is done."""
+        self._clear()
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _clear(self) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from alibi_attention import __version__
+from alibi_attention.cli.app import app
+from alibi_attention.cli.extrapolate import extrapolate
+from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.model import Decoder
+
+Invoke = Callable[..., Result]
+
+SMALL = [
+    *("--length=16", "--eval-lengths=16,64", "--eval-bytes=256"),
+    *("--layers=1", "--heads=2", "--width=16"),
+    *("--steps=6", "--batch-size=2", "--warmup=2", "--checkpoint-every=2"),
+]
+
+# Where `alibi` would be typed: a process of its own, in which only these lines run.
+ALIBI = [sys.executable, "-c", "from alibi_attention.cli import main; main()"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing from more threads, and lose much where tests run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def alibi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """The command in an empty working folder, on a wide terminal without colour."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(app, arguments, prog_name="alibi")
+
+    return invoke
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> str:
+    path = tmp_path / "book.txt"
+    words = random.Random(0).choices(["near", "keys", "weigh", "more", "far", "fade"], k=600)
+    path.write_text(" ".join(words), encoding="utf-8")
+    return str(path)
+
+
+def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own."""
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+# Help, version, imports
+
+
+def test_version(alibi: Invoke) -> None:
+    assert alibi("--version").stdout == f"alibi-attention {__version__}\n"
+
+
+def test_help_names_the_commands(alibi: Invoke) -> None:
+    result = alibi("--help")
+    assert result.exit_code == 0
+    assert "demo" in result.stdout
+    assert "extrapolate" in result.stdout
+
+
+def test_help_of_extrapolate_explains_every_option(alibi: Invoke) -> None:
+    text = alibi("extrapolate", "--help").stdout
+    for name in ExperimentConfig.model_fields:
+        assert f"--{name.replace('_', '-')}" in text, name
+    for phrase in ("--output", "--resume", "runs/extrapolate", "Python's standard library", "five doublings"):
+        assert phrase in text
+
+
+def test_defaults_are_those_of_the_configuration() -> None:
+    parameters = inspect.signature(extrapolate).parameters
+    config = ExperimentConfig()
+    for name in ExperimentConfig.model_fields:
+        default = parameters[name].default
+        if name in ("eval_lengths", "text"):
+            assert default is None
+        elif name == "methods":
+            assert tuple(default.split(",")) == config.methods
+        else:
+            assert default == getattr(config, name), name
+
+
+def test_help_imports_neither_torch_nor_the_laboratory() -> None:
+    # The package's own __init__ is left out, so that this measures the command line alone.
+    code = (
+        "import sys, types, importlib.util as u\n"
+        "package = types.ModuleType('alibi_attention')\n"
+        "package.__path__ = u.find_spec('alibi_attention').submodule_search_locations\n"
+        "sys.modules['alibi_attention'] = package\n"
+        "sys.modules.pop('torch', None)\n"
+        "import alibi_attention.cli.app\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    loaded = set(fresh(code).stdout.split())
+    assert "typer" in loaded
+    assert not loaded & {"torch", "lightning", "matplotlib", "pydantic", "numpy", "safetensors", "tensorboard"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        (["typer"], ["--help"], "cli"),
+        (["typer", "rich"], ["--help"], "cli"),
+        (["lightning", "safetensors"], ["extrapolate"], "lab"),
+        (["matplotlib"], ["demo", "--output", "x.png"], "lab"),
+    ],
+)
+def test_missing_extra_says_what_mends_it(missing: list[str], arguments: list[str], extra: str, tmp_path: Path) -> None:
+    code = (
+        f"import os, sys; os.chdir({str(tmp_path)!r})\n"
+        f"for name in {missing!r}: sys.modules[name] = None\n"
+        "from alibi_attention.cli import main; main()\n"
+    )
+    done = fresh(code, *arguments)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: this needs {', '.join(missing)}, not installed here\n  pip install 'alibi-attention[{extra}]'\n"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+# demo
+
+
+def test_demo(alibi: Invoke) -> None:
+    result = alibi("demo")
+    assert result.exit_code == 0
+    for line in (
+        "  input   (2, 8, 128)  (batch, seq_len, embed_dim)",
+        "  output  (2, 8, 128)",
+        "     0.0   -inf   -inf   -inf",
+        "    -1.5   -1.0   -0.5    0.0",
+        "     0         0.5      2      10       20",
+        "     7  0.00390625    256   1,280    2,560",
+        "  ░░░░░▒▓█ ░░▒▒▒▓██ ▒▒▓▓▓███ ▓▓▓█████ ████████ ████████ ████████ ████████ ",
+    ):
+        assert f"\n{line}\n" in result.stdout
+    assert Path("alibi-demo.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_demo_overwrites_nothing(alibi: Invoke) -> None:
+    Path("alibi-demo.png").write_bytes(b"mine")
+    result = alibi("demo")
+    assert result.exit_code == 0
+    assert "alibi-demo.png exists and was left as it is; --output NAME writes another picture.\n" in result.stdout
+    result = alibi("demo", "--output", "alibi-demo.png")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: --output: expected a new file, got alibi-demo.png, which exists\n  choose another name\n"
+    )
+    assert Path("alibi-demo.png").read_bytes() == b"mine"
+
+
+def test_demo_writes_where_asked(alibi: Invoke) -> None:
+    assert alibi("demo", "--output", "bias.svg").exit_code == 0
+    assert "<svg" in Path("bias.svg").read_text(encoding="utf-8")
+    assert alibi("demo", "--output", "bias").stderr == (
+        "error: --output: expected a name ending in .png, .svg or .pdf, got bias\n  try bias.png\n"
+    )
+    assert alibi("demo", "--output", "nowhere/bias.png").stderr == (
+        "error: --output: expected an existing folder, got nowhere\n  create it first\n"
+    )
+
+
+# extrapolate
+
+
+def test_extrapolate(alibi: Invoke, book: str) -> None:
+    result = alibi("extrapolate", *SMALL, "--text", book)
+    assert result.exit_code == 0, result.output
+    assert f"Corpus: {book}, " in result.stdout
+    assert "one document, cut once" in result.stdout
+    rows = json.loads(Path("runs/extrapolate/results.json").read_text(encoding="utf-8"))["results"]
+    for row in rows:
+        bits = [f"{score['bits_per_byte']:.3f}" for score in row["scores"]]
+        assert any(line.split()[:3] == [row["title"], *bits] for line in result.stdout.splitlines())
+    assert result.stdout.endswith("Written to runs/extrapolate: results.json, table.md, figure.png, figure.svg\n")
+
+
+def test_several_texts_after_one_option(alibi: Invoke, book: str, tmp_path: Path) -> None:
+    second = tmp_path / "second.txt"
+    second.write_text("quite another text " * 30, encoding="utf-8")
+    result = alibi("extrapolate", *SMALL, "--methods=rope", "--text", book, str(second))
+    assert result.exit_code == 0, result.output
+    config = json.loads(Path("runs/extrapolate/config.json").read_text(encoding="utf-8"))["config"]
+    assert config["text"] == [book, str(second)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--methods", "alibi,abili"], "error: --methods: expected names of position methods, got 'abili'\n"
+         "  choose from alibi, rope, sinusoidal\n"),
+        (["--eval-lengths", "256;512"], "error: --eval-lengths: expected whole numbers joined by commas, "
+         "got '256;512'\n  such as 256,512,1024\n"),
+        (["--length", "-3"], "error: --length: expected at least 1, got -3\n  raise it to 1 or more\n"),
+        (["stray.txt"], "error: arguments: expected options only, got stray.txt\n"
+         "  put --text before the names of files\n"),
+        (["--resume"], "error: --output: expected the folder of a run, got runs/extrapolate, which has no config.json\n"
+         "  name the folder of an interrupted run with --output, or start one without --resume\n"),
+    ],
+)  # fmt: skip
+def test_bad_input(alibi: Invoke, arguments: list[str], text: str) -> None:
+    result = alibi("extrapolate", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr == text
+    assert not any(Path().iterdir())
+
+
+def test_bad_text(alibi: Invoke, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.txt"
+    result = alibi("extrapolate", "--text", str(missing))
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: --text: expected an existing file or folder, got {missing}\n"
+        "  check the spelling and the folder you are in\n"
+    )
+    assert not any(Path().iterdir())
+
+
+def test_existing_run_is_refused_and_resumed(alibi: Invoke, book: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["extrapolate", *SMALL, "--methods=rope", "--text", book, "--output", "my run"]
+    original = Decoder.nats
+    monkeypatch.setattr(Decoder, "nats", lambda *args: (os.kill(os.getpid(), signal.SIGINT), original(*args))[1])
+    result = alibi(*arguments)
+    assert result.exit_code == 130
+    assert result.stderr == "Stopped. Continue with\n  alibi extrapolate --resume --output 'my run'\n"
+    assert not Path("my run/results.json").exists()
+    monkeypatch.setattr(Decoder, "nats", original)
+
+    again = alibi(*arguments)
+    assert again.exit_code == 2
+    assert again.stderr == (
+        "error: --output: expected a new or empty folder, got my run, which exists\n"
+        "  choose another, or continue that run with --resume\n"
+    )
+    other = alibi("extrapolate", "--resume", "--output", "my run", "--steps=7")
+    assert other.exit_code == 2
+    assert other.stderr == (
+        "error: --steps: expected 6, as the run in my run was started with, got 7\n"
+        "  leave it out to continue that run, or start a new one in another folder\n"
+    )
+    # The same command again, with --resume, and the short one the message gives.
+    assert alibi(*arguments, "--resume").exit_code == 0
+    assert alibi("extrapolate", "--resume", "--output", "my run").exit_code == 0
+    assert Path("my run/results.json").exists()
+
+
+def test_killed_run_continues_to_the_same_result(alibi: Invoke, book: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = ["extrapolate", *SMALL, "--methods=alibi", "--text", book, "--steps=40", "--checkpoint-every=5"]
+    assert alibi(*arguments, "--output", str(whole)).exit_code == 0
+    running = subprocess.Popen(
+        [*ALIBI, *arguments, "--output", str(killed)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    state = killed / "alibi" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 60
+    while not state.exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    running.kill()
+    assert running.wait() == -signal.SIGKILL
+    assert not (killed / "alibi" / "weights.safetensors").exists()
+
+    assert alibi("extrapolate", "--resume", "--output", str(killed)).exit_code == 0
+    weights = [(root / "alibi" / "weights.safetensors").read_bytes() for root in (whole, killed)]
+    assert weights[0] == weights[1]
+    scores = [
+        json.loads((root / "results.json").read_text(encoding="utf-8"))["results"][0]["scores"]
+        for root in (whole, killed)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_interrupted_before_anything_began(alibi: Invoke, book: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alibi_attention.lab.experiment.load_corpus", interrupt)
+    result = alibi("extrapolate", *SMALL, "--text", book)
+    assert result.exit_code == 130
+    assert result.stderr == "Stopped at once. Nothing had begun.\n"
+    assert not any(Path().iterdir())
+
+
+def test_folder_that_cannot_be_made(alibi: Invoke, book: str) -> None:
+    result = alibi("extrapolate", *SMALL, "--text", book, "--output", f"{book}/run")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: --output: expected a folder that can be written, got {book}/run (Not a directory)\n  choose another\n"
+    )
