@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from alibi_attention.cache import KVCache
 from alibi_attention.ops import alibi_attention
 from alibi_attention.problem import check_slopes
 from alibi_attention.slopes import alibi_slopes
@@ -122,24 +123,27 @@ class ALiBiAttention(nn.Module):
         stored: Tensor = getattr(self, self._slopes_name)
         return stored.exp() if self.learned_slopes == "positive" else stored
 
-    def forward(self, x: Tensor, *, key_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, key_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Attend over a batch of sequences.
 
         Args:
             x: (batch, seq_len, embed_dim).
             key_mask: (batch, seq_len) bool, True for tokens and False for padding (left or right).
+            cache: what came before, to which x is appended: x then continues the sequences the cache holds.
 
         Returns:
             (batch, seq_len, embed_dim). Rows of padding hold no meaningful value.
 
         Raises:
-            ValueError: for x or key_mask of another shape.
+            ValueError: for x or key_mask of another shape, or a cache where attention is not causal or drops weights.
         """
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(f"x: expected (batch, seq_len, {self.embed_dim}), got shape {tuple(x.shape)}")
         query = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
         key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
         value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        if cache is not None:
+            return self._continue(cache, query, key, value, key_mask)
         out = alibi_attention(
             query,
             key,
@@ -149,6 +153,21 @@ class ALiBiAttention(nn.Module):
             key_mask=key_mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
+        return self._project(out)
+
+    def _continue(self, cache: KVCache, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+        if not self.is_causal:
+            raise ValueError(
+                "cache: expected with causal attention only, got is_causal=False; attend to all of x at once"
+            )
+        if self.training and self.dropout > 0.0:
+            raise ValueError(
+                f"cache: expected without dropout, got dropout={self.dropout} in training; call eval() first"
+            )
+        cache.append(key, value, key_mask=key_mask)
+        return self._project(cache.attend(query, self.head_slopes()))
+
+    def _project(self, out: Tensor) -> Tensor:
         projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(-2))
         return projected
 

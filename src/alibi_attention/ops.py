@@ -112,7 +112,7 @@ class _Attention(torch.autograd.Function):
         return (*grads, *(None for _ in range(len(optional) + len(ctx.call))))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:  # noqa: ARG004
+    def jvp(ctx: Any, *tangents: Any) -> Any:
         raise NotImplementedError(
             "alibi_attention has no forward-mode derivative (jvp): use reverse mode, "
             "or differentiate alibi_attention.reference.reference_attention, which has every derivative"
@@ -187,6 +187,12 @@ _LIBRARY.impl("forward", _kernel_under_autograd(_Attention, _forward_op), "Autog
 _LIBRARY.impl("backward", _kernel_under_autograd(_Gradients, _backward_op), "Autograd")
 torch.library.register_fake("alibi_attention::forward", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("alibi_attention::backward", _backward_fake, lib=_LIBRARY)
+
+
+def run_forward(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """Output and lse of `call_arguments`."""
+    out, lse, _ = _run(_Attention, _forward_op, arguments)
+    return out, lse
 
 
 @overload
@@ -277,5 +283,5 @@ def alibi_attention(
         cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k, window=window, dropout_p=dropout_p, tolerance=tolerance,
         backend=backend,
     )  # fmt: skip
-    out, lse, _ = _run(_Attention, _forward_op, arguments)
+    out, lse = run_forward(arguments)
     return (out, lse) if return_lse else out

@@ -87,7 +87,9 @@ class _Tiles:
         self.slopes = slopes.detach().to(self.dtype).expand(problem.batch, -1)
         self.rows = row_ranges(problem)
         # 0 * NaN leaks from keys a row does not see; asking costs nothing beside the products, except a wait on a GPU.
-        self.finite = all(bool(t.isfinite().all()) for t in (query, key, value))
+        norms = problem.key_norms
+        asked = (query, key, value) if norms is None else (query, norms.masked_fill(norms == -torch.inf, 0.0))
+        self.finite = all(bool(t.isfinite().all()) for t in asked)
 
     def queries(self, block: Block) -> Tensor:
         return self.query[block.at].to(self.dtype) * self.problem.scale

@@ -1,0 +1,267 @@
+"""Keys and values kept from one step to the next, with the summary that spares a query from reading the old ones."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from alibi_attention.call import call_arguments
+from alibi_attention.horizon.summary import distances_from
+from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
+from alibi_attention.ops import run_forward
+from alibi_attention.problem import check_key_mask, compute_dtype
+
+_LEAST_CAPACITY = 256
+
+
+class KVCache:
+    """The keys and values of a growing batch of sequences.
+
+    ::
+
+        cache = KVCache()
+        cache.append(key, value)                  # a prompt, a chunk of one, or a single token
+        out = cache.attend(query, slopes)         # the queries of the last tokens appended
+
+    Beside the tensors it keeps, for each block of 64 keys, the largest distance of a key from the head's center (the
+    mean key of what was appended first): all that the certified horizon asks of a key it will not read. A step of
+    decoding then costs what its horizons hold, not what the cache does. The summary belongs to the cache alone.
+
+    Attending a prompt in chunks gives what attending it in one piece gives, up to rounding.
+
+    Args:
+        capacity: tokens to make room for at once; it grows when they are used up. By default it grows from 256.
+
+    Raises:
+        ValueError: for a capacity below 1.
+    """
+
+    def __init__(self, capacity: int | None = None) -> None:
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity: expected at least 1 token, got {capacity}")
+        self._capacity = capacity
+        self._length = 0
+        self._key: Tensor | None = None
+        self._value: Tensor | None = None
+        self._mask: Tensor | None = None
+        self._center: Tensor | None = None
+        self._norms: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens held, padding included."""
+        return self._length
+
+    @property
+    def key(self) -> Tensor:
+        """(batch, num_kv_heads, length, head_dim), a view."""
+        return self._held(self._key)
+
+    @property
+    def value(self) -> Tensor:
+        """(batch, num_kv_heads, length, value_dim), a view."""
+        return self._held(self._value)
+
+    def _held(self, buffer: Tensor | None) -> Tensor:
+        if buffer is None:
+            raise ValueError("cache: expected keys and values to have been appended, got an empty cache")
+        return buffer[:, :, : self._length]
+
+    def append(self, key: Tensor, value: Tensor, *, key_mask: Tensor | None = None) -> None:
+        """Add the keys and values of the next tokens.
+
+        Args:
+            key: (batch, num_kv_heads, tokens, head_dim).
+            value: (batch, num_kv_heads, tokens, value_dim).
+            key_mask: (batch, tokens) bool, False for padding: sequences of unequal length are padded on the left.
+
+        Raises:
+            ValueError: for shapes, dtypes or devices that do not continue what is held, for tensors that require a
+                gradient, or for padding that leaves a hole.
+        """
+        self._check(key, value)
+        tokens = key.shape[2]
+        if key_mask is not None:
+            check_key_mask(key_mask, key.shape[0], tokens, key.device)
+        self._make_room(key, value, tokens)
+        assert self._key is not None
+        assert self._value is not None
+        at = slice(self._length, self._length + tokens)
+        self._key[:, :, at] = key
+        self._value[:, :, at] = value
+        if key_mask is not None or self._mask is not None:
+            self._append_mask(key, key_mask, at)
+        self._length += tokens
+        self._summarize(key, value, key_mask, at)
+
+    def _check(self, key: Tensor, value: Tensor) -> None:
+        for name, tensor, held in (("key", key, self._key), ("value", value, self._value)):
+            if tensor.dim() != 4:
+                raise ValueError(
+                    f"{name}: expected 4 dimensions (batch, num_kv_heads, tokens, head_dim), "
+                    f"got shape {tuple(tensor.shape)}"
+                )
+            if torch.is_grad_enabled() and tensor.requires_grad:
+                raise ValueError(
+                    f"{name}: expected a tensor without a gradient, got one that requires it; a cache keeps no graph: "
+                    "run under torch.no_grad() or append tensor.detach()"
+                )
+            if held is None:
+                continue
+            want = (held.shape[0], held.shape[1], tensor.shape[2], held.shape[3])
+            if tensor.shape != want or tensor.dtype != held.dtype or tensor.device != held.device:
+                raise ValueError(
+                    f"{name}: expected {held.dtype} of shape {(*want[:2], 'tokens', want[3])} on {held.device}, as the "
+                    f"cache holds, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; "
+                    "reset() empties the cache for another batch"
+                )
+        if key.shape[:3] != value.shape[:3]:
+            raise ValueError(
+                f"value: expected the batch, heads and tokens of key, {tuple(key.shape[:3])}, "
+                f"got shape {tuple(value.shape)}"
+            )
+
+    def _make_room(self, key: Tensor, value: Tensor, tokens: int) -> None:
+        needed = self._length + tokens
+        have = 0 if self._key is None else self._key.shape[2]
+        if needed <= have:
+            return
+        capacity = max(needed, 2 * have, self._capacity or _LEAST_CAPACITY)
+        capacity = blocks_of(capacity, BLOCK_K) * BLOCK_K
+        self._key = _grown(self._key, key, capacity)
+        self._value = _grown(self._value, value, capacity)
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_zeros(key.shape[0], capacity - have)], dim=1)
+        norms = key.new_full((*key.shape[:2], capacity // BLOCK_K), -torch.inf, dtype=torch.float64)
+        if self._norms is not None:
+            norms[..., : self._norms.shape[-1]] = self._norms
+        self._norms = norms
+
+    def _append_mask(self, key: Tensor, key_mask: Tensor | None, at: slice) -> None:
+        assert self._key is not None
+        if self._mask is None:
+            self._mask = torch.zeros(self._key.shape[0], self._key.shape[2], dtype=torch.bool, device=key.device)
+            self._mask[:, : at.start] = True
+        self._mask[:, at] = True if key_mask is None else key_mask
+        check_key_mask(self._mask[:, : at.stop], self._key.shape[0], at.stop, key.device)
+
+    def _summarize(self, key: Tensor, value: Tensor, key_mask: Tensor | None, at: slice) -> None:
+        if self._center is None:
+            self._center = _mean_key(key, key_mask)
+        assert self._norms is not None
+        norms = distances_from(self._center, key, value)
+        if key_mask is not None:
+            norms = norms.masked_fill(~key_mask.unsqueeze(1), -torch.inf)
+        block = torch.arange(at.start, at.stop, device=key.device) // BLOCK_K
+        self._norms.scatter_reduce_(2, block.expand_as(norms), norms, "amax")
+
+    @overload
+    def attend(
+        self, query: Tensor, slopes: Tensor | None = ..., *, scale: float | None = ...,
+        window: tuple[int | None, int | None] | None = ..., tolerance: float | None = ...,
+        return_lse: Literal[False] = ..., backend: str | None = ...,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def attend(
+        self, query: Tensor, slopes: Tensor | None = ..., *, scale: float | None = ...,
+        window: tuple[int | None, int | None] | None = ..., tolerance: float | None = ...,
+        return_lse: Literal[True], backend: str | None = ...,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    def attend(
+        self,
+        query: Tensor,
+        slopes: Tensor | None = None,
+        *,
+        scale: float | None = None,
+        window: tuple[int | None, int | None] | None = None,
+        tolerance: float | None = None,
+        return_lse: bool = False,
+        backend: str | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Causal attention of the queries of the last tokens over everything held.
+
+        Args:
+            query: (batch, num_heads, q_len, head_dim); query i belongs to the token q_len - i from the end.
+            slopes, scale, window, tolerance, return_lse, backend: as in `alibi_attention`.
+
+        Returns:
+            As `alibi_attention` over ``cache.key`` and ``cache.value``.
+
+        Raises:
+            ValueError: for more queries than tokens held, and as `alibi_attention`.
+        """
+        if query.dim() == 4 and query.shape[2] > self._length:
+            raise ValueError(
+                f"query: expected at most one for each of the {self._length} tokens held, "
+                f"got shape {tuple(query.shape)}; append their keys and values first"
+            )
+        assert self._norms is not None or self._key is None
+        arguments = call_arguments(
+            query, self.key, self.value, slopes, is_causal=True, scale=scale, query_offset=None,
+            key_mask=None if self._mask is None else self._mask[:, : self._length],
+            cu_seqlens=None, cu_seqlens_k=None, window=window, dropout_p=0.0, tolerance=tolerance, backend=backend,
+            key_center=self._center,
+            key_norms=None if self._norms is None else self._norms[..., : blocks_of(self._length, BLOCK_K)],
+        )  # fmt: skip
+        out, lse = run_forward(arguments)
+        return (out, lse) if return_lse else out
+
+    def crop(self, length: int) -> None:
+        """Forget the tokens from ``length`` on, as speculative decoding does with those it rejects.
+
+        Raises:
+            ValueError: for a length that is not between 0 and what is held.
+        """
+        if not 0 <= length <= self._length:
+            raise ValueError(f"length: expected 0 to {self._length}, the tokens held, got {length}")
+        if length == self._length:
+            return
+        start = length // BLOCK_K * BLOCK_K
+        self._length = length
+        if self._norms is None or self._center is None:
+            return
+        self._norms[..., start // BLOCK_K :] = -torch.inf
+        if start < length:
+            mask = None if self._mask is None else self._mask[:, start:length]
+            self._summarize(self.key[:, :, start:], self.value[:, :, start:], mask, slice(start, length))
+
+    def reorder(self, index: Tensor) -> None:
+        """Make row b of the batch what row index[b] was, as beam search does; rows may repeat or fall away.
+
+        Args:
+            index: (new batch,) integers.
+
+        Raises:
+            ValueError: for an index that is not one-dimensional and integer, or on the CPU out of range.
+        """
+        if index.dim() != 1 or index.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"index: expected (batch,) integers, got {index.dtype} of shape {tuple(index.shape)}")
+        batch = self.key.shape[0]
+        if index.device.type == "cpu" and index.numel() and not (0 <= int(index.min()) <= int(index.max()) < batch):
+            raise ValueError(f"index: expected values from 0 to {batch - 1}, got {index.tolist()}")
+        for name in ("_key", "_value", "_mask", "_center", "_norms"):
+            held = getattr(self, name)
+            if held is not None:
+                setattr(self, name, held.index_select(0, index.to(held.device)))
+
+    def reset(self) -> None:
+        """Forget everything, and free the memory."""
+        self.__init__(self._capacity)  # type: ignore[misc]
+
+
+def _grown(held: Tensor | None, like: Tensor, capacity: int) -> Tensor:
+    buffer = like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3])
+    if held is not None:
+        buffer[:, :, : held.shape[2]] = held
+    return buffer
+
+
+def _mean_key(key: Tensor, key_mask: Tensor | None) -> Tensor:
+    """(batch, num_kv_heads, head_dim): any fixed vector makes a sound center, the mean key a good one."""
+    work = key.to(compute_dtype(key.dtype))
+    counted = work.isfinite().all(-1, keepdim=True)
+    if key_mask is not None:
+        counted = counted & key_mask[:, None, :, None]
+    return work.masked_fill(~counted, 0.0).sum(2) / counted.sum(2).clamp_min(1)

@@ -1,0 +1,185 @@
+"""The cache: any way of cutting a sequence up gives the same attention, and old keys are not read."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from alibi_attention import ALiBiAttention, KVCache, alibi_attention, alibi_slopes
+from alibi_attention.dispatch import explain_backends
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def _tensors(length: int, batch: int = 2, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    query = torch.randn(batch, 4, length, 16, dtype=dtype)
+    key, value = torch.randn(2, batch, kv_heads, length, 16, dtype=dtype).unbind(0)
+    return query, key, value
+
+
+@given(cuts=st.lists(st.integers(1, 449), max_size=6, unique=True), seed=st.integers(0, 99), padded=st.booleans())
+def test_any_chunks_give_the_whole(cuts: list[int], seed: int, padded: bool) -> None:
+    torch.manual_seed(seed)
+    query, key, value = _tensors(450)
+    mask = torch.ones(2, 450, dtype=torch.bool)
+    if padded:
+        mask[1, : min([*cuts, 200])] = False
+    whole = alibi_attention(query, key, value, key_mask=mask if padded else None)
+    cache = KVCache(capacity=1 + seed)
+    edges = [0, *sorted(cuts), 450]
+    for start, stop in itertools.pairwise(edges):
+        part = slice(start, stop)
+        cache.append(key[:, :, part], value[:, :, part], key_mask=mask[:, part] if padded else None)
+        torch.testing.assert_close(cache.attend(query[:, :, part]), whole[:, :, part], **EXACT)
+    assert cache.length == 450
+    assert torch.equal(cache.key, key)
+    assert torch.equal(cache.value, value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_token_by_token(any_backend: str, dtype: torch.dtype) -> None:
+    query, key, value = _tensors(400, dtype=dtype)
+    slopes = alibi_slopes(4)
+    if explain_backends(query, key, value, slopes)[any_backend] is not None:
+        return
+    whole, whole_lse = alibi_attention(query, key, value, slopes, return_lse=True, backend=any_backend)
+    cache = KVCache()
+    cache.append(key[:, :, :300], value[:, :, :300])
+    for at in range(300, 400):
+        cache.append(key[:, :, at : at + 1], value[:, :, at : at + 1])
+        out, lse = cache.attend(query[:, :, at : at + 1], slopes, return_lse=True, backend=any_backend)
+        torch.testing.assert_close(out, whole[:, :, at : at + 1])
+        torch.testing.assert_close(lse, whole_lse[:, :, at : at + 1], rtol=1e-5, atol=1e-5)
+
+
+def test_old_keys_are_not_read(backend: str) -> None:
+    """Keys beyond the horizon may be overwritten with NaN behind the cache's back: nobody looks."""
+    query, key, value = _tensors(4096, batch=1, dtype=torch.float32)
+    slopes = torch.tensor([0.5, 0.5, 0.25, 0.25])
+    cache = KVCache()
+    cache.append(key, value)
+    before = cache.attend(query[:, :, -1:], slopes, backend=backend)
+    cache.key[:, :, :3500] = math.nan
+    cache.value[:, :, :3500] = math.nan
+    after = cache.attend(query[:, :, -1:], slopes, backend=backend)
+    assert torch.equal(before, after)
+
+
+@given(kind=st.sampled_from(["outlier", "sink", "growing", "nan value", "inf key"]), seed=st.integers(0, 99))
+def test_the_summary_is_sound(kind: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    query, key, value = _tensors(700, batch=1)
+    key[:, :, 600:] += 3.0
+    if kind == "outlier":
+        key[:, :, 77] *= 60.0
+    elif kind == "sink":
+        key[:, :, 0] = 40.0 * query[:, ::2, -1] / query[:, ::2, -1].norm(dim=-1, keepdim=True)
+    elif kind == "growing":
+        key *= torch.linspace(8.0, 0.2, 700)[:, None]
+    elif kind == "nan value":
+        value[:, 1, 30, 2] = math.nan
+    elif kind == "inf key":
+        key[:, 1, 30, 2] = math.inf
+    cache = KVCache()
+    for start in range(0, 700, 100):
+        cache.append(key[:, :, start : start + 100], value[:, :, start : start + 100])
+    slopes = torch.tensor([0.5, 0.3, 0.2, 0.1])
+    true = alibi_attention(query[:, :, -3:], key, value, slopes, tolerance=0.0, backend="reference")
+    for backend in ("blocked", None):
+        got = cache.attend(query[:, :, -3:], slopes, backend=backend)
+        assert torch.equal(got.isfinite(), true.isfinite())
+        torch.testing.assert_close(got, true, rtol=1e-8, atol=1e-8, equal_nan=True)
+
+
+def test_crop_reorder_and_reset() -> None:
+    query, key, value = _tensors(300)
+    cache = KVCache()
+    cache.append(key, value)
+    cache.crop(150)
+    assert cache.length == 150
+    cache.append(key[:, :, 150:220], value[:, :, 150:220])
+    want = alibi_attention(query[:, :, 219:220], key[:, :, :220], value[:, :, :220])
+    torch.testing.assert_close(cache.attend(query[:, :, 219:220]), want, **EXACT)
+    cache.reorder(torch.tensor([1, 1, 0]))
+    assert cache.key.shape[0] == 3
+    torch.testing.assert_close(cache.attend(query[[1, 1, 0], :, 219:220]), want[[1, 1, 0]], **EXACT)
+    cache.reset()
+    assert cache.length == 0
+    cache.append(key[:1, :1, :5].float(), value[:1, :1, :5].float())
+    assert cache.key.shape == (1, 1, 5, 16)
+
+
+def test_crop_forgets_what_was_not_finite() -> None:
+    query, key, value = _tensors(200, batch=1)
+    spoilt = value.clone()
+    spoilt[:, :, 150] = math.nan
+    cache = KVCache()
+    cache.append(key, spoilt)
+    assert not cache.attend(query[:, :, -1:]).isfinite().all()
+    cache.crop(150)
+    torch.testing.assert_close(
+        cache.attend(query[:, :, 149:150]), alibi_attention(query, key, value)[:, :, 149:150], **EXACT
+    )
+
+
+def test_module_with_a_cache() -> None:
+    module = ALiBiAttention(64, 4, num_kv_heads=2).double().eval()
+    x = torch.randn(2, 90, 64, dtype=torch.float64)
+    mask = torch.ones(2, 90, dtype=torch.bool)
+    mask[1, :20] = False
+    with torch.no_grad():
+        whole = module(x, key_mask=mask)
+        cache = KVCache()
+        parts = [
+            module(x[:, a:b], key_mask=mask[:, a:b], cache=cache) for a, b in ((0, 60), (60, 61), (61, 62), (62, 90))
+        ]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, **EXACT)
+
+
+def test_refusals() -> None:
+    query, key, value = _tensors(10)
+    cache = KVCache()
+    with pytest.raises(ValueError, match="cache: expected keys and values to have been appended, got an empty cache"):
+        _ = cache.key
+    with pytest.raises(ValueError, match="query: expected at most one for each of the 0 tokens held"):
+        cache.attend(query)
+    with pytest.raises(ValueError, match="capacity: expected at least 1 token, got 0"):
+        KVCache(0)
+    with pytest.raises(ValueError, match="key: expected a tensor without a gradient"):
+        cache.append(key.clone().requires_grad_(), value)
+    with pytest.raises(ValueError, match="value: expected the batch, heads and tokens of key"):
+        cache.append(key, value[:, :, :9])
+    with pytest.raises(ValueError, match="key: expected 4 dimensions"):
+        cache.append(key[0], value)
+    cache.append(key, value)
+    with pytest.raises(ValueError, match=r"key: expected torch.float64 of shape \(2, 2, 'tokens', 16\) on cpu, as the"):
+        cache.append(key.float(), value.float())
+    mask = torch.tensor([[False, True], [True, True]])
+    with pytest.raises(ValueError, match="got holes in batch rows"):
+        cache.append(key[:, :, :2], value[:, :, :2], key_mask=mask)
+    with pytest.raises(ValueError, match="length: expected 0 to 10, the tokens held, got 11"):
+        cache.crop(11)
+    with pytest.raises(ValueError, match=r"index: expected values from 0 to 1, got \[2\]"):
+        cache.reorder(torch.tensor([2]))
+    module = ALiBiAttention(64, 4, is_causal=False)
+    with torch.no_grad(), pytest.raises(ValueError, match="cache: expected with causal attention only"):
+        module(torch.randn(1, 3, 64), cache=KVCache())
+    with torch.no_grad(), pytest.raises(ValueError, match=r"cache: expected without dropout, got dropout=0\.1"):
+        ALiBiAttention(64, 4, dropout=0.1)(torch.randn(1, 3, 64), cache=KVCache())
+
+
+def test_a_refused_append_changes_nothing() -> None:
+    query, key, value = _tensors(10)
+    cache = KVCache()
+    cache.append(key, value)
+    before = cache.attend(query)
+    with pytest.raises(ValueError, match="got holes in batch rows"):
+        cache.append(key[:, :, :2], value[:, :, :2], key_mask=torch.tensor([[False, True], [True, True]]))
+    assert cache.length == 10
+    assert torch.equal(cache.attend(query), before)
