@@ -28,7 +28,7 @@ LAYERS = [
     ["module", "cache", "parallel"],
     [ROOT],
     ["integrations"],
-    ["lab"],
+    ["lab", "bench"],
     ["cli", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

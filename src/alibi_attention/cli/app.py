@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from alibi_attention.cli.bench import bench
 from alibi_attention.cli.demo import demo
 from alibi_attention.cli.extrapolate import extrapolate
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(extrapolate)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

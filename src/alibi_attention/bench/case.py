@@ -1,0 +1,106 @@
+"""What a case and one size of it are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+# "forward" is timed without gradients; "training" is forward and the gradients of query, key and value; "layer" is a
+# whole attention layer with its projections, without gradients.
+Mode = Literal["forward", "training", "layer"]
+
+# How many times the arithmetic of a forward pass a mode does, for predictions of its time.
+WORK = {"forward": 1.0, "training": 3.5, "layer": 1.0}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The speed asked of the default backend: at least ``ratio`` times that of ``peer``.
+
+    Attributes:
+        peer: name of the peer.
+        ratio: peer time over our time, where ``at`` does not say otherwise; None for no target there.
+        at: the same for (head_dim, keys).
+    """
+
+    peer: str
+    ratio: float | None = None
+    at: Mapping[tuple[int, int], float] = field(default_factory=dict)
+
+    def of(self, head_dim: int, keys: int) -> float | None:
+        return self.at.get((head_dim, keys), self.ratio)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time, at several sizes. Batch 1, causal, standard slopes, standard normal inputs.
+
+    Attributes:
+        name: on the command line and in files.
+        title: what is timed, in words.
+        lengths: keys, in tokens; as many queries, unless ``queries`` says otherwise.
+        peers: names of the peers it is compared with.
+        target: what is asked, if anything.
+        head_dims: of queries, keys and values alike.
+        heads: query heads, and as many key heads.
+        queries: how many, all at the end of the keys; None for as many as keys.
+        cached: whether ours attends through a `KVCache` that holds the keys and their summary.
+        tolerance: of `alibi_attention`: 0 computes every tile, None skips at rounding level.
+        quick_lengths: lengths of a quick look.
+        memory_lengths: lengths at which peak memory is measured too.
+    """
+
+    name: str
+    title: str
+    mode: Mode
+    lengths: tuple[int, ...]
+    peers: tuple[str, ...] = ()
+    target: Target | None = None
+    head_dims: tuple[int, ...] = (64, 128)
+    heads: int = 8
+    queries: int | None = None
+    cached: bool = False
+    dtype: torch.dtype = torch.float32
+    tolerance: float | None = None
+    quick_lengths: tuple[int, ...] = (1024,)
+    memory_lengths: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A case at one size."""
+
+    case: Case
+    head_dim: int
+    keys: int
+
+    @property
+    def queries(self) -> int:
+        return self.keys if self.case.queries is None else self.case.queries
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.name} D={self.head_dim} L={self.keys}"
+
+    @property
+    def target_ratio(self) -> float | None:
+        return None if self.case.target is None else self.case.target.of(self.head_dim, self.keys)
+
+    @property
+    def flops(self) -> float:
+        """Arithmetic of the dense computation, counting only the keys a query sees."""
+        scores = self.queries * self.keys / (2.0 if self.queries > 1 else 1.0)
+        return 4.0 * scores * self.head_dim * self.case.heads * WORK[self.case.mode]
+
+    @property
+    def score_bytes(self) -> int:
+        """One float32 matrix of all scores of all heads, in bytes."""
+        return 4 * self.case.heads * self.queries * self.keys
+
+
+def short(length: int) -> str:
+    """A length in tokens for people: 8192 is 8K, 1000 stays 1000."""
+    return f"{length // 1024}K" if length >= 1024 and length % 1024 == 0 else str(length)

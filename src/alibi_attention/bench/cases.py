@@ -1,0 +1,120 @@
+"""The registry of cases, and which of them a run takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from alibi_attention.bench.case import Case, Target, Trial
+from alibi_attention.bench.errors import BenchError
+
+K = 1024
+_MOST = 4 * K * K
+_DENSE = (1 * K, 2 * K, 4 * K, 8 * K)
+
+# What the kernels are asked for: times faster than SDPA with the row bias, denormals flushed.
+_DENSE_FORWARD = Target("sdpa-row", at={(d, n): ratio for d, ratio in ((64, 1.4), (128, 1.15)) for n in _DENSE})
+_HORIZON_FORWARD = Target(
+    "sdpa-row",
+    at={
+        (64, 2 * K): 2.4,
+        (64, 8 * K): 4.0,
+        (64, 32 * K): 12.0,
+        (64, 128 * K): 42.0,
+        (128, 2 * K): 1.9,
+        (128, 8 * K): 3.0,
+        (128, 32 * K): 8.5,
+        (128, 128 * K): 30.0,
+    },
+)
+_DENSE_TRAINING = Target("sdpa-row", at={(d, n): ratio for d, ratio in ((64, 1.3), (128, 1.15)) for n in _DENSE})
+_HORIZON_TRAINING = Target("sdpa-row", at={(64, 8 * K): 4.0, (64, 32 * K): 11.0, (128, 8 * K): 3.0, (128, 32 * K): 8.0})
+_DECODE = Target("sdpa-row", at={(d, n): ratio for d in (64, 128) for n, ratio in ((32 * K, 10.0), (128 * K, 35.0))})
+
+_ALL = (
+    Case(
+        "forward-dense", "forward, every tile computed", "forward", _DENSE, tolerance=0.0, target=_DENSE_FORWARD,
+        peers=("sdpa", "sdpa-row", "sdpa-full", "flex", "eager"), memory_lengths=(8 * K,),
+    ),
+    Case(
+        "forward-horizon", "forward, tiles beyond the horizon skipped", "forward",
+        (2 * K, 8 * K, 32 * K, 128 * K), target=_HORIZON_FORWARD,
+        peers=("sdpa", "sdpa-row", "sdpa-full", "flex", "flex-horizon"), memory_lengths=(32 * K,),
+    ),
+    Case(
+        "training-dense", "forward and backward, every tile computed", "training", _DENSE, tolerance=0.0,
+        peers=("sdpa", "sdpa-row", "sdpa-full", "flex", "eager"), target=_DENSE_TRAINING,
+        memory_lengths=(8 * K,),
+    ),
+    Case(
+        "training-horizon", "forward and backward, tiles beyond the horizon skipped", "training", (8 * K, 32 * K),
+        peers=("sdpa", "sdpa-row", "sdpa-full"), target=_HORIZON_TRAINING, memory_lengths=(32 * K,),
+    ),
+    Case(
+        "decode", "one query against a cache of keys, ours a KVCache", "forward", (32 * K, 128 * K),
+        queries=1, cached=True, peers=("sdpa", "sdpa-row"), target=_DECODE, quick_lengths=(4 * K,),
+    ),
+    Case(
+        "sweep", "forward over lengths, alone: time per token and per computed tile", "forward",
+        (1 * K, 2 * K, 4 * K, 8 * K, 16 * K, 32 * K, 64 * K, 128 * K, 256 * K), quick_lengths=(1 * K, 4 * K),
+    ),
+    Case(
+        "bf16", "forward in bfloat16, tiles beyond the horizon skipped", "forward", (2 * K, 8 * K),
+        dtype=torch.bfloat16, peers=("sdpa", "sdpa-row", "sdpa-row-fp32", "alibi-fp32"),
+        target=Target("sdpa-row-fp32", 1.0),
+    ),
+    Case(
+        "overhead-forward", "what a call costs at 16 tokens, without gradients", "forward", (16,), head_dims=(64,),
+        peers=("sdpa", "sdpa-row"), target=Target("sdpa-row", at={(64, 16): 0.5}), quick_lengths=(16,),
+    ),
+    Case(
+        "overhead-training", "what a call and its gradients cost at 16 tokens", "training", (16,), head_dims=(64,),
+        peers=("sdpa", "sdpa-row"), target=Target("sdpa-row", at={(64, 16): 0.5}), quick_lengths=(16,),
+    ),
+    Case(
+        "layer", "an attention layer with its projections, forward", "layer", (1 * K, 2 * K, 4 * K), head_dims=(64,),
+        peers=("layer-sdpa-row", "transformers-bloom", "transformers-mpt"), target=Target("layer-sdpa-row", 1.2),
+        memory_lengths=(4 * K,),
+    ),
+    Case(
+        "bloom-176b", "the attention of one layer of BLOOM-176B: 112 heads of 128", "forward", (32 * K,),
+        head_dims=(128,), heads=112, peers=("sdpa-row",), target=Target("sdpa-row", at={(128, 32 * K): 5.0}),
+    ),
+)  # fmt: skip
+CASES: dict[str, Case] = {case.name: case for case in _ALL}
+
+
+def pick_cases(names: Sequence[str]) -> list[Case]:
+    """The named cases in the order of the registry; all of them for no names.
+
+    Raises:
+        BenchError: for a name that is none; lists those there are.
+    """
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise BenchError(
+            "CASES", expected="names of cases", got=", ".join(map(repr, unknown)), remedy=f"choose from {_list(CASES)}"
+        )
+    return [case for case in CASES.values() if not names or case.name in names]
+
+
+def pick_trials(cases: Sequence[Case], lengths: Sequence[int], quick: bool) -> list[Trial]:
+    """Every size of the cases: their own lengths (tokens), those of a quick look, or those given.
+
+    Raises:
+        BenchError: for a length that is no number of tokens to attend over.
+    """
+    for length in lengths:
+        if not 1 <= length <= _MOST:
+            raise BenchError("lengths", expected=f"1 to {_MOST} tokens", got=str(length), remedy="such as 1K,8K")
+    return [
+        Trial(case, head_dim, length)
+        for case in cases
+        for head_dim in (case.head_dims[:1] if quick else case.head_dims)
+        for length in sorted(set(lengths)) or (case.quick_lengths if quick else case.lengths)
+    ]
+
+
+def _list(names: dict[str, Case]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,158 @@
+"""Results as tables, for a terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alibi_attention.bench.case import short
+from alibi_attention.bench.compare import comparisons
+from alibi_attention.bench.results import Entry, TrialResult
+from alibi_attention.bench.summary import median, spread, times
+from alibi_attention.bench.timing import Samples
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first ``labels`` columns are aligned to the left."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    labels: int = 1
+
+    def markdown(self) -> str:
+        rule = ["---"] * self.labels + ["---:"] * (len(self.header) - self.labels)
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in [self.header, rule, *self.rows])
+
+    def rich(self) -> RichTable:
+        from rich.table import Table as RichTable
+
+        table = RichTable(box=None, pad_edge=False, title=self.title, title_justify="left", title_style="bold")
+        for index, name in enumerate(self.header):
+            table.add_column(name, justify="left" if index < self.labels else "right", no_wrap=index < self.labels)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def milliseconds(seconds: float) -> str:
+    """Three significant digits, without an exponent."""
+    value = seconds * 1e3
+    digits = next((digits for limit, digits in ((100, 0), (10, 1), (1, 2), (0.1, 3)) if value >= limit), 4)
+    return f"{value:,.{digits}f}"
+
+
+def ratio_table(trials: Sequence[TrialResult], *, every_peer: bool) -> Table:
+    """Ours against the peer of the target, or against every peer: times, ratio and its range, target, verdict."""
+    rows = []
+    for trial in trials:
+        for each in comparisons(trial):
+            if not every_peer and each.peer.name != trial.target_peer:
+                continue
+            span = f"{times(each.ratio.low)}–{times(each.ratio.high)}" if each.ratio.rounds > 1 else "one round"
+            rows.append([
+                str(trial.head_dim), short(trial.keys), each.ours.name + " *" * each.ours.default,
+                *([each.peer.name] if every_peer else []),
+                milliseconds(each.ours.seconds or 0.0), milliseconds(each.peer.seconds or 0.0),
+                times(each.ratio.median), span, NONE if each.target is None else f"{each.target:g}x", each.verdict,
+            ])  # fmt: skip
+    header = ["D", "length", "ours", *(["peer"] if every_peer else [])]
+    header += ["ours ms", "peer ms", "ratio", "range", "target", "verdict"]
+    peer = "peer" if every_peer or not trials else trials[0].target_peer
+    return Table(f"Ratio: time of {peer} / our time, above 1 we are faster", header, rows, labels=3 + every_peer)
+
+
+def time_table(trials: Sequence[TrialResult]) -> Table:
+    """Median milliseconds and interquartile range of everyone; the faster of flushed and plain."""
+
+    def cell(entry: Entry) -> str:
+        if entry.counted is None:
+            return NONE
+        return f"{milliseconds(median(entry.counted.seconds))} ±{spread(entry.counted.seconds):.0%}"
+
+    return _by_contestant("Milliseconds a call: median ± interquartile range", trials, cell)
+
+
+def denormal_table(trials: Sequence[TrialResult]) -> Table:
+    """Both measurements of every peer."""
+
+    def both(entry: Entry) -> str:
+        return f"{_median(entry.plain)} / {_median(entry.flushed)}" if entry.flushed is not None else NONE
+
+    return _by_contestant("Milliseconds, denormals as they come / flushed to zero", trials, both, ours=False)
+
+
+def error_table(trials: Sequence[TrialResult]) -> Table:
+    """Largest absolute difference to float64, on eight rows of the output."""
+    return _by_contestant(
+        "Largest error against float64 (8 rows)", trials, lambda entry: _or_none(entry.error, "{:.1e}")
+    )
+
+
+def memory_table(trials: Sequence[TrialResult]) -> Table:
+    """Peak memory beyond the inputs, MiB."""
+
+    def cell(entry: Entry) -> str:
+        return NONE if entry.memory is None else f"{entry.memory / 2**20:,.0f}"
+
+    return _by_contestant("Peak memory beyond the inputs, MiB", trials, cell)
+
+
+def horizon_table(trials: Sequence[TrialResult]) -> Table:
+    """What skipping leaves of the work, and time per token and per tile, microseconds."""
+    rows = []
+    for trial in trials:
+        for entry in trial.entries:
+            if entry.ours and entry.seconds is not None and trial.tiles and trial.kept_share is not None:
+                micro = entry.seconds * 1e6
+                rows.append([
+                    str(trial.head_dim), short(trial.keys), entry.name + " *" * entry.default,
+                    f"{trial.kept_share:.1%}", f"{trial.tiles:,}", milliseconds(entry.seconds),
+                    f"{micro / trial.queries:.3g}", f"{micro / trial.tiles:.3g}",
+                ])  # fmt: skip
+    header = ["D", "length", "ours", "kept", "tiles", "ms", "µs a token", "µs a tile"]
+    return Table("Certified tiles of 128 queries by 64 keys, and time for each", header, rows, labels=3)
+
+
+def _by_contestant(
+    title: str, trials: Sequence[TrialResult], cell: Callable[[Entry], str], *, ours: bool = True
+) -> Table:
+    """A row for each size, a column for each contestant that has a cell anywhere."""
+    cells = {
+        (index, entry.name): cell(entry)
+        for index, trial in enumerate(trials)
+        for entry in trial.entries
+        if ours or not entry.ours
+    }
+    names = [
+        name
+        for name in _in_order(trials)
+        if any(cells.get((index, name), NONE) != NONE for index in range(len(trials)))
+    ]
+    if not names:
+        return Table(title, [], [])
+    rows = [
+        [str(trial.head_dim), short(trial.keys), *(cells.get((index, name), NONE) for name in names)]
+        for index, trial in enumerate(trials)
+    ]
+    rows = [row for row in rows if any(text != NONE for text in row[2:])]
+    return Table(title, ["D", "length", *names], rows, labels=2)
+
+
+def _in_order(trials: Sequence[TrialResult]) -> Iterator[str]:
+    yield from dict.fromkeys(entry.name for trial in trials for entry in trial.entries)
+
+
+def _median(samples: Samples | None) -> str:
+    return NONE if samples is None or not any(samples.seconds) else milliseconds(median(samples.seconds))
+
+
+def _or_none(value: float | None, form: str) -> str:
+    return NONE if value is None else form.format(value)

@@ -1,0 +1,242 @@
+"""``alibi bench``: how fast, against whom, and where we lose."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from alibi_attention.cli.errors import refuse
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from alibi_attention.bench.case import Trial
+    from alibi_attention.bench.results import Results
+    from alibi_attention.bench.run import Bench
+
+RESULTS = Path("benchmarks/results")
+
+
+class _MeasureByDefault(TyperGroup):
+    """``alibi bench CASES...`` is ``alibi bench run CASES...``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
+
+
+bench = typer.Typer(cls=_MeasureByDefault, help="Measure speed and memory against the strongest peers on this machine.")
+
+
+@bench.command("run")
+def run(
+    cases: Annotated[list[str] | None, typer.Argument(metavar="CASES", help="Names of cases; all of them.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List cases and peers, measure nothing.")] = False,
+    peers: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Peers to compare with, joined by commas; all of them.")
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(metavar="LENGTHS", help="Lengths in place of each case's own, such as 1K,8K.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch.", show_default="the processors there are")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Rounds; calls of seconds get fewer.", show_default="7, or 3 with --quick")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(help="Leave a peer out where a call of it takes longer, in seconds.")
+    ] = 60.0,
+    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Measure peak memory, too.")] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File of results, new.", metavar="FILE.json", show_default=f"{RESULTS}/DATE-TIME.json"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few rounds: to see that it works.")] = False,
+) -> None:
+    """Measure speed and memory against the strongest peers on this machine.
+
+    Writes every sample to a JSON file after every size; Ctrl-C keeps what there is.
+
+    `alibi bench report FILE.json...` makes tables and figures of such files.
+    """
+    with _errors():
+        from alibi_attention.bench.cases import pick_cases, pick_trials
+        from alibi_attention.bench.peers import pick_peers
+
+        picked = pick_cases(cases or [])
+        names = pick_peers(_split(peers))
+        trials = pick_trials(picked, [_length(text) for text in _split(lengths)], quick)
+        planned = _plan(trials, names, threads, repeats, patience, memory, quick)
+        if show:
+            _list(planned)
+        else:
+            asked = {"cases": [case.name for case in picked], "lengths": lengths, "quick": quick}
+            _measure(planned, asked, output or _dated())
+
+
+@bench.command("report")
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.json", help="Files of results.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the report, new.", show_default="FILE-report beside the first")
+    ] = None,
+) -> None:
+    """Tables in Markdown, and figures, from files of results; nothing is measured."""
+    if find_spec("matplotlib") is None:
+        raise refuse("report", "expected matplotlib, got an environment without it", "pip install matplotlib")
+    with _errors():
+        from alibi_attention.bench.report import write_report
+
+        written = write_report(files, output or files[0].with_name(f"{files[0].stem}-report"))
+        typer.echo("Written: " + ", ".join(map(str, written)))
+
+
+def _plan(
+    trials: list[Trial],
+    peers: list[str],
+    threads: int | None,
+    repeats: int | None,
+    patience: float,
+    memory: bool,
+    quick: bool,
+) -> Bench:
+    from alibi_attention.bench.errors import BenchError
+    from alibi_attention.bench.inputs import available_memory
+    from alibi_attention.bench.machine import usable_cores
+    from alibi_attention.bench.run import Bench, check_threads
+    from alibi_attention.bench.timing import Settings
+
+    threads = usable_cores() if threads is None else threads
+    check_threads(threads)
+    repeats = (3 if quick else 7) if repeats is None else repeats
+    if not 1 <= repeats <= 1000:
+        raise BenchError("repeats", expected="1 to 1000", got=str(repeats), remedy="such as --repeats 7")
+    if not patience > 0.0:
+        raise BenchError("patience", expected="seconds above 0", got=str(patience), remedy="such as --patience 60")
+    settings = Settings(
+        repeats=repeats,
+        least=0.02 if quick else 0.2,
+        budget=2.0 if quick else 20.0,
+        patience=patience,
+        # Half of what is free: one contestant's matrices, with room for inputs and the allocator.
+        memory_budget=available_memory() // 2,
+        measure_memory=memory and not quick,
+    )
+    return Bench(trials, peers, threads, settings)
+
+
+def _measure(planned: Bench, asked: dict[str, Any], output: Path) -> None:
+    from alibi_attention.bench.progress import Display
+    from alibi_attention.bench.results import read_results
+    from alibi_attention.lab.errors import RunInterrupted
+    from alibi_attention.lab.interruption import Interruption
+
+    planned.asked = asked
+    console = _console()
+    stopped = None
+    with Interruption() as interruption:
+        display = Display(console, planned, interruption.check)
+        try:
+            with display:
+                results = planned.run(output, display.watch)
+        except RunInterrupted as error:
+            stopped = error.signal_number
+        except KeyboardInterrupt:
+            stopped = int(signal.SIGINT)
+    display.tell()
+    if stopped is not None:
+        results = read_results(output)
+    _tell(console, results, output)
+    if stopped is not None:
+        typer.echo(f"Stopped. What was measured until then is in {output}, marked incomplete.", err=True)
+        raise typer.Exit(128 + stopped)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    found = Console()
+    # Tables are wide; a file or a pipe has room.
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=160)
+
+
+def _tell(console: Console, results: Results, output: Path) -> None:
+    from alibi_attention.bench.report import LOSSES, losses_text, machine_text
+
+    console.print(f"\n[bold]{LOSSES}[/bold]\n")
+    console.print(losses_text(results), highlight=False, soft_wrap=True, markup=False)
+    console.print(machine_text(results).replace("**", ""), highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Written to {output}; alibi bench report {output}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _list(planned: Bench) -> None:
+    from rich.table import Table
+
+    from alibi_attention.bench.case import short
+    from alibi_attention.bench.peers import PEERS
+    from alibi_attention.bench.run import expected_seconds
+
+    console = _console()
+    table = Table("case", "what is timed", "lengths", "peers", "target", "about", box=None, pad_edge=False)
+    total = 0.0
+    for case in dict.fromkeys(trial.case.name for trial in planned.trials):
+        trials = [trial for trial in planned.trials if trial.case.name == case]
+        kind = trials[0].case
+        seconds = sum(expected_seconds(each, planned.peers, planned.settings, planned.threads) for each in trials)
+        total += seconds
+        lengths = dict.fromkeys(short(trial.keys) for trial in trials)
+        named = [name for name in kind.peers if name in planned.peers]
+        table.add_row(
+            case, kind.title, ", ".join(lengths), ", ".join(named), kind.target.peer if kind.target else "",
+            f"{seconds / 60:.1f} min",
+        )  # fmt: skip
+    console.print(table, highlight=False)
+    console.print(f"\nAbout {total / 60:.0f} minutes on {planned.threads} threads.\n", highlight=False)
+    table = Table("peer", "what it is", "ALiBi", "exact far away", box=None, pad_edge=False)
+    for name in planned.peers:
+        peer = PEERS[name]
+        exact = ("yes" if peer.exact else "no") if peer.alibi else "–"
+        table.add_row(name, peer.title, "yes" if peer.alibi else "no", exact)
+    console.print(table, highlight=False)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Wrong input ends a command in words, without a traceback."""
+    from alibi_attention.bench.errors import BenchError
+
+    try:
+        yield
+    except BenchError as error:
+        # Options are named by a word of ours; arguments and variables of the environment name themselves.
+        flag = f"--{error.argument}" if error.argument.islower() else error.argument
+        raise refuse(flag, error.complaint, error.remedy) from None
+    except KeyboardInterrupt:
+        typer.echo("Stopped at once.", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def _split(text: str | None) -> list[str]:
+    return [] if text is None else [part.strip() for part in text.split(",")]
+
+
+def _length(text: str) -> int:
+    from alibi_attention.bench.errors import BenchError
+
+    digits, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
+    if not (digits.isascii() and digits.isdigit()):
+        raise BenchError("lengths", expected="numbers joined by commas", got=repr(text), remedy="such as 1K,8K")
+    return int(digits) * factor
+
+
+def _dated() -> Path:
+    return RESULTS / f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}.json"
