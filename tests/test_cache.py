@@ -38,8 +38,8 @@ def test_any_chunks_give_the_whole(cuts: list[int], seed: int, padded: bool) -> 
         cache.append(key[:, :, part], value[:, :, part], key_mask=mask[:, part] if padded else None)
         torch.testing.assert_close(cache.attend(query[:, :, part]), whole[:, :, part], **EXACT)
     assert cache.length == 450
-    assert torch.equal(cache.key, key)
-    assert torch.equal(cache.value, value)
+    assert torch.equal(cache.key, key * mask[:, None, :, None])
+    assert torch.equal(cache.value, value * mask[:, None, :, None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -65,8 +65,8 @@ def test_old_keys_are_not_read(backend: str) -> None:
     cache = KVCache()
     cache.append(key, value)
     before = cache.attend(query[:, :, -1:], slopes, backend=backend)
-    cache.key[:, :, :3500] = math.nan
-    cache.value[:, :, :3500] = math.nan
+    cache.key[:, :, :2500] = math.nan
+    cache.value[:, :, :2500] = math.nan
     after = cache.attend(query[:, :, -1:], slopes, backend=backend)
     assert torch.equal(before, after)
 
@@ -115,16 +115,81 @@ def test_crop_reorder_and_reset() -> None:
     assert cache.key.shape == (1, 1, 5, 16)
 
 
+@pytest.mark.parametrize("backend", ["blocked", None])
+def test_the_summary_survives_crop_and_reorder(backend: str | None) -> None:
+    """Long enough that old keys are only known by it: a huge one among them, in another row of the batch each time."""
+    query, key, value = _tensors(1600, kv_heads=2, dtype=torch.float32)
+    key[0, :, 500] = 150.0 * query[0, ::2, 1399] / query[0, ::2, 1399].norm(dim=-1, keepdim=True)
+    slopes = torch.tensor([0.3, 0.2, 0.1, 0.1])
+    cache = KVCache(capacity=64)
+    for start in range(0, 1600, 320):
+        cache.append(key[:, :, start : start + 320], value[:, :, start : start + 320])
+    cache.crop(540)
+    cache.append(key[:, :, 540:1400], value[:, :, 540:1400])
+    cache.reorder(torch.tensor([1, 0, 0]))
+    rows = torch.tensor([1, 0, 0])
+    want = alibi_attention(
+        *(t[rows].double() for t in (query[:, :, 1399:1400], key[:, :, :1400], value[:, :, :1400])),
+        slopes,
+        tolerance=0.0,
+    )
+    got = cache.attend(query[rows, :, 1399:1400], slopes, backend=backend)
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+    # The huge key decides: a summary that had lost it would have skipped it.
+    torch.testing.assert_close(got[1, 2], value[0, 1, 500][None], rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_leaves_what_is_held_alone() -> None:
+    query, key, value = _tensors(700, batch=1, dtype=torch.float32)
+    cache = KVCache()
+    cache.append(key + 3000.0, value)
+    want = cache.attend(query[:, :, -1:])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(cache.attend(query[:, :, -1:]), want)
+
+
+def test_padding_that_is_not_finite_stays_outside(any_backend: str) -> None:
+    query, key, value = _tensors(400, dtype=torch.float32)
+    mask = torch.ones(2, 400, dtype=torch.bool)
+    mask[1, :150] = False
+    cache = KVCache()
+    want_mask = mask[:, None, :, None]
+    cache.append(key.masked_fill(~want_mask, math.nan), value.masked_fill(~want_mask, math.inf), key_mask=mask)
+    got = cache.attend(query[:, :, -3:], backend=any_backend)
+    torch.testing.assert_close(got, alibi_attention(query, key, value, key_mask=mask)[:, :, -3:])
+
+
+def test_inference_mode_and_after() -> None:
+    query, key, value = _tensors(10, dtype=torch.float32)
+    cache = KVCache()
+    with torch.inference_mode():
+        cache.append(key, value)
+    with torch.no_grad():
+        cache.append(key[:, :, :1], value[:, :, :1])
+        assert cache.attend(query[:, :, :1]).shape == (2, 4, 1, 16)
+
+
+def test_a_compiled_module_leaves_the_cache_to_python() -> None:
+    module = ALiBiAttention(32, 4).eval()
+    compiled = torch.compile(module, backend="aot_eager")
+    x = torch.randn(1, 12, 32)
+    caches = KVCache(), KVCache()
+    with torch.no_grad():
+        for part in (slice(0, 10), slice(10, 11), slice(11, 12)):
+            got, want = compiled(x[:, part], cache=caches[0]), module(x[:, part], cache=caches[1])
+            torch.testing.assert_close(got, want)
+
+
 def test_crop_forgets_what_was_not_finite() -> None:
-    query, key, value = _tensors(200, batch=1)
+    query, key, value = _tensors(1100, batch=1)
     spoilt = value.clone()
-    spoilt[:, :, 150] = math.nan
+    spoilt[:, :, 1060] = math.nan
     cache = KVCache()
     cache.append(key, spoilt)
     assert not cache.attend(query[:, :, -1:]).isfinite().all()
-    cache.crop(150)
+    cache.crop(1050)
     torch.testing.assert_close(
-        cache.attend(query[:, :, 149:150]), alibi_attention(query, key, value)[:, :, 149:150], **EXACT
+        cache.attend(query[:, :, 1049:1050]), alibi_attention(query, key, value)[:, :, 1049:1050], **EXACT
     )
 
 

@@ -7,11 +7,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from alibi_attention.call import call_arguments
+from alibi_attention.call import autocast_is_on, call_arguments
 from alibi_attention.horizon.summary import distances_from
 from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
 from alibi_attention.ops import run_forward
-from alibi_attention.problem import check_key_mask, compute_dtype
+from alibi_attention.problem import SUPPORTED_DTYPES, check_key_mask, compute_dtype
 
 _LEAST_CAPACITY = 256
 
@@ -75,12 +75,17 @@ class KVCache:
         Args:
             key: (batch, num_kv_heads, tokens, head_dim).
             value: (batch, num_kv_heads, tokens, value_dim).
-            key_mask: (batch, tokens) bool, False for padding: sequences of unequal length are padded on the left.
+            key_mask: (batch, tokens) bool, False for padding, which is held as zeros: sequences of unequal length are
+                padded on the left.
 
         Raises:
             ValueError: for shapes, dtypes or devices that do not continue what is held, for tensors that require a
                 gradient, or for padding that leaves a hole.
         """
+        if torch.compiler.is_compiling():
+            # The buffers change in place, and grow when they are full. A compiler that meets this leaves the call to
+            # Python and compiles what comes before and after.
+            raise RuntimeError("KVCache.append is not traced: call it outside the compiled function")
         self._check(key, value)
         tokens = key.shape[2]
         if key_mask is not None:
@@ -89,10 +94,13 @@ class KVCache:
         assert self._key is not None
         assert self._value is not None
         at = slice(self._length, self._length + tokens)
-        self._key[:, :, at] = key
-        self._value[:, :, at] = value
         if key_mask is not None or self._mask is not None:
             self._append_mask(key, key_mask, at)
+        if key_mask is not None:
+            # Whatever padding holds, a NaN among it, stays outside.
+            key, value = (t.masked_fill(~key_mask[:, None, :, None], 0.0) for t in (key, value))
+        self._key[:, :, at] = key
+        self._value[:, :, at] = value
         self._length += tokens
         self._summarize(key, value, key_mask, at)
 
@@ -102,6 +110,11 @@ class KVCache:
                 raise ValueError(
                     f"{name}: expected 4 dimensions (batch, num_kv_heads, tokens, head_dim), "
                     f"got shape {tuple(tensor.shape)}"
+                )
+            if 0 in tensor.shape or tensor.dtype not in SUPPORTED_DTYPES:
+                raise ValueError(
+                    f"{name}: expected at least one token of float64, float32, bfloat16 or float16, "
+                    f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
             if torch.is_grad_enabled() and tensor.requires_grad:
                 raise ValueError(
@@ -117,10 +130,10 @@ class KVCache:
                     f"cache holds, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; "
                     "reset() empties the cache for another batch"
                 )
-        if key.shape[:3] != value.shape[:3]:
+        if key.shape[:3] != value.shape[:3] or key.dtype != value.dtype or key.device != value.device:
             raise ValueError(
-                f"value: expected the batch, heads and tokens of key, {tuple(key.shape[:3])}, "
-                f"got shape {tuple(value.shape)}"
+                f"value: expected the batch, heads and tokens of key, {tuple(key.shape[:3])}, {key.dtype} on "
+                f"{key.device}, got shape {tuple(value.shape)}, {value.dtype} on {value.device}"
             )
 
     def _make_room(self, key: Tensor, value: Tensor, tokens: int) -> None:
@@ -130,14 +143,17 @@ class KVCache:
             return
         capacity = max(needed, 2 * have, self._capacity or _LEAST_CAPACITY)
         capacity = blocks_of(capacity, BLOCK_K) * BLOCK_K
-        self._key = _grown(self._key, key, capacity)
-        self._value = _grown(self._value, value, capacity)
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_zeros(key.shape[0], capacity - have)], dim=1)
-        norms = key.new_full((*key.shape[:2], capacity // BLOCK_K), -torch.inf, dtype=torch.float64)
-        if self._norms is not None:
-            norms[..., : self._norms.shape[-1]] = self._norms
-        self._norms = norms
+        # Buffers made in inference mode could not be written outside it.
+        with torch.inference_mode(False):
+            self._key = _grown(self._key, key, capacity)
+            self._value = _grown(self._value, value, capacity)
+            if self._mask is not None:
+                self._mask = torch.cat([self._mask, self._mask.new_zeros(key.shape[0], capacity - have)], dim=1)
+            blocks = (*key.shape[:2], capacity // BLOCK_K)
+            norms = torch.full(blocks, -torch.inf, dtype=torch.float64, device=key.device)
+            if self._norms is not None:
+                norms[..., : self._norms.shape[-1]] = self._norms
+            self._norms = norms
 
     def _append_mask(self, key: Tensor, key_mask: Tensor | None, at: slice) -> None:
         assert self._key is not None
@@ -197,13 +213,17 @@ class KVCache:
                 f"query: expected at most one for each of the {self._length} tokens held, "
                 f"got shape {tuple(query.shape)}; append their keys and values first"
             )
-        assert self._norms is not None or self._key is None
+        key, value = self.key, self.value
+        if autocast_is_on(query.device.type):
+            # What is held decides the dtype: its summary describes it as it is, and to cast it would cost O(length).
+            query = query.to(key.dtype)
         arguments = call_arguments(
-            query, self.key, self.value, slopes, is_causal=True, scale=scale, query_offset=None,
+            query, key, value, slopes, is_causal=True, scale=scale, query_offset=None,
             key_mask=None if self._mask is None else self._mask[:, : self._length],
             cu_seqlens=None, cu_seqlens_k=None, window=window, dropout_p=0.0, tolerance=tolerance, backend=backend,
             key_center=self._center,
             key_norms=None if self._norms is None else self._norms[..., : blocks_of(self._length, BLOCK_K)],
+            autocast=False,
         )  # fmt: skip
         out, lse = run_forward(arguments)
         return (out, lse) if return_lse else out
@@ -252,7 +272,8 @@ class KVCache:
 
 
 def _grown(held: Tensor | None, like: Tensor, capacity: int) -> Tensor:
-    buffer = like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3])
+    shape = (like.shape[0], like.shape[1], capacity, like.shape[3])
+    buffer = torch.empty(shape, dtype=like.dtype, device=like.device)
     if held is not None:
         buffer[:, :, : held.shape[2]] = held
     return buffer

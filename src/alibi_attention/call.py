@@ -9,11 +9,14 @@ from torch import Tensor
 
 from alibi_attention.problem import (
     Problem,
+    check_finite_slopes,
     check_key_mask,
+    check_options,
     check_packed,
     check_query_offset,
     check_scalars,
     check_tensors,
+    check_types,
     check_window,
     compute_dtype,
     default_tolerance,
@@ -39,26 +42,34 @@ def call_arguments(
     backend: str | None,
     key_center: Tensor | None = None,
     key_norms: Tensor | None = None,
+    draws_seed: bool = True,
+    autocast: bool = True,
 ) -> tuple[Any, ...]:
     """What `alibi_attention` was given, with defaults filled in, in the order of the operator's schema.
 
     Raises:
         ValueError: as `alibi_attention` documents.
     """
-    if torch.is_autocast_enabled(query.device.type):
+    check_types(query=query, key=key, value=value, slopes=slopes, key_mask=key_mask, cu_seqlens=cu_seqlens)
+    check_types(cu_seqlens_k=cu_seqlens_k)
+    check_options(is_causal, backend)
+    if autocast and autocast_is_on(query.device.type):
         query, key, value = _autocast(query), _autocast(key), _autocast(value)
     if slopes is None:
-        slopes = alibi_slopes(int(query.shape[1])).to(query.device)
+        slopes = _preset_slopes(int(query.shape[1]), query.device)
+    else:
+        check_finite_slopes(slopes)
     check_tensors(query, key, value, slopes)
     batch, q_len, k_len = query.shape[0], query.shape[2], key.shape[2]
-    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
-    tolerance = default_tolerance(query.dtype) if tolerance is None else float(tolerance)
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    tolerance = default_tolerance(query.dtype) if tolerance is None else tolerance
     check_scalars(scale, dropout_p, tolerance)
     window_left, window_right = check_window(window)
     if key_mask is not None:
         check_key_mask(key_mask, batch, k_len, query.device)
     if cu_seqlens is not None:
-        check_packed(cu_seqlens, cu_seqlens_k, batch, q_len, k_len, alone=query_offset is None and key_mask is None)
+        alone = query_offset is None and key_mask is None
+        check_packed(cu_seqlens, cu_seqlens_k, batch, q_len, k_len, device=query.device, alone=alone)
     elif cu_seqlens_k is not None:
         raise ValueError(
             "cu_seqlens_k: expected together with cu_seqlens, got it alone; give cu_seqlens for the queries"
@@ -71,7 +82,7 @@ def call_arguments(
         check_query_offset(query_offset, batch, query.device)
         offset = query_offset
     seed = None
-    if dropout_p > 0.0:
+    if dropout_p > 0.0 and draws_seed:
         seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
     return (
         query, key, value, slopes.to(compute_dtype(query.dtype)),
@@ -79,6 +90,24 @@ def call_arguments(
         scale, offset, window_left, window_right, dropout_p, tolerance,
         slopes.requires_grad and torch.is_grad_enabled(), backend or "",
     )  # fmt: skip
+
+
+_PRESETS: dict[tuple[int, torch.device], Tensor] = {}
+
+
+def _preset_slopes(num_heads: int, device: torch.device) -> Tensor:
+    """`alibi_slopes` on a device, made once: making them takes longer than a small call."""
+    if torch.compiler.is_compiling():
+        return alibi_slopes(num_heads).to(device)
+    found = _PRESETS.get((num_heads, device))
+    if found is None:
+        # An inference tensor could not be saved for a backward pass later on.
+        with torch.inference_mode(False):
+            found = alibi_slopes(num_heads).to(device)
+        if type(found) is Tensor:
+            # Not a fake or a functional one, which belongs to whoever is tracing.
+            _PRESETS[num_heads, device] = found
+    return found
 
 
 def problem_of(query: Tensor, key: Tensor, value: Tensor, *call: Any) -> tuple[Problem, str | None]:
@@ -112,6 +141,11 @@ def problem_of(query: Tensor, key: Tensor, value: Tensor, *call: Any) -> tuple[P
         key_norms=key_norms,
     )
     return problem, backend or None
+
+
+def autocast_is_on(device_type: str) -> bool:
+    """Some devices, meta among them, have no autocast to ask about."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _autocast(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.horizon.bounds import horizon_bounds
 from alibi_attention.horizon.plan import dropped_share, narrow
 from alibi_attention.horizon.tiles import BLOCK_K, BLOCK_Q, visible_tiles
+from alibi_attention.problem import Problem
 from alibi_attention.visibility import row_ranges
 
 
@@ -61,7 +62,6 @@ class Certificate:
         return "\n".join([*lines, f" all  {windows.mean().item():>11.0f}  {self.kept_share.mean().item():>6.1%}"])
 
 
-@torch.no_grad()
 def certify(
     query: Tensor,
     key: Tensor,
@@ -110,14 +110,8 @@ def certify(
         raise ValueError(
             f"lse_floor: expected shape {tuple(query.shape[:3])}, one for each query, got {tuple(lse_floor.shape)}"
         )
-    rows = row_ranges(problem)
-    seen = visible_tiles(problem, rows)
-    if problem.tolerance == 0.0:
-        plan, share = seen, seen.new_zeros(seen.shape[:3], dtype=torch.float64)
-    else:
-        horizon = horizon_bounds(problem, rows, query, key, value, slopes, lse_floor)
-        plan = narrow(seen, horizon)
-        share = dropped_share(problem, horizon, seen, plan)
+    with torch.no_grad():
+        plan, share, seen = _plan(problem, query, key, value, slopes, lse_floor)
     apart = plan[..., 2] >= 0
     tiles = (plan[..., 1] - plan[..., 0] + apart).sum((0, 2))
     first, end = (plan[..., edge].to(torch.int64) * BLOCK_K for edge in (0, 1))
@@ -131,3 +125,16 @@ def certify(
         kept_share=tiles.double() / (seen[..., 1] - seen[..., 0]).sum((0, 2)).clamp_min(1),
         dropped_share=share,
     )
+
+
+def _plan(
+    problem: Problem, query: Tensor, key: Tensor, value: Tensor | None, slopes: Tensor, lse_floor: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tiles needed, the share of mass the others may hold, and tiles visible."""
+    rows = row_ranges(problem)
+    seen = visible_tiles(problem, rows)
+    if problem.tolerance == 0.0:
+        return seen, seen.new_zeros(seen.shape[:3], dtype=torch.float64), seen
+    horizon = horizon_bounds(problem, rows, query, key, value, slopes, lse_floor)
+    plan = narrow(seen, horizon)
+    return plan, dropped_share(problem, horizon, seen, plan), seen

@@ -6,12 +6,15 @@ from torch import Tensor
 
 from alibi_attention.backends.base import Backend
 from alibi_attention.backends.blocked import BlockedBackend
+from alibi_attention.backends.cpu import CpuBackend
 from alibi_attention.backends.definition import ReferenceBackend
 from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.problem import Problem
 
 # In order of preference. The reference is never chosen: it is asked for.
-_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (BlockedBackend(), ReferenceBackend())}
+_BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (CpuBackend(), BlockedBackend(), ReferenceBackend())
+}
 _CHOSEN_BY_NAME_ONLY = {"reference"}
 
 
@@ -70,7 +73,7 @@ def explain_backends(
     tensors_and_call = call_arguments(
         query, key, value, slopes, is_causal=is_causal, scale=scale, query_offset=query_offset, key_mask=key_mask,
         cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k, window=window, dropout_p=dropout_p, tolerance=tolerance,
-        backend=None,
+        backend=None, draws_seed=False,
     )  # fmt: skip
     query, key, value, _, *call = tensors_and_call
     return reasons(problem_of(query, key, value, *call)[0])

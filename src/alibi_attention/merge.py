@@ -45,7 +45,7 @@ def merge_attention(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[
     empty = mass == 0.0
     safe = mass.masked_fill(empty, 1.0)
     shares = masses / safe
-    work = torch.stack(tuple(outputs)).to(stacked.dtype)
-    out = (shares.unsqueeze(-1) * work).sum(0)
+    # In the wider of the two dtypes.
+    out = (shares.unsqueeze(-1) * torch.stack(tuple(outputs))).sum(0)
     lse = torch.where(empty, -torch.inf, peak + torch.log(safe))
     return out.to(outputs[0].dtype), lse

@@ -14,9 +14,6 @@ from alibi_attention.ops import alibi_attention
 from alibi_attention.problem import check_slopes
 from alibi_attention.slopes import alibi_slopes
 
-# The mark that weight_decay_groups, and several public training codes, look for on a parameter.
-NO_WEIGHT_DECAY = "_no_weight_decay"
-
 
 class ALiBiAttention(nn.Module):
     """Multi-head self-attention whose only sense of position is the linear bias.
@@ -97,6 +94,8 @@ class ALiBiAttention(nn.Module):
         if slopes is None:
             slopes = alibi_slopes(num_heads)
         check_slopes(slopes, 1, num_heads)
+        if slopes.is_meta:
+            raise ValueError("slopes: expected values, got a meta tensor; build them with torch.device('cpu')")
         if learned_slopes == "positive" and not bool((slopes > 0).all()):
             raise ValueError(
                 "slopes: expected all positive with learned_slopes='positive', "
@@ -108,7 +107,6 @@ class ALiBiAttention(nn.Module):
         home = self.q_proj.weight.device
         if learned_slopes:
             parameter = nn.Parameter(self._initial.to(home, copy=True))
-            setattr(parameter, NO_WEIGHT_DECAY, True)
             self.register_parameter(self._slopes_name, parameter)
         else:
             self.register_buffer(self._slopes_name, self._initial.to(home, copy=True), persistent=False)
@@ -181,10 +179,12 @@ class ALiBiAttention(nn.Module):
         before = getattr(self, self._slopes_name).detach()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after: Tensor = getattr(self, self._slopes_name)
-        lost = before.is_meta and not after.is_meta and not self.learned_slopes
-        if after.dtype != torch.float32 or lost:
-            source = self._initial if before.is_meta else before
+        source = self._initial if before.is_meta else before
+        if not after.is_meta and (not self.learned_slopes or not before.is_meta):
+            # Preset ones even where the dtype is right: to_empty leaves anything in them.
             after.data = source.to(device=after.device, dtype=torch.float32)
+        if after.grad is not None and after.grad.dtype != torch.float32:
+            after.grad = after.grad.float()
         return self
 
     def extra_repr(self) -> str:
@@ -212,7 +212,7 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
 
     Args:
         model: any module, with `ALiBiAttention` layers or without.
-        weight_decay: for the parameters of two or more dimensions that carry no mark against it.
+        weight_decay: for the parameters of two or more dimensions.
 
     Returns:
         Two groups, ``params`` and ``weight_decay`` each, that hold every parameter requiring a gradient once.
@@ -221,6 +221,5 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
     spared: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            marked = parameter.dim() < 2 or getattr(parameter, NO_WEIGHT_DECAY, False)
-            (spared if marked else decayed).append(parameter)
+            (spared if parameter.dim() < 2 else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]

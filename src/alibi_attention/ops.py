@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from alibi_attention.call import call_arguments, problem_of
+from alibi_attention.call import autocast_is_on, call_arguments, problem_of
 from alibi_attention.dispatch import choose
 from alibi_attention.problem import Saved
 
@@ -30,7 +30,7 @@ _LIBRARY.define(
 
 def _own_precision(device_type: str) -> AbstractContextManager[object]:
     """Autocast has had its say on the inputs; it must not lower the precision of the products inside."""
-    if torch.is_autocast_enabled(device_type):
+    if autocast_is_on(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
@@ -38,7 +38,8 @@ def _own_precision(device_type: str) -> AbstractContextManager[object]:
 def _forward(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
     problem, backend = problem_of(query, key, value, *call)
     with _own_precision(query.device.type):
-        return choose(problem, backend).forward(problem, query, key, value, slopes)
+        out, lse, plan = choose(problem, backend).forward(problem, query, key, value, slopes)
+    return out.contiguous(), lse.contiguous(), plan
 
 
 def _forward_fake(
@@ -64,7 +65,8 @@ def _backward(
     with _own_precision(query.device.type):
         grads = choose(problem, backend).backward(problem, saved, grad_out, grad_lse)
     grad_slopes = grads.slopes if slopes.dim() == 2 else grads.slopes.sum(0)
-    return grads.query, grads.key, grads.value, grad_slopes.to(slopes.dtype)
+    # As the fake kernels promise a compiler, whatever the strides of the inputs.
+    return grads.query.contiguous(), grads.key.contiguous(), grads.value.contiguous(), grad_slopes.to(slopes.dtype)
 
 
 def _backward_fake(grad_out: Tensor, grad_lse: Tensor, *rest: Any) -> tuple[Tensor, ...]:  # noqa: ARG001

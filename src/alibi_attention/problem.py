@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 UNBOUNDED = -1
+FURTHEST = 1 << 40
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -87,6 +88,17 @@ def values_can_be_read(device: torch.device) -> bool:
     if torch.compiler.is_compiling():
         return False
     return device.type == "cpu" or os.environ.get("ALIBI_DEBUG") == "1"
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def check_types(**tensors: object) -> None:
+    """Each is a tensor or, for an option left out, None."""
+    for name, value in tensors.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; make it one first")
 
 
 def _shape(tensor: Tensor) -> str:
@@ -179,6 +191,8 @@ def check_slopes(slopes: Tensor, batch: int, num_heads: int) -> None:
             f"slopes: expected shape ({num_heads},) or ({batch}, {num_heads}), got {_shape(slopes)}; "
             "one slope for each query head"
         )
+    if not slopes.dtype.is_floating_point:
+        raise ValueError(f"slopes: expected float32 (or float64), got {slopes.dtype}; convert them with slopes.float()")
     if slopes.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"slopes: expected float32 (or float64), got {slopes.dtype}; 16-bit slopes are rounded by up to 0.4%, "
@@ -187,6 +201,9 @@ def check_slopes(slopes: Tensor, batch: int, num_heads: int) -> None:
 
 
 def check_scalars(scale: float, dropout_p: float, tolerance: float) -> None:
+    for name, value in (("scale", scale), ("dropout_p", dropout_p), ("tolerance", tolerance)):
+        if not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
+            raise ValueError(f"{name}: expected a number, got {value!r}")
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale: expected a finite number, got {scale!r}; the default is 1 / sqrt(head_dim)")
     if not 0.0 <= dropout_p < 1.0:
@@ -198,20 +215,34 @@ def check_scalars(scale: float, dropout_p: float, tolerance: float) -> None:
         )
 
 
+def check_options(is_causal: object, backend: object) -> None:
+    if not isinstance(is_causal, bool):
+        raise ValueError(f"is_causal: expected True or False, got {is_causal!r}")
+    if backend is not None and not isinstance(backend, str):
+        raise ValueError(f"backend: expected None or a name, got {backend!r}")
+
+
+def check_finite_slopes(slopes: Tensor) -> None:
+    if values_can_be_read(slopes.device) and not math.isfinite(float(slopes.detach().sum())):
+        raise ValueError(f"slopes: expected finite numbers, got {slopes.detach().flatten().tolist()[:8]}")
+
+
 def check_window(window: tuple[int | None, int | None] | None) -> tuple[int, int]:
     if window is None:
         return (UNBOUNDED, UNBOUNDED)
-    if len(window) != 2 or any(side is not None and side < 0 for side in window):
+    proper = isinstance(window, (tuple, list)) and len(window) == 2
+    if not proper or not all(side is None or (_is_integer(side) and side >= 0) for side in window):
         raise ValueError(
             f"window: expected (left, right) in tokens, each at least 0 or None for unbounded, got {window!r}"
         )
-    left, right = (UNBOUNDED if side is None else side for side in window)
+    # Beyond any length, and far below where sums of positions would wrap around.
+    left, right = (UNBOUNDED if side is None else min(side, FURTHEST) for side in window)
     return (left, right)
 
 
 def check_query_offset(offset: int | Tensor, batch: int, device: torch.device) -> None:
     if not isinstance(offset, Tensor):
-        if not isinstance(offset, (int, torch.SymInt)):
+        if not _is_integer(offset) or abs(offset) > FURTHEST:
             raise ValueError(
                 f"query_offset: expected an int or a ({batch},) integer tensor, one for each batch element, "
                 f"got {offset!r}"
@@ -247,7 +278,14 @@ def check_key_mask(key_mask: Tensor, batch: int, k_len: int, device: torch.devic
 
 
 def check_packed(
-    cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, batch: int, q_len: int, k_len: int, *, alone: bool
+    cu_seqlens: Tensor,
+    cu_seqlens_k: Tensor | None,
+    batch: int,
+    q_len: int,
+    k_len: int,
+    *,
+    device: torch.device,
+    alone: bool,
 ) -> None:
     if not alone:
         raise ValueError(
@@ -270,6 +308,8 @@ def check_packed(
         ("cu_seqlens", cu_seqlens, q_len, "query"),
         ("cu_seqlens_k", cu_seqlens_k, k_len, "key"),
     ):
+        if bounds.device != device:
+            raise ValueError(f"{name}: expected the device of query, {device}, got {bounds.device}; move it there")
         if bounds.dim() != 1 or bounds.dtype != torch.int32 or bounds.shape[0] < 2:
             raise ValueError(
                 f"{name}: expected int32 of shape (sequences + 1,), cumulative lengths from 0, "

@@ -39,7 +39,7 @@ def reference_attention(
     """
     dense = _dense_scores(problem, query, key, slopes)
     lse = torch.logsumexp(dense.scores, dim=-1)
-    weights = _weights(dense.scores, lse)
+    weights = _weights(dense, lse)
     if dense.drop is not None:
         weights = weights * dense.drop
     wide_value = value.to(problem.compute_dtype).repeat_interleave(problem.group_size, dim=1)
@@ -64,7 +64,7 @@ def reference_gradients(
     work, group = problem.compute_dtype, problem.group_size
     dense = _dense_scores(problem, saved.query, saved.key, saved.slopes)
     massless = (saved.lse == -torch.inf).unsqueeze(-1)
-    weights = _weights(dense.scores, saved.lse)
+    weights = _weights(dense, saved.lse)
     flow = grad_out.to(work).masked_fill(massless, 0.0)
     wide_key, wide_value = (t.to(work).repeat_interleave(group, dim=1) for t in (saved.key, saved.value))
     grad_weights = flow @ wide_value.transpose(-1, -2)
@@ -106,15 +106,18 @@ def _dense_scores(problem: Problem, query: Tensor, key: Tensor, slopes: Tensor) 
     seen = visible(rows, keys).unsqueeze(1)
     distance = distances(rows, keys, work).unsqueeze(1)
     wide_key = key.to(work).repeat_interleave(problem.group_size, dim=1)
-    scores = query.to(work) @ wide_key.transpose(-1, -2) * problem.scale
+    # Scaled first: a product may overflow where the scaled one does not.
+    scores = (query.to(work) * problem.scale) @ wide_key.transpose(-1, -2)
     scores = scores - slopes.to(work)[..., None, None] * distance
     drop = dropout_scale(problem, keys).to(work) if problem.dropout_p > 0.0 else None
     return _Dense(scores.masked_fill(~seen, -torch.inf), distance, seen, drop)
 
 
-def _weights(scores: Tensor, lse: Tensor) -> Tensor:
+def _weights(dense: _Dense, lse: Tensor) -> Tensor:
     # Rows without mass: exp(-inf - 0) is a clean 0, with clean gradients, where exp(-inf + inf) is not.
-    return torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1))
+    weights = torch.exp(dense.scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1))
+    # A row whose lse is NaN has no weight, not even that, on keys it does not see.
+    return weights.masked_fill(~dense.seen, 0.0)
 
 
 def dropout_scale(problem: Problem, keys: Tensor) -> Tensor:

@@ -205,6 +205,8 @@ def _sweep_back(tiles: _Tiles, work: Work, saved: Saved, grad_out: Tensor, grad_
         add_value = _total(kept.transpose(-1, -2), flow, seen_by_key)
         _add_to_key_heads(grads.key, add_key, block, keys, problem.group_size)
         _add_to_key_heads(grads.value, add_value, block, keys, problem.group_size)
+        if not problem.learned_slopes:
+            continue
         # In place: the chunk's scores are not needed again.
         grads.slopes[block.batches, block.heads] -= grad_scores.mul_(chunk.distance).sum((-1, -2))
     grads.query[block.at] = (grad_query * problem.scale).to(grads.query.dtype)

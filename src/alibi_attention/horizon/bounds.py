@@ -38,8 +38,8 @@ class Bounds(NamedTuple):
     mass: Tensor
     room: Tensor
 
-    def skippable(self) -> Tensor:
-        """(batch, num_heads, query blocks): how many leading key blocks may be skipped."""
+    def first_tile(self) -> Tensor:
+        """(batch, num_heads, query blocks): the first key block needed, all before it being skippable."""
         return torch.searchsorted(self.mass, self.room, right=True).amin(-2)
 
     def excess(self, count: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def horizon_bounds(
     steep = falling.unsqueeze(-1)
     if problem.learned_slopes:
         # The gradient of a slope weighs each key by its distance.
-        room = room - torch.log1p(steep * float(problem.k_len + problem.q_len))
+        room = room - torch.log1p(steep.clamp_min(0.0) * _greatest_distance(rows))
     room = torch.where((steep > 0) & room.isfinite() & norm.isfinite(), room, -_HUGE)
     blind = (rows.upper <= rows.lower).unsqueeze(1)
     position = rows.position.double().unsqueeze(1)
@@ -116,6 +116,12 @@ def horizon_bounds(
         sink = Bounds(_cumulative_mass(problem, spared, levels, falling, +1), left.room)
     right = None if problem.is_causal else bounds(-1, summary.norms)
     return Horizon(left, sink, right, summary.first_block)
+
+
+def _greatest_distance(rows: Rows) -> Tensor:
+    """(1 or batch, 1, 1) float64: no row sees a key further away."""
+    distance = torch.maximum(rows.position - rows.lower, rows.upper - 1 - rows.position)
+    return torch.where(rows.upper > rows.lower, distance, 0).amax(-1).double()[:, None, None]
 
 
 def _about_center(problem: Problem, query: Tensor, summary: KeySummary, norm: Tensor, lse: Tensor) -> Tensor:

@@ -39,18 +39,18 @@ def narrow(seen: Tensor, horizon: Horizon) -> Tensor:
     """The visible tiles less those the horizon lets a backend skip; shapes as `plan_tiles` returns."""
     left, sink, right, sink_block = horizon
     first, end, _ = seen.unbind(-1)
-    skipped = left.skippable().to(torch.int32)
+    skipped = left.first_tile().to(torch.int32)
     apart = torch.full_like(first, -1)
     if sink is not None:
         sink_tile = sink_block.to(torch.int32)[:, None, None]
-        skipped_past_sink = sink.skippable().to(torch.int32)
+        skipped_past_sink = sink.first_tile().to(torch.int32)
         gains = skipped_past_sink > torch.maximum(skipped, sink_tile + 1)
         sink_seen = first <= sink_tile
         apart = torch.where(gains & sink_seen & (first < end), sink_tile, apart)
         skipped = torch.where(gains, skipped_past_sink, skipped)
     narrow_end = end
     if right is not None:
-        narrow_end = torch.minimum(end, right.mass.shape[-1] - right.skippable().to(torch.int32))
+        narrow_end = torch.minimum(end, right.mass.shape[-1] - right.first_tile().to(torch.int32))
     # The tests never skip everything a row sees; rounding shall not either.
     narrow_first = torch.maximum(first, torch.minimum(skipped, narrow_end - 1))
     apart = torch.where(apart < narrow_first, apart, -1)

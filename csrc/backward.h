@@ -1,0 +1,424 @@
+// Backward: probabilities are recomputed from the lse over the tiles that forward kept.
+//
+// One thread at a time owns a run of query blocks of one key head and adds their shares of the key and value gradients
+// to sums of its own; sums are added up in a fixed order at the end. No two threads ever add to one number, so a result
+// depends on the number of threads at most.
+#pragma once
+
+#include "forward.h"
+
+namespace alibi {
+namespace ALIBI_TARGET {
+
+struct BackwardSpace {
+    float* query;        // [head_dim][kBlock], times scale * log2(e)
+    float* flow;         // [value_dim][kBlock]: the gradient of out
+    float* query_rows;   // [kBlock][padded head_dim]
+    float* flow_rows;    // [kBlock][padded value_dim]
+    float* weights;      // [kTile][kBlock]
+    float* grad_scores;  // [kTile][kBlock]
+    float* grad_query;   // [head_dim][kBlock]
+    // In bits, as a float and what it rounds off: lse may be large where all keys are far, and every weight of a row
+    // would carry its rounding. inf where there is no mass, so that weights are 0.
+    alignas(64) float lse[kBlock];
+    alignas(64) float lse_rest[kBlock];
+    alignas(64) float mean[kBlock];   // flow . out - gradient of lse
+    alignas(64) float slope[kBlock];  // sums of grad_scores * distance
+    bool finite;                      // whether all of query_rows and flow_rows is
+};
+
+// A run of blocks of the query heads that share a key head, numbered head by head.
+struct Share {
+    int64_t batch, kv_head, first, end;
+    float* grad_key;  // [k_len][padded head_dim]
+    float* grad_value;
+    unsigned char* touched;  // by tile: whether the sums hold anything yet
+};
+
+struct Backward {
+    const Call* call;
+    int64_t blocks;
+    float* wide_key;
+    float* wide_value;
+    int64_t key_stride, value_stride;  // padded head_dim and value_dim
+    Share* shares;
+    int64_t number_of_shares;
+    int64_t* first_share;  // (batch * kv heads + 1)
+    double* slope_parts;   // (batch, heads, blocks)
+    bool failed;
+    int64_t next;
+};
+
+template <bool TwoSided, bool Masked>
+static void retrace(
+    BackwardSpace& space, const Call& call, const Block& block, const Tile& tile, float* grad_key, float* grad_value,
+    int64_t key_dim, int64_t value_dim
+) {
+    const bool dropping = call.dropout > 0.0;
+    const float scale = drop_scale(call.dropout);
+    // Weights
+    by_lanes(
+        block.rows,
+        [&](auto vectors, int lane) __attribute__((always_inline)) {
+            constexpr int V = decltype(vectors)::value;
+            Floats lse[V], rest[V], unused[V];
+            Ints lower[V], upper[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+                lse[v] = load(space.lse + lane + v * kWidth);
+                rest[v] = load(space.lse_rest + lane + v * kWidth);
+                unused[v] = Floats{};
+                if (Masked) {
+                    lower[v] = load_ints(tile.lower + lane + v * kWidth);
+                    upper[v] = load_ints(tile.upper + lane + v * kWidth);
+                }
+            }
+            score<TwoSided, Masked, V>(
+                space.weights, unused, space.query, block, tile, call.head_dim, call.value_dim, lane
+            );
+            for (int key = 0; key < tile.keys; ++key)
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) {
+                    float* at = space.weights + key * kBlock + lane + v * kWidth;
+                    Floats weight = exp2(load(at) - lse[v] - rest[v]);
+                    // Where lse is NaN so is the weight of a masked score.
+                    if (Masked)
+                        weight = select((lower[v] <= splat_int(key)) & (splat_int(key) < upper[v]), weight, Floats{});
+                    store(at, weight);
+                }
+        }
+    );
+    const float* kept = space.weights;
+    if (dropping) {
+        __builtin_memcpy(space.grad_scores, space.weights, sizeof(float) * kBlock * static_cast<size_t>(tile.keys));
+        drop(space.grad_scores, call, block, tile, drop_threshold(call.dropout));
+    }
+    // Gradients of the scores
+    by_lanes(
+        block.rows,
+        [&](auto vectors, int lane) __attribute__((always_inline)) {
+            constexpr int V = decltype(vectors)::value;
+            Floats mean[V], reach[V], slope[V];
+            Ints lower[V], upper[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+                mean[v] = load(space.mean + lane + v * kWidth);
+                reach[v] = load(block.stand + lane + v * kWidth) + tile.shift;
+                slope[v] = Floats{};
+                if (Masked) {
+                    lower[v] = load_ints(tile.lower + lane + v * kWidth);
+                    upper[v] = load_ints(tile.upper + lane + v * kWidth);
+                }
+            }
+            by_rows<kRows>(
+                tile.keys,
+                [&](auto count, int row) __attribute__((always_inline)) {
+                    constexpr int R = decltype(count)::value;
+                    Accumulators<R, V> product;
+                    clear(product);
+                    multiply<kAlongSum>(
+                        product, tile.value + row * tile.value_stride, tile.value_stride, space.flow + lane, kBlock,
+                        call.value_dim
+                    );
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                        for (int v = 0; v < V; ++v) {
+                            const int at = (row + r) * kBlock + lane + v * kWidth;
+                            const Floats weight = load(space.weights + at);
+                            Floats flow = product.at[r][v];
+                            if (dropping) {
+                                // Dropped weights are 0 in this copy, which then makes room for the result.
+                                const Floats left = load(space.grad_scores + at);
+                                flow = select(left == 0.0f, Floats{}, flow * scale);
+                                store(space.weights + at, left * scale);
+                            }
+                            Floats grad = weight * (flow - mean[v]);
+                            Floats distance = reach[v] - static_cast<float>(row + r);
+                            if (TwoSided) distance = magnitude(distance);
+                            if (Masked) {
+                                const Ints key = splat_int(row + r);
+                                grad = select((lower[v] <= key) & (key < upper[v]), grad, Floats{});
+                            }
+                            slope[v] += grad * distance;
+                            store(space.grad_scores + at, grad);
+                        }
+                }
+            );
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+                float* at = space.slope + lane + v * kWidth;
+                store(at, load(at) + slope[v]);
+            }
+        }
+    );
+    const int rows = block.rows;
+    if (Masked && !(space.finite && all_finite(tile.key, tile.key_stride, tile.keys, call.head_dim))) {
+        // What is not finite may only reach the pairs that see each other, and 0 times it is no 0.
+        for (int key = 0; key < tile.keys; ++key)
+            for (int row = 0; row < rows; ++row) {
+                if (!sees(tile, row, key)) continue;
+                const float weight = kept[key * kBlock + row], grad = space.grad_scores[key * kBlock + row];
+                for (int64_t e = 0; e < value_dim; ++e)
+                    grad_value[key * value_dim + e] += weight * space.flow_rows[row * value_dim + e];
+                for (int64_t e = 0; e < key_dim; ++e)
+                    grad_key[key * key_dim + e] += grad * space.query_rows[row * key_dim + e];
+                for (int64_t e = 0; e < call.head_dim; ++e)
+                    space.grad_query[e * kBlock + row] += grad * tile.key[key * tile.key_stride + e];
+            }
+        return;
+    }
+    const int key_lanes = static_cast<int>(key_dim), value_lanes = static_cast<int>(value_dim);
+    add_product<kAlongSum>(
+        grad_value, value_dim, tile.keys, value_lanes, kept, kBlock, space.flow_rows, value_dim, rows
+    );
+    add_product<kAlongSum>(
+        grad_key, key_dim, tile.keys, key_lanes, space.grad_scores, kBlock, space.query_rows, key_dim, rows
+    );
+    add_product<kAlongRows>(
+        space.grad_query, kBlock, static_cast<int>(call.head_dim), rows, tile.key, tile.key_stride, space.grad_scores,
+        kBlock, tile.keys
+    );
+}
+
+static void backward_block(
+    const Backward& run, BackwardSpace& space, const Share& share, int64_t head, int64_t number
+) {
+    const Call& call = *run.call;
+    Block block;
+    locate(block, call, share.batch, head, number);
+    const int64_t row = (share.batch * call.heads + head) * call.q_len + block.first_row;
+    const char* query = row_of(call.query, call.type, share.batch, head, block.first_row);
+    const float factor = static_cast<float>(call.scale * 1.4426950408889634);
+    pack_transposed(space.query, call.type, query, call.query.row_stride, block.rows, call.head_dim, factor);
+    __builtin_memset(space.lse_rest, 0, sizeof space.lse_rest);
+    for (int i = 0; i < block.rows; ++i) {
+        const char* at = row_of(call.query, call.type, share.batch, head, block.first_row + i);
+        read_row(space.query_rows + i * run.key_stride, call.type, at, call.head_dim, run.key_stride, 1.0f);
+        float* flow = space.flow_rows + i * run.value_stride;
+        const float lse = call.lse[row + i];
+        if (lse == -kInfinity) {
+            space.lse[i] = kInfinity;
+            space.mean[i] = 0.0f;
+            __builtin_memset(flow, 0, static_cast<size_t>(run.value_stride) * 4);
+            continue;
+        }
+        const char* grad = row_of(call.grad_out, call.type, share.batch, head, block.first_row + i);
+        const char* out = row_of(call.out, call.type, share.batch, head, block.first_row + i);
+        read_row(flow, call.type, grad, call.value_dim, run.value_stride, 1.0f);
+        const double bits = lse * 1.44269504088896340736;
+        space.lse[i] = static_cast<float>(bits);
+        if (is_finite(space.lse[i])) space.lse_rest[i] = static_cast<float>(bits - space.lse[i]);
+        space.mean[i] = products(call.type, out, flow, call.value_dim).with_center -
+                        (call.grad_lse ? call.grad_lse[row + i] : 0.0f);
+    }
+    for (int i = block.rows; i < kBlock; ++i) {
+        space.lse[i] = kInfinity;
+        space.mean[i] = 0.0f;
+    }
+    __builtin_memset(space.slope, 0, sizeof space.slope);
+    pack_transposed(
+        space.flow, kFloat32, reinterpret_cast<const char*>(space.flow_rows), run.value_stride, block.rows,
+        call.value_dim, 1.0f
+    );
+    __builtin_memset(space.grad_query, 0, static_cast<size_t>(call.head_dim) * kBlock * 4);
+    space.finite = all_finite(space.query_rows, run.key_stride, block.rows, run.key_stride) &&
+                   all_finite(space.flow_rows, run.value_stride, block.rows, run.value_stride);
+    const KeyHead keys = key_head(
+        call, run.wide_key, run.key_stride, run.wide_value, run.value_stride, false, share.batch, share.kv_head,
+        nullptr, nullptr
+    );
+    const int32_t* plan = call.plan + ((share.batch * call.heads + head) * run.blocks + number) * 3;
+    const int64_t first = plan[0], end = plan[1], apart = plan[2];
+    for (int64_t t = apart >= 0 ? first - 1 : first; t < end; ++t) {
+        const int64_t at = t < first ? apart : t;
+        Tile tile;
+        enter_tile(tile, call, block, keys, at, t + 1 < end ? t + 1 : -1);
+        float* grad_key = share.grad_key + at * kTile * run.key_stride;
+        float* grad_value = share.grad_value + at * kTile * run.value_stride;
+        if (!share.touched[at]) {
+            const int64_t height = smallest(kTile, call.k_len - at * kTile);
+            __builtin_memset(grad_key, 0, static_cast<size_t>(height * run.key_stride) * 4);
+            __builtin_memset(grad_value, 0, static_cast<size_t>(height * run.value_stride) * 4);
+            share.touched[at] = 1;
+        }
+        auto go = call.two_sided ? (tile.masked ? retrace<true, true> : retrace<true, false>)
+                                 : (tile.masked ? retrace<false, true> : retrace<false, false>);
+        go(space, call, block, tile, grad_key, grad_value, run.key_stride, run.value_stride);
+    }
+    alignas(64) float factors[kBlock];
+    for (int i = 0; i < kBlock; ++i) factors[i] = static_cast<float>(call.scale);
+    char* rows = static_cast<char*>(call.grad_query.data) +
+                 (share.batch * call.grad_query.batch_stride + head * call.grad_query.head_stride +
+                  block.first_row * call.grad_query.row_stride) *
+                     element_size(call.type);
+    unpack_transposed(
+        rows, call.type, call.grad_query.row_stride, space.grad_query, block.rows, call.head_dim, factors
+    );
+    double slope = 0.0;
+    for (int i = 0; i < block.rows; ++i) slope -= space.slope[i];
+    run.slope_parts[(share.batch * call.heads + head) * run.blocks + number] = slope;
+}
+
+static void backward_member(void* context, int64_t) {
+    Backward& run = *static_cast<Backward*>(context);
+    const Call& call = *run.call;
+    const int64_t key_dim = run.key_stride, value_dim = run.value_stride;
+    const int64_t floats = (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock;
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 8 * 64)));
+    if (!memory) {
+        __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
+        return;
+    }
+    BackwardSpace space;
+    space.query = floats_at(memory, key_dim * kBlock);
+    space.flow = floats_at(memory, value_dim * kBlock);
+    space.query_rows = floats_at(memory, key_dim * kBlock);
+    space.flow_rows = floats_at(memory, value_dim * kBlock);
+    space.weights = floats_at(memory, kTile * kBlock);
+    space.grad_scores = floats_at(memory, kTile * kBlock);
+    space.grad_query = floats_at(memory, key_dim * kBlock);
+    const int64_t group = call.heads / call.kv_heads;
+    for (int64_t item = draw(run.next); item < run.number_of_shares; item = draw(run.next)) {
+        const Share& share = run.shares[item];
+        for (int64_t at = share.first; at < share.end; ++at)
+            backward_block(run, space, share, share.kv_head * group + at / run.blocks, at % run.blocks);
+    }
+}
+
+// Adds up the shares of each tile of keys, in their order, and writes the tile.
+static void collect_member(void* context, int64_t) {
+    Backward& run = *static_cast<Backward*>(context);
+    const Call& call = *run.call;
+    const int64_t tiles = tiles_of(call), items = call.batch * call.kv_heads * tiles;
+    for (int64_t item = draw(run.next); item < items; item = draw(run.next)) {
+        const int64_t index = item / tiles, tile = item % tiles;
+        const int64_t first = tile * kTile, height = smallest(kTile, call.k_len - first);
+        const Share* sum = nullptr;
+        for (int64_t s = run.first_share[index]; s < run.first_share[index + 1]; ++s) {
+            const Share& share = run.shares[s];
+            if (!share.touched[tile]) continue;
+            if (!sum) {
+                sum = &share;
+                continue;
+            }
+            for (int64_t i = first * run.key_stride; i < (first + height) * run.key_stride; i += kWidth)
+                store(sum->grad_key + i, load(sum->grad_key + i) + load(share.grad_key + i));
+            for (int64_t i = first * run.value_stride; i < (first + height) * run.value_stride; i += kWidth)
+                store(sum->grad_value + i, load(sum->grad_value + i) + load(share.grad_value + i));
+        }
+        const int64_t batch = index / call.kv_heads, kv_head = index % call.kv_heads;
+        for (int64_t j = first; j < first + height; ++j) {
+            char* key = const_cast<char*>(row_of(call.grad_key, call.type, batch, kv_head, j));
+            char* value = const_cast<char*>(row_of(call.grad_value, call.type, batch, kv_head, j));
+            if (!sum) {
+                __builtin_memset(key, 0, static_cast<size_t>(call.head_dim * element_size(call.type)));
+                __builtin_memset(value, 0, static_cast<size_t>(call.value_dim * element_size(call.type)));
+                continue;
+            }
+            write_row(
+                key, call.type, sum->grad_key + j * run.key_stride, call.head_dim, static_cast<float>(call.scale)
+            );
+            write_row(value, call.type, sum->grad_value + j * run.value_stride, call.value_dim, 1.0f);
+        }
+    }
+}
+
+// Tiles that the blocks [first, end) of a key head's query heads kept, and one for what a block costs besides.
+static int64_t cost_of(const Backward& run, int64_t batch, int64_t kv_head, int64_t at) {
+    const Call& call = *run.call;
+    const int64_t head = kv_head * (call.heads / call.kv_heads) + at / run.blocks;
+    const int32_t* plan = call.plan + ((batch * call.heads + head) * run.blocks + at % run.blocks) * 3;
+    return 1 + plan[1] - plan[0] + (plan[2] >= 0);
+}
+
+// At most this many runs of one key head: each costs sums of its own over the keys it reaches.
+constexpr int64_t kMostShares = 32;
+
+// Cuts the work into runs, none much above a third of a thread's part, longest heads first; counts them where `shares`
+// has none yet.
+static int64_t cut(Backward& run, int64_t threads, bool write) {
+    const Call& call = *run.call;
+    const int64_t heads = call.batch * call.kv_heads, each = call.heads / call.kv_heads * run.blocks;
+    int64_t total = 0;
+    if (threads > 1)
+        for (int64_t i = 0; i < heads; ++i)
+            for (int64_t at = 0; at < each; ++at) total += cost_of(run, i / call.kv_heads, i % call.kv_heads, at);
+    int64_t count = 0;
+    for (int64_t i = 0; i < heads; ++i) {
+        const int64_t batch = i / call.kv_heads, kv_head = i % call.kv_heads;
+        int64_t mine = 0, pieces = 1;
+        if (threads > 1) {
+            for (int64_t at = 0; at < each; ++at) mine += cost_of(run, batch, kv_head, at);
+            pieces = smallest(smallest(kMostShares, each), (mine * 3 * threads + total - 1) / total);
+        }
+        if (write) run.first_share[i] = count;
+        int64_t done = 0, at = 0;
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+            const int64_t first = at;
+            if (pieces == 1) {
+                at = each;
+            } else {
+                while (at < each && (piece == pieces - 1 || done * pieces < mine * (piece + 1)))
+                    done += cost_of(run, batch, kv_head, at++);
+            }
+            if (write) run.shares[count] = {batch, kv_head, first, at, nullptr, nullptr, nullptr};
+            ++count;
+        }
+    }
+    if (write) run.first_share[heads] = count;
+    return count;
+}
+
+static int64_t backward(const Call& call) {
+    const int64_t threads = threads_for(call), heads = call.batch * call.kv_heads, tiles = tiles_of(call);
+    const WideLayout layout = wide_layout(call, false);
+    Backward run = {&call,   blocks_of(call), nullptr, nullptr, layout.key_stride, layout.value_stride, nullptr, 0,
+                    nullptr, nullptr,         false,   0};
+    run.number_of_shares = cut(run, threads, false);
+    const int64_t key_sums = round_up(call.k_len * run.key_stride * 4, 64),
+                  value_sums = round_up(call.k_len * run.value_stride * 4, 64);
+    const int64_t share_bytes = round_up(run.number_of_shares * static_cast<int64_t>(sizeof(Share)), 64);
+    const int64_t index_bytes = round_up((heads + 1) * 8, 64),
+                  slope_bytes = round_up(call.batch * call.heads * run.blocks * 8, 64);
+    const int64_t touched_bytes = round_up(run.number_of_shares * tiles, 64);
+    const int64_t bytes = share_bytes + index_bytes + slope_bytes + touched_bytes + layout.bytes +
+                          run.number_of_shares * (key_sums + value_sums);
+    char* memory = static_cast<char*>(take_block(static_cast<size_t>(bytes)));
+    if (!memory) return kNoMemory;
+    char* at = memory;
+    run.shares = reinterpret_cast<Share*>(at);
+    at += share_bytes;
+    run.first_share = reinterpret_cast<int64_t*>(at);
+    at += index_bytes;
+    run.slope_parts = reinterpret_cast<double*>(at);
+    at += slope_bytes;
+    unsigned char* touched = reinterpret_cast<unsigned char*>(at);
+    __builtin_memset(touched, 0, static_cast<size_t>(touched_bytes));
+    at += touched_bytes;
+    cut(run, threads, true);
+    for (int64_t s = 0; s < run.number_of_shares; ++s) {
+        run.shares[s].touched = touched + s * tiles;
+        run.shares[s].grad_key = floats_at(at, key_sums / 4);
+        run.shares[s].grad_value = floats_at(at, value_sums / 4);
+    }
+    if (layout.wide) {
+        run.wide_key = floats_at(at, call.batch * call.kv_heads * call.k_len * layout.key_stride);
+        run.wide_value = floats_at(at, call.batch * call.kv_heads * call.k_len * layout.value_stride);
+        Preparation first = {&call, nullptr, run.wide_key, run.wide_value, layout.key_stride, layout.value_stride, 0};
+        prepare(first, threads);
+    }
+    run_team(threads, backward_member, &run);
+    run.next = 0;
+    run_team(threads, collect_member, &run);
+    for (int64_t pair = 0; pair < call.batch * call.heads; ++pair) {
+        double slope = 0.0;
+        for (int64_t n = 0; n < run.blocks; ++n) slope += run.slope_parts[pair * run.blocks + n];
+        call.grad_slopes[pair] = static_cast<float>(slope);
+    }
+    release_block(memory);
+    return run.failed ? kNoMemory : kDone;
+}
+
+}  // namespace ALIBI_TARGET
+}  // namespace alibi

@@ -1,0 +1,200 @@
+// A block of queries: where its rows stand, what they see, and the keys and values of its head.
+#pragma once
+
+#include "matrix.h"
+
+namespace alibi {
+namespace ALIBI_TARGET {
+
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLn2 = 0.69314718055994531f;
+
+struct Block {
+    int64_t batch, head, kv_head, first_row;
+    int rows;
+    float slope;   // in bits: times log2(e)
+    int64_t base;  // position of the first row
+    int64_t low_position, high_position;
+    int64_t first_key, end_key;        // what some row sees
+    int64_t common_first, common_end;  // what every row sees
+    int64_t position[kBlock], lower[kBlock], upper[kBlock];
+    alignas(64) float stand[kBlock];  // position - base: small, so exact
+};
+
+ALIBI_INLINE int64_t blocks_of(const Call& call) {
+    return (call.q_len + kBlock - 1) / kBlock;
+}
+ALIBI_INLINE int64_t tiles_of(const Call& call) {
+    return (call.k_len + kTile - 1) / kTile;
+}
+
+ALIBI_INLINE float slope_of(const Call& call, int64_t batch, int64_t head) {
+    return call.slopes[batch * call.slope_batch_stride + head * call.slope_head_stride];
+}
+
+static void locate(Block& block, const Call& call, int64_t batch, int64_t head, int64_t number) {
+    block.batch = batch;
+    block.head = head;
+    block.kv_head = head / (call.heads / call.kv_heads);
+    block.first_row = number * kBlock;
+    block.rows = static_cast<int>(smallest(kBlock, call.q_len - block.first_row));
+    block.slope = slope_of(call, batch, head) * kLog2E;
+    block.first_key = block.common_first = INT64_MAX;
+    block.end_key = 0;
+    block.common_end = INT64_MAX;
+    block.low_position = INT64_MAX;
+    block.high_position = INT64_MIN;
+    int64_t common_first = 0;
+    for (int i = 0; i < block.rows; ++i) {
+        const int64_t row = block.first_row + i;
+        int64_t position, lower = 0, upper = call.k_len;
+        if (call.position) {
+            const int64_t at = batch * call.range_stride + row;
+            position = call.position[at];
+            lower = largest(0, call.lower[at]);
+            upper = smallest(call.k_len, call.upper[at]);
+        } else {
+            position = row + call.offset;
+            if (call.window_left >= 0) lower = largest(0, position - call.window_left);
+            if (call.window_right >= 0) upper = smallest(call.k_len, position + call.window_right + 1);
+        }
+        if (upper <= lower) lower = upper = 0;
+        block.position[i] = position;
+        block.lower[i] = lower;
+        block.upper[i] = upper;
+        if (i == 0) block.base = position;
+        block.stand[i] = static_cast<float>(position - block.base);
+        block.low_position = smallest(block.low_position, position);
+        block.high_position = largest(block.high_position, position);
+        if (upper > lower) {
+            block.first_key = smallest(block.first_key, lower);
+            block.end_key = largest(block.end_key, upper);
+        }
+        // A row that sees nothing leaves no key common to all.
+        common_first = largest(common_first, lower);
+        block.common_end = smallest(block.common_end, upper);
+    }
+    block.common_first = common_first;
+    if (block.end_key == 0) block.first_key = 0;
+    for (int i = block.rows; i < kBlock; ++i) {
+        block.position[i] = block.base;
+        block.lower[i] = block.upper[i] = 0;
+        block.stand[i] = 0.0f;
+    }
+}
+
+// Some consecutive keys, as a block meets them.
+struct Tile {
+    int64_t first_key;
+    int keys;
+    bool masked;  // whether some row does not see some key
+    float shift;  // base - first key
+    const float* key;
+    int64_t key_stride;
+    const float* value;
+    int64_t value_stride;
+    const float* next_key;  // the tile that is likely to follow, to be fetched meanwhile; null where none is
+    const float* next_value;
+    alignas(64) int32_t lower[kBlock];  // what each row sees, counted from first_key; only where masked
+    alignas(64) int32_t upper[kBlock];
+};
+
+ALIBI_INLINE int32_t within_tile(int64_t key, int64_t first) {
+    return static_cast<int32_t>(key <= first ? 0 : key >= first + kTile ? kTile : key - first);
+}
+
+// Keys and values of one key head in float: the caller's own where they are, converted otherwise, for the whole head
+// beforehand or, with few queries, tile by tile.
+struct KeyHead {
+    const float* key;
+    int64_t key_stride;
+    const float* value;
+    int64_t value_stride;
+    float* key_stage;  // where key is null: kTile rows each
+    float* value_stage;
+};
+
+static void enter_tile(
+    Tile& tile, const Call& call, const Block& block, const KeyHead& head, int64_t number, int64_t next
+) {
+    const int64_t start = number * kTile;
+    // Keys that no row sees at the two ends of what the block sees are left out of the products.
+    tile.first_key = start;
+    tile.keys = static_cast<int>(smallest(smallest(start + kTile, block.end_key), call.k_len) - start);
+    tile.shift = static_cast<float>(block.base - start);
+    tile.masked = start < block.common_first || start + tile.keys > block.common_end;
+    tile.next_key = tile.next_value = nullptr;
+    if (head.key) {
+        // Sweeps run against the direction that hardware follows.
+        if (next >= 0 && (next + 1) * kTile <= call.k_len) {
+            tile.next_key = head.key + next * kTile * head.key_stride;
+            tile.next_value = head.value + next * kTile * head.value_stride;
+        }
+        tile.key = head.key + start * head.key_stride;
+        tile.key_stride = head.key_stride;
+        tile.value = head.value + start * head.value_stride;
+        tile.value_stride = head.value_stride;
+    } else {
+        const int64_t key_stride = round_up(call.head_dim, kWidth), value_stride = round_up(call.value_dim, kWidth);
+        for (int64_t j = 0; j < tile.keys; ++j) {
+            const char* key = row_of(call.key, call.type, block.batch, block.kv_head, start + j);
+            const char* value = row_of(call.value, call.type, block.batch, block.kv_head, start + j);
+            read_row(head.key_stage + j * key_stride, call.type, key, call.head_dim, key_stride, 1.0f);
+            read_row(head.value_stage + j * value_stride, call.type, value, call.value_dim, value_stride, 1.0f);
+        }
+        tile.key = head.key_stage;
+        tile.key_stride = key_stride;
+        tile.value = head.value_stage;
+        tile.value_stride = value_stride;
+    }
+    if (tile.masked) {
+        for (int i = 0; i < kBlock; ++i) {
+            tile.lower[i] = within_tile(block.lower[i], start);
+            tile.upper[i] = within_tile(block.upper[i], start);
+        }
+    }
+}
+
+// Fetches what row `row` of this tile is in the next one, while this one is computed.
+ALIBI_INLINE void fetch_next(const Tile& tile, int row, int64_t head_dim, int64_t value_dim) {
+    if (!tile.next_key) return;
+    for (int64_t e = 0; e < head_dim; e += 16) __builtin_prefetch(tile.next_key + row * tile.key_stride + e, 0, 2);
+    for (int64_t e = 0; e < value_dim; e += 16) __builtin_prefetch(tile.next_value + row * tile.value_stride + e, 0, 2);
+}
+
+ALIBI_INLINE bool sees(const Tile& tile, int row, int key) {
+    return !tile.masked || (tile.lower[row] <= key && key < tile.upper[row]);
+}
+
+// Zeroes the probabilities that dropout drops. Four neighbouring keys share a counter, and tiles start at multiples
+// of 4.
+static void drop(float* weights, const Call& call, const Block& block, const Tile& tile, uint64_t threshold) {
+    const uint64_t seed = static_cast<uint64_t>(*call.seed);
+    const uint32_t stream = static_cast<uint32_t>(block.batch * call.heads + block.head);
+    Words ramp;
+    for (int lane = 0; lane < kWidth; ++lane) ramp[lane] = static_cast<uint32_t>(lane);
+    for (int lane = 0; lane < block.rows; lane += kWidth) {
+        const Words row = ramp + static_cast<uint32_t>(block.first_row + lane);
+        for (int key = 0; key < tile.keys; key += 4) {
+            Words words[4] = {
+                Words{} + static_cast<uint32_t>((tile.first_key + key) / 4), row, Words{} + stream, Words{}};
+            philox(words, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+            for (int i = 0; i < 4 && key + i < tile.keys; ++i) {
+                float* at = weights + (key + i) * kBlock + lane;
+                // A threshold of 2^32, from a probability next to 1, drops every score.
+                const Ints kept = threshold >> 32 ? Ints{} : words[i] >= static_cast<uint32_t>(threshold);
+                store(at, select(kept, load(at), Floats{}));
+            }
+        }
+    }
+}
+
+ALIBI_INLINE uint64_t drop_threshold(double p) {
+    return static_cast<uint64_t>(__builtin_rint(p * 4294967296.0));
+}
+ALIBI_INLINE float drop_scale(double p) {
+    return p > 0.0 ? 1.0f / static_cast<float>(1.0 - p) : 1.0f;
+}
+
+}  // namespace ALIBI_TARGET
+}  // namespace alibi

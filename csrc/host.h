@@ -1,0 +1,21 @@
+// What the kernels need of the process around them. Implemented once, in library.cpp, compiled for the oldest machine.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace alibi {
+
+// Runs body(context, member) on up to `threads` threads and waits. Denormals are flushed while a body runs.
+// How many threads take part is the runtime's affair, so work is drawn from a shared counter, never by member count.
+void run_team(int64_t threads, void (*body)(void* context, int64_t member), void* context);
+
+// Memory aligned to a cache line, kept by the calling thread for its next call; slots do not overlap. Null if refused.
+// The contents are undefined.
+void* scratch(int slot, size_t bytes);
+
+// Memory aligned to a cache line for one call; released with release_block(). Null if refused.
+void* take_block(size_t bytes);
+void release_block(void* block);
+
+}  // namespace alibi

@@ -1,0 +1,13 @@
+// What each instruction set's object file offers.
+#pragma once
+
+#include "call.h"
+
+namespace alibi {
+
+struct Kernels {
+    int64_t (*forward)(const Call& call);
+    int64_t (*backward)(const Call& call);
+};
+
+}  // namespace alibi

@@ -1,0 +1,198 @@
+// The entry points, and the choice of instruction set. Compiled for the oldest machine the library runs on.
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "call.h"
+#include "host.h"
+#include "kernels.h"
+
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+#if defined(ALIBI_THREADS_PTHREAD)
+#include <pthread.h>
+#endif
+
+namespace alibi {
+
+extern const Kernels kernels_baseline;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+namespace {
+
+// A denormal costs a hundred cycles and holds nothing a sum would notice: the tails of a softmax are full of them.
+class FlushDenormals {
+ public:
+#if defined(__SSE2__)
+    FlushDenormals() : saved_(_mm_getcsr()) {
+        _mm_setcsr(saved_ | 0x8040);
+    }
+    ~FlushDenormals() {
+        _mm_setcsr(saved_);
+    }
+
+ private:
+    unsigned saved_;
+#elif defined(__aarch64__)
+    FlushDenormals() {
+        asm volatile("mrs %0, fpcr" : "=r"(saved_));
+        asm volatile("msr fpcr, %0" : : "r"(saved_ | (uint64_t(1) << 24)));
+    }
+    ~FlushDenormals() {
+        asm volatile("msr fpcr, %0" : : "r"(saved_));
+    }
+
+ private:
+    uint64_t saved_;
+#endif
+    FlushDenormals(const FlushDenormals&) = delete;
+    FlushDenormals& operator=(const FlushDenormals&) = delete;
+};
+
+constexpr size_t kLine = 64;
+constexpr int kSlots = 1;
+
+void* aligned(size_t bytes) {
+    return aligned_alloc(kLine, (bytes + kLine - 1) / kLine * kLine + kLine);
+}
+
+struct Slots {
+    void* memory[kSlots] = {};
+    size_t bytes[kSlots] = {};
+    ~Slots() {
+        for (void* block : memory) free(block);
+    }
+};
+
+thread_local Slots slots;
+
+struct Choice {
+    const char* name;
+    const Kernels* kernels;
+    bool supported;
+};
+
+// In order of preference.
+struct Choices {
+    Choice list[3];
+    int count;
+};
+
+Choices choices() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return {
+        {{"avx512", &kernels_avx512, avx512}, {"avx2", &kernels_avx2, avx2}, {"baseline", &kernels_baseline, true}}, 3};
+#else
+    return {{{"baseline", &kernels_baseline, true}}, 1};
+#endif
+}
+
+const Choice* chosen = nullptr;
+Choices all;
+
+#if defined(ALIBI_THREADS_PTHREAD)
+struct Member {
+    void (*body)(void*, int64_t);
+    void* context;
+    int64_t number;
+};
+
+void* run_member(void* argument) {
+    const Member* member = static_cast<const Member*>(argument);
+    FlushDenormals flush;
+    member->body(member->context, member->number);
+    return nullptr;
+}
+#endif
+
+}  // namespace
+
+void* scratch(int slot, size_t bytes) {
+    if (slots.bytes[slot] < bytes) {
+        free(slots.memory[slot]);
+        slots.memory[slot] = aligned(bytes);
+        slots.bytes[slot] = slots.memory[slot] ? bytes : 0;
+    }
+    return slots.memory[slot];
+}
+
+void* take_block(size_t bytes) {
+    return aligned(bytes);
+}
+void release_block(void* block) {
+    free(block);
+}
+
+void run_team(int64_t threads, void (*body)(void*, int64_t), void* context) {
+    if (threads <= 1) {
+        FlushDenormals flush;
+        body(context, 0);
+        return;
+    }
+#if defined(ALIBI_THREADS_PTHREAD)
+    // For the thread sanitizer, which does not see inside an OpenMP runtime.
+    pthread_t others[64];
+    Member members[64];
+    const int64_t count = threads < 64 ? threads : 64;
+    for (int64_t i = 0; i < count; ++i) members[i] = {body, context, i};
+    for (int64_t i = 1; i < count; ++i) pthread_create(&others[i], nullptr, run_member, &members[i]);
+    run_member(&members[0]);
+    for (int64_t i = 1; i < count; ++i) pthread_join(others[i], nullptr);
+#else
+    int64_t members = 0;
+#pragma omp parallel num_threads(static_cast <int>(threads))
+    {
+        FlushDenormals flush;
+        body(context, __atomic_fetch_add(&members, 1, __ATOMIC_RELAXED));
+    }
+#endif
+}
+
+}  // namespace alibi
+
+#define ALIBI_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Chooses the instruction set: the named one, or for null or "" the best the machine has. Not to be called while
+// another call runs. Returns 0, 1 for a name there is none of, 2 for one that the machine lacks.
+ALIBI_EXPORT int alibi_choose(const char* name) {
+    using namespace alibi;
+    all = choices();
+    const bool any = !name || !*name;
+    for (int i = 0; i < all.count; ++i) {
+        if (!any && strcmp(name, all.list[i].name) != 0) continue;
+        if (!all.list[i].supported) {
+            if (any) continue;
+            return 2;
+        }
+        chosen = &all.list[i];
+        return 0;
+    }
+    return 1;
+}
+
+ALIBI_EXPORT const char* alibi_chosen() {
+    return alibi::chosen ? alibi::chosen->name : "";
+}
+
+ALIBI_EXPORT int64_t alibi_call_size() {
+    return sizeof(alibi::Call);
+}
+
+ALIBI_EXPORT int64_t alibi_forward(const alibi::Call* call) {
+    if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
+    return alibi::chosen->kernels->forward(*call);
+}
+
+ALIBI_EXPORT int64_t alibi_backward(const alibi::Call* call) {
+    if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
+    return alibi::chosen->kernels->backward(*call);
+}

@@ -1,0 +1,263 @@
+// Products of small matrices, and the moves that bring rows into the layouts they want.
+//
+// Queries lie in vector lanes: a block of kBlock queries is stored transposed, [element][query], and every product is
+// rows of broadcast scalars times vectors of lanes. Maxima and sums over keys are then vertical, and neither keys nor
+// values are ever packed.
+#pragma once
+
+#include "call.h"
+#include "simd.h"
+
+namespace alibi {
+namespace ALIBI_TARGET {
+
+constexpr int kBlock = 48;  // queries in a block: three vectors of 16
+constexpr int kTile = 64;   // keys in a tile
+// Vectors of lanes in a register tile. With 32 registers 8 rows of them hide the latency of multiply-add twice over.
+constexpr int kVectors = 3;
+constexpr int kRows = kRegisters == 32 ? 8 : 4;
+
+template <int N>
+struct Size {
+    static constexpr int value = N;
+};
+
+// Calls body(Size<n>, first row) over `rows` rows in steps of at most Full, powers of two for the rest.
+template <int Full, class Body>
+ALIBI_INLINE void by_rows(int rows, const Body& body) {
+    int row = 0;
+    for (; row + Full <= rows; row += Full) body(Size<Full>{}, row);
+    if constexpr (Full > 4) {
+        if (rows - row >= 4) {
+            body(Size<4>{}, row);
+            row += 4;
+        }
+    }
+    if constexpr (Full > 2) {
+        if (rows - row >= 2) {
+            body(Size<2>{}, row);
+            row += 2;
+        }
+    }
+    if (rows - row >= 1) body(Size<1>{}, row);
+}
+
+// Calls body(Size<vectors>, first lane) over the vectors that hold the first `lanes` lanes.
+template <class Body>
+ALIBI_INLINE void by_lanes(int lanes, const Body& body) {
+    int lane = 0;
+    for (; lane + (kVectors - 1) * kWidth < lanes; lane += kVectors * kWidth) body(Size<kVectors>{}, lane);
+    if (lane >= lanes) return;
+    if (lane + kWidth < lanes)
+        body(Size<2>{}, lane);
+    else
+        body(Size<1>{}, lane);
+}
+
+template <int Rows, int Vectors>
+struct Accumulators {
+    Floats at[Rows][Vectors];
+};
+
+// How the scalars of a product lie: consecutive along the summed index, or along the rows.
+enum Lie { kAlongSum, kAlongRows };
+
+// sum += a @ b over `length` terms. The scalar of row r, term n is a[r * a_stride + n], or a[n * a_stride + r]; vector
+// v of term n starts at b[n * b_stride + v * kWidth].
+template <Lie lie, int Rows, int Vectors>
+ALIBI_INLINE void multiply(
+    Accumulators<Rows, Vectors>& sum, const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t length
+) {
+    for (int64_t n = 0; n < length; ++n) {
+        Floats terms[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) terms[v] = load(b + n * b_stride + v * kWidth);
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+            const Floats scalar = splat(lie == kAlongSum ? a[r * a_stride + n] : a[n * a_stride + r]);
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) sum.at[r][v] += scalar * terms[v];
+        }
+    }
+}
+
+template <int Rows, int Vectors>
+ALIBI_INLINE void clear(Accumulators<Rows, Vectors>& sum) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) sum.at[r][v] = Floats{};
+}
+
+// to[r][lanes] += a @ b for all `rows`, where lanes are the first `lanes` of each row of `to` and of b.
+template <Lie lie>
+ALIBI_INLINE void add_product(
+    float* to, int64_t to_stride, int rows, int lanes, const float* a, int64_t a_stride, const float* b,
+    int64_t b_stride, int64_t length
+) {
+    by_lanes(
+        lanes,
+        [&](auto vectors, int lane) __attribute__((always_inline)) {
+            constexpr int V = decltype(vectors)::value;
+            by_rows<kRows>(
+                rows,
+                [&](auto count, int row) __attribute__((always_inline)) {
+                    constexpr int R = decltype(count)::value;
+                    Accumulators<R, V> sum;
+                    clear(sum);
+                    multiply<lie>(
+                        sum, a + (lie == kAlongSum ? row * a_stride : row), a_stride, b + lane, b_stride, length
+                    );
+                    for (int r = 0; r < R; ++r)
+                        for (int v = 0; v < V; ++v) {
+                            float* at = to + (row + r) * to_stride + lane + v * kWidth;
+                            store(at, load(at) + sum.at[r][v]);
+                        }
+                }
+            );
+        }
+    );
+}
+
+constexpr int64_t round_up(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+}
+constexpr int64_t smallest(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+constexpr int64_t largest(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+// Rows of the call's type
+
+ALIBI_INLINE int64_t element_size(int64_t type) {
+    return type == kFloat32 ? 4 : 2;
+}
+
+ALIBI_INLINE const char* row_of(const Tensor& tensor, int64_t type, int64_t batch, int64_t head, int64_t row) {
+    const int64_t at = batch * tensor.batch_stride + head * tensor.head_stride + row * tensor.row_stride;
+    return static_cast<const char*>(tensor.data) + at * element_size(type);
+}
+
+ALIBI_INLINE Floats load_as(int64_t type, const char* row, int64_t at) {
+    if (type == kFloat32) return load(reinterpret_cast<const float*>(row) + at);
+    const uint16_t* from = reinterpret_cast<const uint16_t*>(row) + at;
+    return type == kBFloat16 ? load_bfloat16(from) : load_float16(from);
+}
+
+ALIBI_INLINE float element_as(int64_t type, const char* row, int64_t at) {
+    if (type == kFloat32) return reinterpret_cast<const float*>(row)[at];
+    const uint16_t from = reinterpret_cast<const uint16_t*>(row)[at];
+    return type == kBFloat16 ? from_bfloat16(from) : from_float16(from);
+}
+
+ALIBI_INLINE void store_as(int64_t type, char* row, int64_t at, Floats x) {
+    if (type == kFloat32) return store(reinterpret_cast<float*>(row) + at, x);
+    uint16_t* to = reinterpret_cast<uint16_t*>(row) + at;
+    return type == kBFloat16 ? store_bfloat16(to, x) : store_float16(to, x);
+}
+
+ALIBI_INLINE void element_to(int64_t type, char* row, int64_t at, float x) {
+    if (type == kFloat32)
+        reinterpret_cast<float*>(row)[at] = x;
+    else
+        reinterpret_cast<uint16_t*>(row)[at] = type == kBFloat16 ? to_bfloat16(x) : to_float16(x);
+}
+
+// to[0..length) = row * factor, and zeros up to `padded`.
+ALIBI_INLINE void read_row(float* to, int64_t type, const char* row, int64_t length, int64_t padded, float factor) {
+    int64_t at = 0;
+    for (; at + kWidth <= length; at += kWidth) store(to + at, load_as(type, row, at) * factor);
+    for (; at < length; ++at) to[at] = element_as(type, row, at) * factor;
+    for (; at < padded; ++at) to[at] = 0.0f;
+}
+
+ALIBI_INLINE void write_row(char* row, int64_t type, const float* from, int64_t length, float factor) {
+    int64_t at = 0;
+    for (; at + kWidth <= length; at += kWidth) store_as(type, row, at, load(from + at) * factor);
+    for (; at < length; ++at) element_to(type, row, at, from[at] * factor);
+}
+
+// A kWidth x kWidth transpose in registers: log2(kWidth) rounds of pairwise exchanges, each halving what is misplaced.
+ALIBI_INLINE void transpose(Floats (&x)[kWidth]) {
+#pragma GCC unroll 4
+    for (int reach = 1; reach < kWidth; reach *= 2) {
+        Ints upper, lower;
+        for (int lane = 0; lane < kWidth; ++lane) {
+            upper[lane] = lane & reach ? kWidth + lane - reach : lane;
+            lower[lane] = lane & reach ? kWidth + lane : lane + reach;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i) {
+            if (i & reach) continue;
+            const Floats a = x[i], b = x[i + reach];
+            x[i] = pick(a, b, upper);
+            x[i + reach] = pick(a, b, lower);
+        }
+    }
+}
+
+// to[element][query] = factor * rows[query][element] for `count` queries; the other lanes of their vectors are zero.
+ALIBI_INLINE void pack_transposed(
+    float* to, int64_t type, const char* rows, int64_t row_stride, int count, int64_t length, float factor
+) {
+    const int64_t step = row_stride * element_size(type);
+    for (int first = 0; first < count; first += kWidth) {
+        const int here = static_cast<int>(smallest(kWidth, count - first));
+        int64_t at = 0;
+        for (; at + kWidth <= length; at += kWidth) {
+            Floats square[kWidth];
+#pragma GCC unroll 16
+            for (int i = 0; i < kWidth; ++i)
+                square[i] = i < here ? load_as(type, rows + (first + i) * step, at) * factor : Floats{};
+            transpose(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < kWidth; ++i) store(to + (at + i) * kBlock + first, square[i]);
+        }
+        for (; at < length; ++at)
+            for (int i = 0; i < kWidth; ++i)
+                to[at * kBlock + first + i] =
+                    i < here ? element_as(type, rows + (first + i) * step, at) * factor : 0.0f;
+    }
+}
+
+// rows[query][element] = from[element][query] * factors[query] for `count` queries.
+ALIBI_INLINE void unpack_transposed(
+    char* rows, int64_t type, int64_t row_stride, const float* from, int count, int64_t length, const float* factors
+) {
+    const int64_t step = row_stride * element_size(type);
+    for (int first = 0; first < count; first += kWidth) {
+        const int here = static_cast<int>(smallest(kWidth, count - first));
+        const Floats factor = load(factors + first);
+        int64_t at = 0;
+        for (; at + kWidth <= length; at += kWidth) {
+            Floats square[kWidth];
+#pragma GCC unroll 16
+            for (int i = 0; i < kWidth; ++i) square[i] = load(from + (at + i) * kBlock + first) * factor;
+            transpose(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < kWidth; ++i)
+                if (i < here) store_as(type, rows + (first + i) * step, at, square[i]);
+        }
+        for (; at < length; ++at)
+            for (int i = 0; i < here; ++i)
+                element_to(type, rows + (first + i) * step, at, from[at * kBlock + first + i] * factors[first + i]);
+    }
+}
+
+// Whether every element of `rows` rows is finite: x * 0 is NaN for what is not, and NaN stays in a sum.
+ALIBI_INLINE bool all_finite(const float* at, int64_t stride, int64_t rows, int64_t length) {
+    Floats sum = {};
+    float rest = 0.0f;
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* x = at + row * stride;
+        int64_t i = 0;
+        for (; i + kWidth <= length; i += kWidth) sum += load(x + i) * 0.0f;
+        for (; i < length; ++i) rest += x[i] * 0.0f;
+    }
+    return sum_of(sum) + rest == 0.0f;
+}
+
+}  // namespace ALIBI_TARGET
+}  // namespace alibi

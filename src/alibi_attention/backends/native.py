@@ -1,0 +1,64 @@
+"""The compiled library behind `cpu`: found, loaded and told which instruction set to use, once, on first need."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+_FILE = "_alibi_cpu.so"
+_INSTALL = "reinstall alibi-attention from source where a C++17 compiler (GCC or Clang) is found"
+_STATUS = {1: "the compiled library is of another version", 2: "out of memory"}
+
+
+class Native(NamedTuple):
+    """Entry points: each takes a packed call and returns its status."""
+
+    forward: Callable[[bytes], int]
+    backward: Callable[[bytes], int]
+    isa: str
+    call_size: int
+
+
+@functools.cache
+def load() -> Native | str:
+    """The library, or the reason there is none. ALIBI_CPU_ISA names an instruction set instead of the machine's best.
+
+    Raises:
+        RuntimeError: for an ALIBI_CPU_ISA that does not exist, or that this machine lacks.
+    """
+    # Imported as a library the package lies in one place, installed in editable mode in several.
+    places = [Path(place) / _FILE for place in sys.modules[__package__ or ""].__path__]
+    found = [place for place in places if place.is_file()]
+    if not found:
+        return f"the compiled library is missing ({_FILE} beside this package's backends): {_INSTALL}"
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return f"the compiled library does not load ({error}): {_INSTALL}"
+    library.alibi_choose.argtypes = [ctypes.c_char_p]
+    library.alibi_chosen.restype = ctypes.c_char_p
+    library.alibi_call_size.restype = ctypes.c_int64
+    for entry in (library.alibi_forward, library.alibi_backward):
+        entry.argtypes = [ctypes.c_char_p]
+        entry.restype = ctypes.c_int64
+    wanted = os.environ.get("ALIBI_CPU_ISA", "")
+    refusal = library.alibi_choose(wanted.encode())
+    if refusal:
+        why = "this machine does not have it" if refusal == 2 else "expected avx512, avx2 or baseline"
+        raise RuntimeError(f"ALIBI_CPU_ISA: got {wanted!r}, {why}; unset it to let the library choose")
+    return Native(
+        library.alibi_forward, library.alibi_backward, library.alibi_chosen().decode(), library.alibi_call_size()
+    )
+
+
+def check(status: int) -> None:
+    """Raises what a status stands for."""
+    if status == 2:
+        raise MemoryError("alibi_attention: the cpu backend could not allocate its workspace")
+    if status != 0:
+        raise RuntimeError(f"alibi_attention: {_STATUS.get(status, f'status {status}')}; {_INSTALL}")

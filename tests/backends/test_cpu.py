@@ -1,0 +1,325 @@
+"""What only the fused CPU kernels need: every instruction set, memory around the tensors, threads, and the tiling."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cpu_cases import Case, random_case, run
+
+from alibi_attention import KVCache, alibi_attention, alibi_slopes
+from alibi_attention.backends import native
+from alibi_attention.backends.cpu import CpuBackend
+
+pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled library is not installed")
+
+# ALIBI_CPU_CASES=20000 pytest tests/backends/test_cpu.py -k random_calls
+CASES = int(os.environ.get("ALIBI_CPU_CASES", "120"))
+BATCH = 40
+UNIT = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
+NAMES = ("out", "lse", "grad_query", "grad_key", "grad_value", "grad_slopes")
+
+
+def allowed(case: Case, name: str, exact: Tensor, low: Tensor) -> float:
+    """Twice the error of the reference in the case's own dtype, and a few roundings of the quantities summed."""
+    unit = 2.0**-23 if name in ("lse", "grad_slopes") else UNIT[case.query.dtype]
+    size = exact[exact.isfinite()].abs().max().item() if exact.isfinite().any() else 0.0
+    # Scores, and through exp all weights, carry the rounding of score-sized numbers.
+    reach = max(case.key.shape[2], 64)
+    scores = 4 + case.slopes.abs().max().item() * reach + abs(case.options.get("scale", 0.3)) * case.query.shape[3]
+    if name == "grad_slopes":
+        # A sum over all pairs of gradients times distances, most of which cancels.
+        size = max(size, float(case.query.shape[2] * reach) / (1 - case.options.get("dropout_p", 0.0)))
+    return 2 * (low - exact)[exact.isfinite()].abs().max().item() + unit * size * 2 + 2.0**-23 * (size + 1) * scores
+
+
+def compare(case: Case) -> None:
+    got, low, exact = run(case, "cpu"), run(case, "reference"), run(case, "reference", torch.float64)
+    for name, mine, theirs, truth in zip(NAMES, got, low, exact, strict=False):
+        assert torch.equal(mine.isfinite(), truth.isfinite()), f"{name}, {case.describe()}"
+        if not truth.isfinite().any():
+            continue
+        error = (mine - truth)[truth.isfinite()].abs().max().item()
+        limit = allowed(case, name, truth, theirs)
+        assert error <= limit, f"{name}: error {error:.3g} above {limit:.3g}, {case.describe()}"
+
+
+@pytest.mark.parametrize("start", range(0, CASES, BATCH))
+def test_random_calls_agree_with_the_reference(start: int):
+    for number in range(start, min(start + BATCH, CASES)):
+        compare(random_case(number))
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+def test_every_instruction_set_agrees_with_the_reference(isa: str):
+    code = f"""
+import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]
+from alibi_attention.backends import native
+try:
+    library = native.load()
+except RuntimeError as error:
+    print(error); sys.exit(3)
+assert library.isa == {isa!r}
+from test_cpu import compare, random_case
+for number in range(1000, 1030):
+    compare(random_case(number))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "ALIBI_CPU_ISA": isa}, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    if done.returncode == 3 and "does not have it" in done.stdout:
+        pytest.skip(f"this machine has no {isa}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_unknown_instruction_set_is_refused():
+    code = "from alibi_attention.backends import native; native.load()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "ALIBI_CPU_ISA": "mmx"}, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert "ALIBI_CPU_ISA: got 'mmx', expected avx512, avx2 or baseline" in done.stderr
+
+
+def inputs(length: int, heads: int = 4, dim: int = 32, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    return [torch.randn(1, heads, length, dim, generator=generator).to(dtype) for _ in range(3)]
+
+
+def results(tensors: list[Tensor], **options: Any) -> list[Tensor]:
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    out, lse = alibi_attention(*leaves, return_lse=True, backend="cpu", **options)
+    finite = lse.masked_fill(lse == -torch.inf, 0.0)
+    grads = torch.autograd.grad(out.float().square().sum() + finite.sum(), leaves)
+    return [t.detach() for t in (out, lse, *grads)]
+
+
+def kept_tiles(tensors: list[Tensor], tolerance: float, *, is_causal: bool = True) -> Tensor:
+    """The plan of a call, one row for each block of queries of each head: first tile, end tile, tile apart."""
+    plans = []
+    whole = CpuBackend.forward
+
+    def forward(self: CpuBackend, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
+        plans.append(whole(self, *call))
+        return plans[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuBackend, "forward", forward)
+        alibi_attention(*tensors, tolerance=tolerance, is_causal=is_causal, backend="cpu")
+    return plans[0][2].view(-1, 3)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("shift", [0.0, 3.0], ids=["centred", "shared mean"])
+def test_the_horizon_is_bitwise_where_what_it_drops_underflows(
+    is_causal: bool, shift: float, monkeypatch: pytest.MonkeyPatch
+):
+    tensors = inputs(1000)
+    tensors[1] = tensors[1] + shift
+    # The kept tiles decide how key gradients are cut among threads, and so the order they are added in.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    # 2^-140 of the mass is below the least weight that is not flushed to 0.
+    fewer = kept_tiles(tensors, 2.0**-140, is_causal=is_causal)
+    every = kept_tiles(tensors, 0.0, is_causal=is_causal)
+    count = (fewer[..., 1] - fewer[..., 0]).sum(), (every[..., 1] - every[..., 0]).sum()
+    assert count[0] < count[1], "the test is empty unless something is skipped"
+    for skipped, dense in zip(
+        results(tensors, tolerance=2.0**-140, is_causal=is_causal),
+        results(tensors, tolerance=0.0, is_causal=is_causal),
+        strict=True,
+    ):
+        assert torch.equal(skipped, dense)
+
+
+@pytest.mark.parametrize("tolerance", [2.0**-24, 2.0**-12, 2.0**-6])
+@pytest.mark.parametrize("content", ["normal", "wide", "outlier", "sink"])
+def test_the_mass_that_is_dropped_stays_below_the_tolerance(tolerance: float, content: str):
+    tensors = inputs(900)
+    if content == "wide":
+        tensors[0] *= 3
+    elif content == "outlier":
+        tensors[1][:, :, 300] *= 20
+    elif content == "sink":
+        tensors[1][:, :, 0] *= 8
+    for is_causal in (True, False):
+        lse, full = (
+            alibi_attention(*tensors, is_causal=is_causal, tolerance=t, return_lse=True, backend="cpu")[1].double()
+            for t in (tolerance, 0.0)
+        )
+        dropped = -torch.expm1(lse - full)
+        # Both are rounded to float32.
+        assert bool((dropped <= tolerance + 2.0**-22 * full.abs().clamp_min(1.0)).all())
+
+
+def test_a_sink_is_kept_apart():
+    tensors = inputs(1500)
+    # A key that every query likes, far enough from most of them.
+    tensors[0][..., 0] = 3.0
+    tensors[1][:, :, 0, 0] = 60.0
+    apart = kept_tiles(tensors, 2.0**-24)[..., 2]
+    assert (apart >= 0).any()
+    assert set(apart.unique().tolist()) <= {-1, 0}
+
+
+@pytest.mark.parametrize("what", ["query", "key", "value"])
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("length", [100, 700])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_what_is_not_finite_reaches_the_rows_that_see_it_and_no_others(
+    what: str, poison: float, length: int, is_causal: bool
+):
+    tensors = inputs(length)
+    tensors[("query", "key", "value").index(what)][0, 1, length // 3, 5] = poison
+    mask = torch.ones(1, length, dtype=torch.bool)
+    mask[:, : length // 8] = False
+    for options in ({}, {"window": (40, 40)}, {"key_mask": mask}):
+        got = results(tensors, is_causal=is_causal, **options)
+        leaves = [t.detach().double().requires_grad_() for t in tensors]
+        out, lse = alibi_attention(
+            *leaves, alibi_slopes(4).double(), is_causal=is_causal, return_lse=True, backend="reference", **options
+        )
+        finite = lse.masked_fill(lse == -torch.inf, 0.0)
+        grads = torch.autograd.grad(out.square().sum() + finite.sum(), leaves)
+        for name, mine, truth in zip(NAMES, got, (out, lse, *grads), strict=False):
+            if name == "grad_value" and what != "value":
+                # A row without a softmax reaches the values of the keys it sees, as it does the keys.
+                assert torch.equal(mine.isfinite().all(-1), got[3].isfinite().all(-1)), f"{name}, {options}"
+                continue
+            assert torch.equal(mine.isfinite(), truth.isfinite()), f"{name}, {options}"
+
+
+def test_a_result_depends_on_nothing_but_the_call():
+    tensors = inputs(800, dtype=torch.bfloat16)
+    first = results(tensors)
+    for _ in range(3):
+        for one, other in zip(first, results(tensors), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_forward_is_the_same_on_any_number_of_threads():
+    tensors = inputs(800)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results(tensors))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert torch.equal(found[0][0], other[0])
+        assert torch.equal(found[0][1], other[1])
+        for one, two in zip(found[0][2:], other[2:], strict=True):
+            torch.testing.assert_close(one, two)
+
+
+def test_python_threads_do_not_meet():
+    cases = [random_case(number) for number in range(2000, 2024)]
+    cases = [case for case in cases if "dropout_p" not in case.options]
+    alone = [run(case, "cpu") for case in cases]
+    failures: list[str] = []
+
+    def work() -> None:
+        for case, expected in zip(cases, alone, strict=True):
+            # The global generator is shared, and only a guard against dropout here.
+            for one, other in zip(run(case, "cpu"), expected, strict=True):
+                if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+                    failures.append(case.describe())
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_the_floating_point_mode_is_left_as_it_was(flush: bool):
+    if not torch.set_flush_denormal(flush):
+        pytest.skip("this machine cannot flush denormals")
+    try:
+        results(inputs(300))
+        small = torch.full((4,), 1e-40)
+        assert bool((small * 1.0 == 0.0).all()) is flush
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_far_positions_lose_no_precision():
+    # The kernel counts distances from each block's own position.
+    tensors = [t[:, :, :64] for t in inputs(64)]
+    here, lse = alibi_attention(*tensors, return_lse=True, backend="cpu")
+    far, far_lse = alibi_attention(*tensors, query_offset=1 << 20, return_lse=True, backend="cpu")
+    assert here.isfinite().all()
+    assert far.isfinite().all()
+    expected = alibi_attention(
+        *[t.double() for t in tensors], alibi_slopes(4).double(), query_offset=1 << 20, backend="reference"
+    )
+    assert (far - expected).abs().max() < 0.05
+    assert (far_lse < lse).all()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        (inputs(4, dtype=torch.float64), "computes in float32, the tensors are torch.float64"),
+        (inputs(4, dim=257), "head dimensions up to 256, got 257 and 257"),
+    ],
+    ids=["float64", "head_dim"],
+)
+def test_what_it_cannot_run_is_refused_with_the_reason(tensors: list[Tensor], reason: str):
+    with pytest.raises(NotImplementedError, match=reason):
+        alibi_attention(*tensors, backend="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("queries", [1, 2])
+@pytest.mark.parametrize("content", ["normal", "sink", "not finite"])
+def test_decoding_from_a_cache_agrees_with_the_reference(dtype: torch.dtype, group: int, queries: int, content: str):
+    # Long enough for several pieces, with the horizon of the steep heads inside the nearest.
+    generator = torch.Generator().manual_seed(queries)
+    query = torch.randn(2, 4, queries, 64, generator=generator)
+    key, value = (torch.randn(2, 4 // group, 3000, 64, generator=generator) for _ in range(2))
+    if content == "sink":
+        query[..., 0] = 3.0
+        key[:, :, 0, 0] = 60.0
+    elif content == "not finite":
+        value[0, 0, 5, 3] = torch.inf
+    query, key, value = (t.to(dtype) for t in (query, key, value))
+    slopes = alibi_slopes(4)
+    cache = KVCache()
+    cache.append(key, value)
+    out, lse = cache.attend(query, slopes, return_lse=True, backend="cpu")
+    exact, exact_lse = alibi_attention(
+        query.double(), key.double(), value.double(), slopes.double(), return_lse=True, backend="reference"
+    )
+    assert torch.equal(out.isfinite(), exact.isfinite())
+    assert (lse - exact_lse).abs().max() < 1e-5
+    error = (out.double() - exact)[exact.isfinite()].abs().max().item()
+    assert error < 4 * UNIT[dtype] + 2.0**-19
+
+
+def test_a_decoding_step_has_the_gradients_of_the_reference():
+    generator = torch.Generator().manual_seed(0)
+    query, flow = (torch.randn(1, 4, 1, 64, generator=generator) for _ in range(2))
+    key, value = (torch.randn(1, 4, 3000, 64, generator=generator) for _ in range(2))
+    found = []
+    for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+        leaves = [t.to(dtype).requires_grad_() for t in (query, key, value)]
+        out = alibi_attention(*leaves, alibi_slopes(4).to(dtype), backend=backend)
+        found.append(torch.autograd.grad(out, leaves, flow.to(dtype)))
+    for mine, truth in zip(*found, strict=True):
+        assert (mine - truth).abs().max() < 1e-5
