@@ -14,7 +14,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint clean
+.PHONY: help run test check lint sanitize clean
 
 # Only what is installed in the environment is imported.
 unexport PYTHONPATH
@@ -32,7 +32,7 @@ endef
 help: ## list these commands
 	@echo "alibi-attention"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=$(PYTHON)    the interpreter environments are made with"
 	@echo "  PYTEST_FLAGS=\"$(PYTEST_FLAGS)\""
@@ -52,6 +52,9 @@ lint: $(tools) ## ruff (rules and format) and mypy (strict) alone
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+sanitize: ## the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
+	$(MAKE) -C csrc/tests sanitize
 
 clean: ## remove the environments, caches and build products
 	rm -rf .venv .venv-run .venv-test build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

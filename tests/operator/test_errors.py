@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -275,3 +277,65 @@ def test_every_argument_is_used() -> None:
         {"dropout_p": 0.5},
     ):
         assert not torch.equal(alibi_attention(**{**tensors, **changes}), plain), changes
+    one = {name: tensor[:1] for name, tensor in tensors.items()}
+    halves = {"cu_seqlens": torch.tensor([0, 3, 6], dtype=torch.int32)}
+    uneven = {**halves, "cu_seqlens_k": torch.tensor([0, 2, 6], dtype=torch.int32)}
+    packed = [alibi_attention(**one, **options) for options in ({}, halves, uneven)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(packed, 2))
+    long = {name: torch.randn(1, 1, 600, 8, dtype=torch.float64) for name in tensors}
+    steep = torch.tensor([0.5])
+    assert not torch.equal(alibi_attention(**long, slopes=steep, tolerance=0.5), alibi_attention(**long, slopes=steep))
+    assert len(alibi_attention(**tensors, return_lse=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": (1.5, 0)}, "window: expected (left, right) in tokens"),
+        ({"window": 5}, "window: expected (left, right) in tokens"),
+        ({"slopes": [0.5] * 4}, "slopes: expected a torch.Tensor, got list; make it one first"),
+        ({"key_mask": [[True] * 6] * 2}, "key_mask: expected a torch.Tensor, got list; make it one first"),
+        (
+            {"slopes": torch.ones(4, dtype=torch.int64)},
+            "slopes: expected float32 (or float64), got torch.int64; convert",
+        ),
+        (
+            {"slopes": torch.tensor([1.0, math.nan, 1.0, 1.0])},
+            "slopes: expected finite numbers, got [1.0, nan, 1.0, 1.0]",
+        ),
+        ({"dropout_p": None}, "dropout_p: expected a number, got None"),
+        ({"scale": "1"}, "scale: expected a number, got '1'"),
+        ({"backend": 3}, "backend: expected None or a name, got 3"),
+        ({"is_causal": None}, "is_causal: expected True or False, got None"),
+        ({"query_offset": True}, "query_offset: expected an int or a (2,) integer tensor"),
+        ({"query_offset": 2**63 - 5}, "query_offset: expected an int or a (2,) integer tensor"),
+        (
+            {"cu_seqlens": _zeros(2, dtype=torch.int32, device="meta")},
+            "cu_seqlens: expected packed sequences in one row",
+        ),
+    ],
+)
+def test_wrong_types_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        alibi_attention(**{**_tensors(), **changes})
+
+
+def test_windows_of_any_size_are_taken() -> None:
+    tensors = _tensors()
+    both_ways = alibi_attention(**tensors, is_causal=False)
+    assert torch.equal(alibi_attention(**tensors, is_causal=False, window=(sys.maxsize, sys.maxsize)), both_ways)
+
+
+def test_explaining_draws_no_random_number() -> None:
+    tensors = _tensors()
+    state = torch.get_rng_state()
+    explain_backends(**tensors, dropout_p=0.5)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_meta_tensors_have_shapes() -> None:
+    tensors = {name: tensor.to("meta") for name, tensor in _tensors().items()}
+    assert alibi_attention(**tensors).shape == (2, 4, 6, 8)
+    with torch.device("meta"):
+        module = ALiBiAttention(32, 4)
+        assert module(torch.empty(2, 5, 32)).is_meta

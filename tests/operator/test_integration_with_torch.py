@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor
 
-from alibi_attention import alibi_attention, alibi_slopes
+from alibi_attention import ALiBiAttention, alibi_attention, alibi_slopes
 
 
 def _leaves(*shape: int, requires_grad: bool = True) -> tuple[Tensor, ...]:
@@ -44,6 +45,32 @@ def test_opcheck(any_backend: str, options: str) -> None:
     out, lse, plan = torch.ops.alibi_attention.forward(*arguments)
     inputs = (t.detach() for t in (torch.randn_like(out), torch.randn_like(lse), *arguments[:4], out, lse, plan))
     torch.library.opcheck(torch.ops.alibi_attention.backward.default, (*inputs, *arguments[4:]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_opcheck_on_transposed_views(any_backend: str) -> None:
+    """As a layer passes them: (batch, seq, heads, dim) memory."""
+    arguments = _op_arguments(any_backend)
+    views = [torch.randn(2, 9, 4, 8).transpose(1, 2).requires_grad_() for _ in range(3)]
+    arguments = (*views, *arguments[3:])
+    torch.library.opcheck(torch.ops.alibi_attention.forward.default, arguments)
+    out, lse, plan = torch.ops.alibi_attention.forward(*arguments)
+    flow = torch.randn(2, 9, 4, 8).transpose(1, 2), torch.randn_like(lse)
+    inputs = (t.detach() for t in (*flow, *arguments[:4], out, lse, plan))
+    torch.library.opcheck(torch.ops.alibi_attention.backward.default, (*inputs, *arguments[4:]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on the CPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_through_inductor(dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    module = ALiBiAttention(32, 4, num_kv_heads=2, learned_slopes="positive").to(dtype)
+    compiled = torch.compile(module, fullgraph=True)
+    x = torch.randn(2, 20, 32, dtype=dtype)
+    results = [torch.autograd.grad(m(x).square().sum(), list(module.parameters())) for m in (compiled, module)]
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def _compiled(function: Any) -> tuple[Any, Any]:

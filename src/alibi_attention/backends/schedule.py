@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from alibi_attention.horizon import BLOCK_K, BLOCK_Q, blocks_of, by_query_block
+from alibi_attention.horizon import BLOCK_K, BLOCK_Q, by_query_block
 from alibi_attention.problem import Problem
 from alibi_attention.visibility import Rows
 
 # Scores formed at once, (b, h, rows, keys): about what the caches of a CPU hold, and the bound on extra memory.
 CHUNK_SCORES = 1 << 20
-# Heads share a product while the widest horizon computes at most this much more than the narrowest asks for.
+# Heads, and batch elements, share a product while their union computes at most this much more than the least asks for.
 _LIKENESS = 1.25
 
 
@@ -47,27 +46,38 @@ class _Range(NamedTuple):
 
 def schedule(problem: Problem, plan: Tensor, rows: Rows) -> Iterator[Work]:
     """Every block of queries with the keys it needs. The one place where the plan is read on the host."""
-    ranges = _over_batch(plan)
     inner = _fully_seen(rows)
-    for number in range(blocks_of(problem.q_len, BLOCK_Q)):
+    for number, entries in enumerate(plan.permute(2, 0, 1, 3).tolist()):
         queries = slice(number * BLOCK_Q, min((number + 1) * BLOCK_Q, problem.q_len))
-        for heads, tiles in _runs(ranges[number]):
-            spans = _spans(tiles, problem.k_len)
-            widest = max((span.stop - span.start for span in spans), default=1)
-            each = (queries.stop - queries.start) * widest
-            for batches, some_heads in _split(problem.batch, heads, max(1, CHUNK_SCORES // each)):
-                height = (queries.stop - queries.start) * (batches.stop - batches.start)
-                width = max(BLOCK_K, CHUNK_SCORES // (height * (some_heads.stop - some_heads.start)))
-                chunks = [piece for span in spans for piece in _pieces(span, width // BLOCK_K * BLOCK_K)]
-                yield Work(Block(batches, some_heads, queries), chunks, slice(*inner[number]))
+        height = queries.stop - queries.start
+        for group, ranges in _alike([[_Range._make(head) for head in element] for element in entries]):
+            for heads, tiles in _runs(ranges):
+                spans = _spans(tiles, problem.k_len)
+                widest = max((span.stop - span.start for span in spans), default=1)
+                for batches, some_heads in _split(group, heads, max(1, CHUNK_SCORES // (height * widest))):
+                    many = height * (batches.stop - batches.start) * (some_heads.stop - some_heads.start)
+                    width = max(1, CHUNK_SCORES // many // BLOCK_K) * BLOCK_K
+                    chunks = [piece for span in spans for piece in _pieces(span, width)]
+                    yield Work(Block(batches, some_heads, queries), chunks, slice(*inner[number]))
 
 
-def _over_batch(plan: Tensor) -> list[list[_Range]]:
-    """The plan by query block and head: the union over the batch, which shares one product."""
-    return [
-        [functools.reduce(_union, map(_Range._make, entries)) for entries in zip(*block, strict=True)]
-        for block in plan.permute(2, 0, 1, 3).tolist()
-    ]
+def _alike(elements: list[list[_Range]]) -> Iterator[tuple[slice, list[_Range]]]:
+    """Neighbouring batch elements whose plans are alike, and the union of those plans, head by head."""
+    start = 0
+    while start < len(elements):
+        union, least, stop = elements[start], _total_width(elements[start]), start + 1
+        while stop < len(elements):
+            wider = [_union(one, other) for one, other in zip(union, elements[stop], strict=True)]
+            least = min(least, _total_width(elements[stop]))
+            if _total_width(wider) > _LIKENESS * least:
+                break
+            union, stop = wider, stop + 1
+        yield slice(start, stop), union
+        start = stop
+
+
+def _total_width(ranges: list[_Range]) -> int:
+    return sum(map(_width, ranges))
 
 
 def _fully_seen(rows: Rows) -> list[list[int]]:
@@ -120,13 +130,13 @@ def _spans(tiles: _Range, k_len: int) -> list[slice]:
     return spans
 
 
-def _split(batch: int, heads: slice, together: int) -> Iterator[tuple[slice, slice]]:
+def _split(group: slice, heads: slice, together: int) -> Iterator[tuple[slice, slice]]:
     """Batch elements and heads, at most ``together`` pairs at once."""
     head_step = min(heads.stop - heads.start, together)
     batch_step = max(1, together // head_step)
-    for b in range(0, batch, batch_step):
+    for b in range(group.start, group.stop, batch_step):
         for h in range(heads.start, heads.stop, head_step):
-            yield slice(b, min(b + batch_step, batch)), slice(h, min(h + head_step, heads.stop))
+            yield slice(b, min(b + batch_step, group.stop)), slice(h, min(h + head_step, heads.stop))
 
 
 def _pieces(span: slice, width: int) -> Iterator[slice]:

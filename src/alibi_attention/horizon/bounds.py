@@ -14,7 +14,7 @@ from alibi_attention.horizon.tiles import BLOCK_K, BLOCK_Q, blocks_of
 from alibi_attention.problem import Problem
 from alibi_attention.visibility import Rows
 
-# Query norms are rounded up to this many levels, so that one cumulative sum over blocks serves every row of a level.
+# Query norms are rounded up to at most this many levels: one cumulative sum over blocks serves every row of a level.
 _NORM_LEVELS = 16
 # What the sums of the test themselves may round by.
 _ROUNDING_NATS = 0.02
@@ -102,20 +102,30 @@ def horizon_bounds(
     blind = (rows.upper <= rows.lower).unsqueeze(1)
     position = rows.position.double().unsqueeze(1)
 
-    def bounds(side: int, norms: Tensor) -> Bounds:
+    def room_from(side: int) -> Tensor:
         lean = torch.where(room > -_HUGE, room + side * steep * position, room)
-        tightest = _tightest_row(lean.masked_fill(blind, torch.inf), level)
-        return Bounds(_cumulative_mass(problem, norms, levels, falling, side), tightest)
+        return _tightest_row(lean.masked_fill(blind, torch.inf), level, levels.shape[-1])
 
-    left = bounds(+1, summary.norms)
+    masses = _log_masses(problem, summary.norms, levels, falling, +1)
     sink = None
-    if not problem.is_packed:
-        spared = summary.norms.scatter(
-            2, summary.first_block[:, None, None].expand(-1, problem.num_kv_heads, 1), -torch.inf
-        )
-        sink = Bounds(_cumulative_mass(problem, spared, levels, falling, +1), left.room)
-    right = None if problem.is_causal else bounds(-1, summary.norms)
+    if problem.is_packed:
+        left = Bounds(torch.logcumsumexp(masses, dim=-1), room_from(+1))
+    else:
+        left, sink = _with_sink_apart(masses, summary.first_block, room_from(+1))
+    right = None
+    if not problem.is_causal:
+        masses = _log_masses(problem, summary.norms, levels, falling, -1).flip(-1)
+        right = Bounds(torch.logcumsumexp(masses, dim=-1), room_from(-1))
     return Horizon(left, sink, right, summary.first_block)
+
+
+def _with_sink_apart(masses: Tensor, sink_block: Tensor, room: Tensor) -> tuple[Bounds, Bounds]:
+    """The bounds with and without the sink's block, from one cumulative sum."""
+    at = sink_block[:, None, None, None].expand(*masses.shape[:3], 1)
+    spared = torch.logcumsumexp(masses.scatter(-1, at, -_HUGE), dim=-1)
+    met = torch.arange(masses.shape[-1], device=masses.device) >= at
+    whole = torch.where(met, torch.logaddexp(spared, masses.gather(-1, at)), spared)
+    return Bounds(whole, room), Bounds(spared, room)
 
 
 def _greatest_distance(rows: Rows) -> Tensor:
@@ -139,25 +149,30 @@ def side_budget(problem: Problem) -> float:
 
 def _norm_levels(norm: Tensor) -> tuple[Tensor, Tensor]:
     """Levels (batch, num_heads, levels) and, for each row, the lowest level at or above its norm."""
+    count = min(_NORM_LEVELS, norm.shape[-1])
     usable = torch.where(norm.isfinite(), norm, 0.0)
-    low, high = usable.amin(-1, keepdim=True), usable.amax(-1, keepdim=True)
-    step = (high - low).clamp_min(1e-12 + 1e-9 * high) / (_NORM_LEVELS - 1)
-    level = ((usable - low) / step).ceil().clamp(0, _NORM_LEVELS - 1).to(torch.int64)
+    high = usable.amax(-1, keepdim=True)
+    low = usable.amin(-1, keepdim=True) if count > 1 else high
+    step = (high - low).clamp_min(1e-12 + 1e-9 * high) / max(1, count - 1)
+    level = ((usable - low) / step).ceil().clamp(0, count - 1).to(torch.int64)
     # One part in 10^9 above, so that a row at its level is not above it by a rounding.
-    return (low + step * torch.arange(_NORM_LEVELS, device=norm.device)) * (1 + 1e-9), level
+    return (low + step * torch.arange(count, device=norm.device)) * (1 + 1e-9), level
 
 
-def _tightest_row(room: Tensor, level: Tensor) -> Tensor:
+def _tightest_row(room: Tensor, level: Tensor, levels: int) -> Tensor:
     """The least room of any row, by norm level and query block; inf where a block has no row of that level."""
     blocks = blocks_of(room.shape[-1], BLOCK_Q)
     block = torch.arange(room.shape[-1], device=room.device) // BLOCK_Q
-    least = room.new_full((*room.shape[:2], _NORM_LEVELS * blocks), torch.inf)
+    least = room.new_full((*room.shape[:2], levels * blocks), torch.inf)
     least.scatter_reduce_(2, level * blocks + block, room, "amin")
-    return least.view(*room.shape[:2], _NORM_LEVELS, blocks)
+    return least.view(*room.shape[:2], levels, blocks)
 
 
-def _cumulative_mass(problem: Problem, norms: Tensor, levels: Tensor, falling: Tensor, side: int) -> Tensor:
-    """`Bounds.mass` seen from the right of the keys (side +1), or from their left with the blocks reversed (-1)."""
+def _log_masses(problem: Problem, norms: Tensor, levels: Tensor, falling: Tensor, side: int) -> Tensor:
+    """(batch, num_heads, levels, blocks): log of what each block can hold, with side * m * its nearest key added.
+
+    ``side`` is +1 for queries after the keys, -1 for queries before them.
+    """
     block_norm = norms.repeat_interleave(problem.group_size, dim=1).unsqueeze(2)
     steep = falling[:, :, None, None].clamp_min(1e-300)
     series = torch.log(torch.expm1(-steep * BLOCK_K) / torch.expm1(-steep))
@@ -165,7 +180,4 @@ def _cumulative_mass(problem: Problem, norms: Tensor, levels: Tensor, falling: T
     nearest = index * BLOCK_K + (BLOCK_K - 1 if side > 0 else 0)
     log_mass = abs(problem.scale) * levels.unsqueeze(-1) * block_norm + series + side * steep * nearest
     log_mass = torch.where(block_norm == -torch.inf, -_HUGE, log_mass)
-    log_mass = torch.where(log_mass.isnan() | (block_norm == torch.inf), _HUGE, log_mass.clamp_max(_HUGE))
-    if side < 0:
-        log_mass = log_mass.flip(-1)
-    return torch.logcumsumexp(log_mass, dim=-1)
+    return torch.where(log_mass.isnan() | (block_norm == torch.inf), _HUGE, log_mass.clamp_max(_HUGE))
