@@ -175,10 +175,11 @@ static void decode_horizon(void* context, int64_t) {
             products(call.type, row_of(call.query, call.type, batch, row.head, row.row), center, call.head_dim);
         const double norm = scaled_norm(call, with.square);
         const int64_t first = row.lower / kTile, tiles = tiles_of(call);
-        float reach = 0.0f;
+        float reach = 0.0f, farther = 0.0f;
         for (int64_t t = first; t < tiles; ++t) {
             const float radius = kept_radius(call, batch, kv_head, t);
             if (is_finite(radius) && radius > reach) reach = radius;
+            if (t != first && (radius > farther || radius != radius)) farther = radius;
         }
         float square = 0.0f;
         for (int64_t i = 0; i < call.head_dim; ++i) square += center[i] * center[i];
@@ -194,8 +195,18 @@ static void decode_horizon(void* context, int64_t) {
         const double sink_mass = tile_mass(kept_radius(call, batch, kv_head, first), norm, series);
         double mass = -kHuge, held = -kHuge;
         int64_t stop = first;
+        // Were every tile as wide as the widest, the series has a sum. As far as that sum may be lost (all but a bit of
+        // it) no tile has to be looked at: at 128K keys they are most of them. A radius that is not finite, or a NaN,
+        // leaves nothing to leap over.
+        const double widest = tile_mass(farther, norm, -__builtin_log2(-__builtin_expm1(-slope)));
+        const double leap = static_cast<double>(row.position) - (widest - room + 1.0) / row.slope;
+        if (widest < kHuge && leap > static_cast<double>((first + 1) * kTile)) {
+            stop = smallest(limit, static_cast<int64_t>(leap < 1e15 ? leap + 1.0 : 1e15) / kTile);
+            mass = widest;
+            held = widest - row.slope * static_cast<double>(row.position - (stop * kTile - 1));
+        }
         // The first tile is the sink's: it is left out here and judged apart below.
-        for (int64_t t = first; t < limit; ++t) {
+        for (int64_t t = stop; t < limit; ++t) {
             mass -= fade;
             if (t != first) mass = add_logs(tile_mass(kept_radius(call, batch, kv_head, t), norm, series), mass);
             const double bound = mass - row.slope * static_cast<double>(row.position - ((t + 1) * kTile - 1));
