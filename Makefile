@@ -37,9 +37,9 @@ help: ## list these commands
 	@echo "  PYTHON=$(PYTHON)    the interpreter environments are made with"
 	@echo "  PYTEST_FLAGS=\"$(PYTEST_FLAGS)\""
 
-run: ## train short, test long: install into a fresh environment and run `alibi extrapolate`
+run: ## train short, test long: install into a fresh environment, run (or resume) `alibi extrapolate`
 	$(call fresh,.venv-run,.[all])
-	@.venv-run/bin/alibi extrapolate
+	@.venv-run/bin/alibi extrapolate $(if $(wildcard runs/extrapolate/config.json),--resume)
 
 test: ## install into a fresh environment and run the whole test suite
 	$(call fresh,.venv-test,.[dev])
@@ -60,7 +60,7 @@ clean: ## remove the environments, caches and build products
 	rm -rf .venv .venv-run .venv-test build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-.venv/.ready: pyproject.toml constraints.txt
+.venv/.ready: pyproject.toml constraints.txt $(wildcard csrc/*.h csrc/*.cpp) csrc/CMakeLists.txt
 	@echo "Installing .[dev] into .venv (a few minutes the first time) ..."
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python $(pip_install) -e ".[dev]"

@@ -165,6 +165,10 @@ static void decode_horizon(void* context, int64_t) {
         // The piece with the most mass stands for all near ones: any lower bound will do.
         for (int64_t p = run.near; p < run.pieces; ++p) {
             const int64_t at = line * run.pieces + p;
+            if (!(run.sum[at] < kInfinity)) {
+                sum = run.sum[at];
+                break;
+            }
             if (run.peak[at] + log2_below(run.sum[at]) > peak + log2_below(sum) || p == run.near) {
                 peak = run.peak[at];
                 sum = run.sum[at];
@@ -186,8 +190,13 @@ static void decode_horizon(void* context, int64_t) {
         reach += __builtin_sqrtf(square);
         const double rounding = static_cast<double>(call.head_dim) * 1.2e-7 * 1.4426950408889634 * reach * norm;
         const int64_t farthest = largest(row.position - row.lower, row.upper - row.position);
+        // A NaN, which a weight left in the sum, would read as a large finite logarithm.
+        if (!(sum < kInfinity)) continue;
+        // What the peak is rounded by where positions are so far out that it is large itself.
+        const double coarse =
+            2.4e-7 * (__builtin_fabs(peak) + static_cast<double>(row.slope) * static_cast<double>(farthest));
         const double room = peak + log2_below(sum) + budget_of(call, row.slope, farthest) - kRoundingBits - rounding -
-                            call.scale * with.with_center * 1.4426950408889634;
+                            coarse - call.scale * with.with_center * 1.4426950408889634;
         if (!(__builtin_fabs(room) < 1e29)) continue;
         const double slope = static_cast<double>(row.slope) * static_cast<double>(kLn2);
         const double fade = static_cast<double>(row.slope) * kTile;

@@ -337,9 +337,13 @@ ALIBI_INLINE bool row_may_stop(
     const int64_t edge = side > 0 ? (tile + 1) * kTile : tile * kTile;
     // Nothing that the row sees lies beyond.
     if (side > 0 ? block.lower[row] >= edge || block.upper[row] == 0 : block.upper[row] <= edge) return true;
-    const float room = peak + log2_below(sum) + sight.share[row];
-    if (!(__builtin_fabsf(room) < 1e29f)) return false;
+    // A NaN, which a weight left in the sum, would read as a large finite logarithm.
+    if (!(sum < kInfinity)) return false;
     const int64_t distance = side > 0 ? block.position[row] - (edge - 1) : edge - block.position[row];
+    // What peak, room and mass are rounded by where positions are so far out that they are large themselves.
+    const float coarse = 2.4e-7f * (__builtin_fabsf(peak) + __builtin_fabsf(block.slope * static_cast<float>(distance)));
+    const float room = peak + log2_below(sum) + sight.share[row] - coarse;
+    if (!(__builtin_fabsf(room) < 1e29f)) return false;
     const float* table = side > 0 ? sight.left : sight.right;
     float mass = chord(table + tile * kLevels, sight, row) - block.slope * static_cast<float>(distance);
     if (with_sink) {

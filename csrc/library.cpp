@@ -49,6 +49,9 @@ class FlushDenormals {
 
  private:
     uint64_t saved_;
+#else
+    // No switch is known here: denormals cost time and change nothing.
+    FlushDenormals() = default;
 #endif
     FlushDenormals(const FlushDenormals&) = delete;
     FlushDenormals& operator=(const FlushDenormals&) = delete;

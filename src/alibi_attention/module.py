@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from alibi_attention.cache import KVCache
 from alibi_attention.ops import alibi_attention
 from alibi_attention.problem import check_slopes
 from alibi_attention.slopes import alibi_slopes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ALiBiAttention(nn.Module):

@@ -445,3 +445,18 @@ def test_another_parts_lse_shortens_the_horizon() -> None:
     assert torch.equal(certify(query, key, slopes, lse_floor=own - 50.0).first_key, alone.first_key)
     with pytest.raises(ValueError, match="lse_floor: expected shape"):
         certify(query, key, slopes, lse_floor=own[:, :1])
+
+
+def test_nothing_is_skipped_behind_a_nan(backend: str) -> None:
+    """A row that met a NaN has no mass to hold a bound against: its gradients reach all that it sees."""
+    query, key, value = (t.requires_grad_() for t in _inputs(3000, heads=1, dim=16))
+    with torch.no_grad():
+        key[0, 0, 2000, 3] = math.nan
+    slopes = torch.tensor([0.5])
+    results = []
+    for name in (backend, "reference"):
+        out = alibi_attention(query, key, value, slopes, backend=name)
+        grads = torch.autograd.grad(out.sum(), (query, key, value))
+        results.append([t.isfinite().all(-1) for t in (out, *grads)])
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)

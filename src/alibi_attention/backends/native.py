@@ -6,12 +6,18 @@ import ctypes
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 _FILE = "_alibi_cpu.so"
-_INSTALL = "reinstall alibi-attention from source where a C++17 compiler (GCC or Clang) is found"
+_INSTALL = (
+    "blocked serves meanwhile; for the kernels reinstall alibi-attention from source, with pip's --no-cache-dir, "
+    "where a C++17 compiler (GCC or Clang) is found"
+)
+# Choosing an instruction set changes what kernels run: it must happen once, before the first of them.
+_LOADING = threading.Lock()
 _STATUS = {1: "the compiled library is of another version", 2: "out of memory"}
 
 
@@ -24,13 +30,18 @@ class Native(NamedTuple):
     call_size: int
 
 
-@functools.cache
 def load() -> Native | str:
     """The library, or the reason there is none. ALIBI_CPU_ISA names an instruction set instead of the machine's best.
 
     Raises:
         RuntimeError: for an ALIBI_CPU_ISA that does not exist, or that this machine lacks.
     """
+    with _LOADING:
+        return _load()
+
+
+@functools.cache
+def _load() -> Native | str:
     # Imported as a library the package lies in one place, installed in editable mode in several.
     places = [Path(place) / _FILE for place in sys.modules[__package__ or ""].__path__]
     found = [place for place in places if place.is_file()]
