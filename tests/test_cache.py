@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -178,6 +179,10 @@ def test_a_compiled_module_leaves_the_cache_to_python() -> None:
         for part in (slice(0, 10), slice(10, 11), slice(11, 12)):
             got, want = compiled(x[:, part], cache=caches[0]), module(x[:, part], cache=caches[1])
             torch.testing.assert_close(got, want)
+    # And what is compiled after it is still compiled whole.
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch.compile(ALiBiAttention(32, 4), fullgraph=True, backend=counter)(x)
+    assert counter.frame_count == 1
 
 
 def test_crop_forgets_what_was_not_finite() -> None:
@@ -226,7 +231,9 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"key: expected torch.float64 of shape \(2, 2, 'tokens', 16\) on cpu, as the"):
         cache.append(key.float(), value.float())
     mask = torch.tensor([[False, True], [True, True]])
-    with pytest.raises(ValueError, match="got holes in batch rows"):
+    with pytest.raises(
+        ValueError, match="key_mask: expected padding on the left only, got padding after tokens in batch rows"
+    ):
         cache.append(key[:, :, :2], value[:, :, :2], key_mask=mask)
     with pytest.raises(ValueError, match="length: expected 0 to 10, the tokens held, got 11"):
         cache.crop(11)
@@ -244,7 +251,9 @@ def test_a_refused_append_changes_nothing() -> None:
     cache = KVCache()
     cache.append(key, value)
     before = cache.attend(query)
-    with pytest.raises(ValueError, match="got holes in batch rows"):
+    with pytest.raises(
+        ValueError, match="key_mask: expected padding on the left only, got padding after tokens in batch rows"
+    ):
         cache.append(key[:, :, :2], value[:, :, :2], key_mask=torch.tensor([[False, True], [True, True]]))
     assert cache.length == 10
     assert torch.equal(cache.attend(query), before)

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from alibi_attention.call import autocast_is_on, call_arguments
 from alibi_attention.horizon.summary import distances_from
 from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
 from alibi_attention.ops import run_forward
-from alibi_attention.problem import SUPPORTED_DTYPES, check_key_mask, compute_dtype
+from alibi_attention.problem import SUPPORTED_DTYPES, check_key_mask, compute_dtype, values_can_be_read
 
 _LEAST_CAPACITY = 256
+
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def _outside_compiler(function: _Call) -> _Call:
+    """`torch.compiler.disable`, without loading the compiler where nobody compiles.
+
+    The buffers change in place and grow when they are full: a compiler leaves that to Python.
+    """
+
+    untraced = _disable_dynamo(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        return untraced(*args, **kwargs)
+
+    return cast(_Call, call)
 
 
 class KVCache:
@@ -69,6 +93,7 @@ class KVCache:
             raise ValueError("cache: expected keys and values to have been appended, got an empty cache")
         return buffer[:, :, : self._length]
 
+    @_outside_compiler
     def append(self, key: Tensor, value: Tensor, *, key_mask: Tensor | None = None) -> None:
         """Add the keys and values of the next tokens.
 
@@ -82,10 +107,6 @@ class KVCache:
             ValueError: for shapes, dtypes or devices that do not continue what is held, for tensors that require a
                 gradient, or for padding that leaves a hole.
         """
-        if torch.compiler.is_compiling():
-            # The buffers change in place, and grow when they are full. A compiler that meets this leaves the call to
-            # Python and compiles what comes before and after.
-            raise RuntimeError("KVCache.append is not traced: call it outside the compiled function")
         self._check(key, value)
         tokens = key.shape[2]
         if key_mask is not None:
@@ -161,7 +182,14 @@ class KVCache:
             self._mask = torch.zeros(self._key.shape[0], self._key.shape[2], dtype=torch.bool, device=key.device)
             self._mask[:, : at.start] = True
         self._mask[:, at] = True if key_mask is None else key_mask
-        check_key_mask(self._mask[:, : at.stop], self._key.shape[0], at.stop, key.device)
+        if values_can_be_read(key.device):
+            held = self._mask[:, : at.stop].to(torch.int8)
+            ended = (held.diff(dim=1) < 0).any(1).nonzero().flatten().tolist()
+            if ended:
+                raise ValueError(
+                    f"key_mask: expected padding on the left only, got padding after tokens in batch rows {ended[:8]}; "
+                    "what is appended next could not follow on them: pad the sequences on the left"
+                )
 
     def _summarize(self, key: Tensor, value: Tensor, key_mask: Tensor | None, at: slice) -> None:
         if self._center is None:
