@@ -89,6 +89,13 @@ def _one_by_one(
     return stacked, (0,) * len(stacked)
 
 
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:4], *output, *inputs[4:11])
+    ctx.call = inputs[11:]
+
+
 class _Attention(torch.autograd.Function):
     """The forward operator under autograd."""
 
@@ -99,10 +106,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[2])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:4], *output, *inputs[4:11])
-        ctx.call = inputs[11:]
+        _remember(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: None) -> tuple[Any, ...]:
@@ -123,6 +127,20 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         return _one_by_one(_Attention, info.batch_size, in_dims, arguments)
+
+
+class _EagerAttention(torch.autograd.Function):
+    """The same where torch.func is not at work: result and context in one step, a third of the overhead less."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _forward_op(*arguments)
+        _remember(ctx, arguments, output)
+        return output
+
+    backward = _Attention.backward
+    jvp = _Attention.jvp
 
 
 class _Gradients(torch.autograd.Function):
@@ -173,8 +191,10 @@ def _run(function: type[torch.autograd.Function], op: Any, arguments: tuple[Any,
         return op(*arguments)
     # What the op's own autograd kernel would do, without the way there: a third of the overhead of a small call. (And
     # torch.func has a machinery of its own for autograd.Function, out of reach of that kernel.)
-    if torch._C._are_functorch_transforms_active() or _is_differentiated(arguments):
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)
+    if _is_differentiated(arguments):
+        return (_EagerAttention if function is _Attention else function).apply(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
 
