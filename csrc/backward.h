@@ -11,13 +11,15 @@ namespace alibi {
 namespace ALIBI_TARGET {
 
 struct BackwardSpace {
-    float* query;        // [head_dim][kBlock], times scale * log2(e)
-    float* flow;         // [value_dim][kBlock]: the gradient of out
+    float* query;        // [head_dim][kBlock], times scale * log2(e); or pairs of elements as they are
+    float* flow;         // [value_dim][kBlock]: the gradient of out; or pairs
     float* query_rows;   // [kBlock][padded head_dim]
     float* flow_rows;    // [kBlock][padded value_dim]
     float* weights;      // [kTile][kBlock]
     float* grad_scores;  // [kTile][kBlock]
     float* grad_query;   // [head_dim][kBlock]
+    float* key_stage;
+    float* value_stage;
     // In bits, as a float and what it rounds off: lse may be large where all keys are far, and every weight of a row
     // would carry its rounding. inf where there is no mass, so that weights are 0.
     alignas(64) float lse[kBlock];
@@ -38,8 +40,6 @@ struct Share {
 struct Backward {
     const Call* call;
     int64_t blocks;
-    float* wide_key;
-    float* wide_value;
     int64_t key_stride, value_stride;  // padded head_dim and value_dim
     Share* shares;
     int64_t number_of_shares;
@@ -49,10 +49,10 @@ struct Backward {
     int64_t next;
 };
 
-template <bool TwoSided, bool Masked>
+template <class Is>
 static void retrace(
-    BackwardSpace& space, const Call& call, const Block& block, const Tile& tile, float* grad_key, float* grad_value,
-    int64_t key_dim, int64_t value_dim
+    BackwardSpace& space, const Call& call, const Block& block, const Tile& tile, const KeyHead& head, float* grad_key,
+    float* grad_value, int64_t key_dim, int64_t value_dim
 ) {
     const bool dropping = call.dropout > 0.0;
     const float scale = drop_scale(call.dropout);
@@ -68,21 +68,19 @@ static void retrace(
                 lse[v] = load(space.lse + lane + v * kWidth);
                 rest[v] = load(space.lse_rest + lane + v * kWidth);
                 unused[v] = Floats{};
-                if (Masked) {
+                if (Is::kMasked) {
                     lower[v] = load_ints(tile.lower + lane + v * kWidth);
                     upper[v] = load_ints(tile.upper + lane + v * kWidth);
                 }
             }
-            score<TwoSided, Masked, V>(
-                space.weights, unused, space.query, block, tile, call.head_dim, call.value_dim, lane
-            );
+            score<Is, V>(space.weights, unused, space.query, block, tile, head, call.head_dim, lane);
             for (int key = 0; key < tile.keys; ++key)
 #pragma GCC unroll 4
                 for (int v = 0; v < V; ++v) {
                     float* at = space.weights + key * kBlock + lane + v * kWidth;
                     Floats weight = exp2(load(at) - lse[v] - rest[v]);
                     // Where lse is NaN so is the weight of a masked score.
-                    if (Masked)
+                    if (Is::kMasked)
                         weight = select((lower[v] <= splat_int(key)) & (splat_int(key) < upper[v]), weight, Floats{});
                     store(at, weight);
                 }
@@ -105,7 +103,7 @@ static void retrace(
                 mean[v] = load(space.mean + lane + v * kWidth);
                 reach[v] = load(block.stand + lane + v * kWidth) + tile.shift;
                 slope[v] = Floats{};
-                if (Masked) {
+                if (Is::kMasked) {
                     lower[v] = load_ints(tile.lower + lane + v * kWidth);
                     upper[v] = load_ints(tile.upper + lane + v * kWidth);
                 }
@@ -116,10 +114,16 @@ static void retrace(
                     constexpr int R = decltype(count)::value;
                     Accumulators<R, V> product;
                     clear(product);
-                    multiply<kAlongSum>(
-                        product, tile.value + row * tile.value_stride, tile.value_stride, space.flow + lane, kBlock,
-                        call.value_dim
-                    );
+                    if constexpr (Is::kPairs)
+                        multiply_pairs(
+                            product, tile.raw_value + row * head.value_step, head.value_step, space.flow + lane,
+                            call.value_dim / 2
+                        );
+                    else
+                        multiply<kAlongSum>(
+                            product, tile.value + row * tile.value_stride, tile.value_stride, space.flow + lane, kBlock,
+                            call.value_dim
+                        );
 #pragma GCC unroll 8
                     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -135,8 +139,8 @@ static void retrace(
                             }
                             Floats grad = weight * (flow - mean[v]);
                             Floats distance = reach[v] - static_cast<float>(row + r);
-                            if (TwoSided) distance = magnitude(distance);
-                            if (Masked) {
+                            if (Is::kTwoSided) distance = magnitude(distance);
+                            if (Is::kMasked) {
                                 const Ints key = splat_int(row + r);
                                 grad = select((lower[v] <= key) & (key < upper[v]), grad, Floats{});
                             }
@@ -153,7 +157,7 @@ static void retrace(
         }
     );
     const int rows = block.rows;
-    if (Masked && !(space.finite && all_finite(tile.key, tile.key_stride, tile.keys, call.head_dim))) {
+    if (Is::kMasked && !(space.finite && all_finite(tile.key, tile.key_stride, tile.keys, call.head_dim))) {
         // What is not finite may only reach the pairs that see each other, and 0 times it is no 0.
         for (int key = 0; key < tile.keys; ++key)
             for (int row = 0; row < rows; ++row) {
@@ -188,24 +192,27 @@ static void backward_block(
     Block block;
     locate(block, call, share.batch, head, number);
     const int64_t row = (share.batch * call.heads + head) * call.q_len + block.first_row;
-    const char* query = row_of(call.query, call.type, share.batch, head, block.first_row);
-    const float factor = static_cast<float>(call.scale * 1.4426950408889634);
-    pack_transposed(space.query, call.type, query, call.query.row_stride, block.rows, call.head_dim, factor);
+    const bool pairs = takes_pairs(call);
+    const char *query[kBlock], *flows[kBlock];
+    for (int i = 0; i < block.rows; ++i)
+        query[i] = row_of(call.query, call.type, share.batch, head, block.first_row + i);
+    pack_queries(space.query, call, block, query);
     __builtin_memset(space.lse_rest, 0, sizeof space.lse_rest);
     for (int i = 0; i < block.rows; ++i) {
-        const char* at = row_of(call.query, call.type, share.batch, head, block.first_row + i);
-        read_row(space.query_rows + i * run.key_stride, call.type, at, call.head_dim, run.key_stride, 1.0f);
+        read_row(space.query_rows + i * run.key_stride, call.type, query[i], call.head_dim, run.key_stride, 1.0f);
         float* flow = space.flow_rows + i * run.value_stride;
         const float lse = call.lse[row + i];
         if (lse == -kInfinity) {
             space.lse[i] = kInfinity;
             space.mean[i] = 0.0f;
             __builtin_memset(flow, 0, static_cast<size_t>(run.value_stride) * 4);
+            flows[i] = reinterpret_cast<const char*>(flow);
             continue;
         }
         const char* grad = row_of(call.grad_out, call.type, share.batch, head, block.first_row + i);
         const char* out = row_of(call.out, call.type, share.batch, head, block.first_row + i);
         read_row(flow, call.type, grad, call.value_dim, run.value_stride, 1.0f);
+        flows[i] = pairs ? grad : reinterpret_cast<const char*>(flow);
         const double bits = lse * 1.44269504088896340736;
         space.lse[i] = static_cast<float>(bits);
         if (is_finite(space.lse[i])) space.lse_rest[i] = static_cast<float>(bits - space.lse[i]);
@@ -217,23 +224,22 @@ static void backward_block(
         space.mean[i] = 0.0f;
     }
     __builtin_memset(space.slope, 0, sizeof space.slope);
-    pack_transposed(
-        space.flow, kFloat32, reinterpret_cast<const char*>(space.flow_rows), run.value_stride, block.rows,
-        call.value_dim, 1.0f
-    );
+    if (pairs)
+        pack_pairs(space.flow, flows, block.rows, call.value_dim / 2);
+    else
+        pack_transposed(space.flow, kFloat32, flows, block.rows, call.value_dim, 1.0f);
     __builtin_memset(space.grad_query, 0, static_cast<size_t>(call.head_dim) * kBlock * 4);
     space.finite = all_finite(space.query_rows, run.key_stride, block.rows, run.key_stride) &&
                    all_finite(space.flow_rows, run.value_stride, block.rows, run.value_stride);
-    const KeyHead keys = key_head(
-        call, run.wide_key, run.key_stride, run.wide_value, run.value_stride, false, share.batch, share.kv_head,
-        nullptr, nullptr
-    );
+    const KeyHead keys = key_head(call, share.batch, share.kv_head, space.key_stage, space.value_stage);
     const int32_t* plan = call.plan + ((share.batch * call.heads + head) * run.blocks + number) * 3;
     const int64_t first = plan[0], end = plan[1], apart = plan[2];
     for (int64_t t = apart >= 0 ? first - 1 : first; t < end; ++t) {
         const int64_t at = t < first ? apart : t;
         Tile tile;
         enter_tile(tile, call, block, keys, at, t + 1 < end ? t + 1 : -1);
+        bring_keys(tile, call, keys);
+        bring_values(tile, call, keys);
         float* grad_key = share.grad_key + at * kTile * run.key_stride;
         float* grad_value = share.grad_value + at * kTile * run.value_stride;
         if (!share.touched[at]) {
@@ -242,19 +248,18 @@ static void backward_block(
             __builtin_memset(grad_value, 0, static_cast<size_t>(height * run.value_stride) * 4);
             share.touched[at] = 1;
         }
-        auto go = call.two_sided ? (tile.masked ? retrace<true, true> : retrace<true, false>)
-                                 : (tile.masked ? retrace<false, true> : retrace<false, false>);
-        go(space, call, block, tile, grad_key, grad_value, run.key_stride, run.value_stride);
+        by_kind(call.two_sided, tile.masked, pairs, [&](auto kind) __attribute__((always_inline)) {
+            retrace<decltype(kind)>(
+                space, call, block, tile, keys, grad_key, grad_value, run.key_stride, run.value_stride
+            );
+        });
     }
     alignas(64) float factors[kBlock];
     for (int i = 0; i < kBlock; ++i) factors[i] = static_cast<float>(call.scale);
-    char* rows = static_cast<char*>(call.grad_query.data) +
-                 (share.batch * call.grad_query.batch_stride + head * call.grad_query.head_stride +
-                  block.first_row * call.grad_query.row_stride) *
-                     element_size(call.type);
-    unpack_transposed(
-        rows, call.type, call.grad_query.row_stride, space.grad_query, block.rows, call.head_dim, factors
-    );
+    char* rows[kBlock];
+    for (int i = 0; i < block.rows; ++i)
+        rows[i] = const_cast<char*>(row_of(call.grad_query, call.type, share.batch, head, block.first_row + i));
+    unpack_transposed(rows, call.type, space.grad_query, block.rows, call.head_dim, factors);
     double slope = 0.0;
     for (int i = 0; i < block.rows; ++i) slope -= space.slope[i];
     run.slope_parts[(share.batch * call.heads + head) * run.blocks + number] = slope;
@@ -264,8 +269,9 @@ static void backward_member(void* context, int64_t) {
     Backward& run = *static_cast<Backward*>(context);
     const Call& call = *run.call;
     const int64_t key_dim = run.key_stride, value_dim = run.value_stride;
-    const int64_t floats = (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock;
-    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 8 * 64)));
+    const bool widens = call.type != kFloat32, pairs = takes_pairs(call);
+    const int64_t floats = (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock + kTile * (key_dim + value_dim);
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 9 * 64)));
     if (!memory) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
@@ -278,6 +284,9 @@ static void backward_member(void* context, int64_t) {
     space.weights = floats_at(memory, kTile * kBlock);
     space.grad_scores = floats_at(memory, kTile * kBlock);
     space.grad_query = floats_at(memory, key_dim * kBlock);
+    // The gradient of queries takes keys as floats; values are needed so only where there are no pairs.
+    space.key_stage = widens ? floats_at(memory, kTile * key_dim) : nullptr;
+    space.value_stage = widens && !pairs ? floats_at(memory, kTile * value_dim) : nullptr;
     const int64_t group = call.heads / call.kv_heads;
     for (int64_t item = draw(run.next); item < run.number_of_shares; item = draw(run.next)) {
         const Share& share = run.shares[item];
@@ -372,9 +381,8 @@ static int64_t cut(Backward& run, int64_t threads, bool write) {
 
 static int64_t backward(const Call& call) {
     const int64_t threads = threads_for(call), heads = call.batch * call.kv_heads, tiles = tiles_of(call);
-    const WideLayout layout = wide_layout(call, false);
-    Backward run = {&call,   blocks_of(call), nullptr, nullptr, layout.key_stride, layout.value_stride, nullptr, 0,
-                    nullptr, nullptr,         false,   0};
+    Backward run = {&call, blocks_of(call), round_up(call.head_dim, kWidth), round_up(call.value_dim, kWidth), nullptr,
+                    0,     nullptr,         nullptr,                         false,                            0};
     run.number_of_shares = cut(run, threads, false);
     const int64_t key_sums = round_up(call.k_len * run.key_stride * 4, 64),
                   value_sums = round_up(call.k_len * run.value_stride * 4, 64);
@@ -382,7 +390,7 @@ static int64_t backward(const Call& call) {
     const int64_t index_bytes = round_up((heads + 1) * 8, 64),
                   slope_bytes = round_up(call.batch * call.heads * run.blocks * 8, 64);
     const int64_t touched_bytes = round_up(run.number_of_shares * tiles, 64);
-    const int64_t bytes = share_bytes + index_bytes + slope_bytes + touched_bytes + layout.bytes +
+    const int64_t bytes = share_bytes + index_bytes + slope_bytes + touched_bytes +
                           run.number_of_shares * (key_sums + value_sums);
     char* memory = static_cast<char*>(take_block(static_cast<size_t>(bytes)));
     if (!memory) return kNoMemory;
@@ -401,12 +409,6 @@ static int64_t backward(const Call& call) {
         run.shares[s].touched = touched + s * tiles;
         run.shares[s].grad_key = floats_at(at, key_sums / 4);
         run.shares[s].grad_value = floats_at(at, value_sums / 4);
-    }
-    if (layout.wide) {
-        run.wide_key = floats_at(at, call.batch * call.kv_heads * call.k_len * layout.key_stride);
-        run.wide_value = floats_at(at, call.batch * call.kv_heads * call.k_len * layout.value_stride);
-        Preparation first = {&call, nullptr, run.wide_key, run.wide_value, layout.key_stride, layout.value_stride, 0};
-        prepare(first, threads);
     }
     run_team(threads, backward_member, &run);
     run.next = 0;

@@ -21,6 +21,7 @@ extern const Kernels kernels_baseline;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512bf16;
 #endif
 
 namespace {
@@ -82,7 +83,7 @@ struct Choice {
 
 // In order of preference.
 struct Choices {
-    Choice list[3];
+    Choice list[4];
     int count;
 };
 
@@ -93,7 +94,11 @@ Choices choices() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     return {
-        {{"avx512", &kernels_avx512, avx512}, {"avx2", &kernels_avx2, avx2}, {"baseline", &kernels_baseline, true}}, 3};
+        {{"avx512bf16", &kernels_avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16")},
+         {"avx512", &kernels_avx512, avx512},
+         {"avx2", &kernels_avx2, avx2},
+         {"baseline", &kernels_baseline, true}},
+        4};
 #else
     return {{{"baseline", &kernels_baseline, true}}, 1};
 #endif
