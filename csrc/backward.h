@@ -32,9 +32,14 @@ struct BackwardSpace {
 // A run of blocks of the query heads that share a key head, numbered head by head.
 struct Share {
     int64_t batch, kv_head, first, end;
-    float* grad_key;  // [k_len][padded head_dim]
+    int64_t low, high;  // the tiles it reaches
+    float* grad_key;    // [keys of these][padded head_dim]: of its own, or where they fit the gradients themselves
     float* grad_value;
-    unsigned char* touched;  // by tile: whether the sums hold anything yet
+    unsigned char* touched;  // by tile from `low`: whether the sums hold anything yet
+
+    float* key_sums(int64_t tile, int64_t stride) const { return grad_key + (tile - low) * kTile * stride; }
+    float* value_sums(int64_t tile, int64_t stride) const { return grad_value + (tile - low) * kTile * stride; }
+    bool holds(int64_t tile) const { return low <= tile && tile < high && touched[tile - low]; }
 };
 
 struct Backward {
@@ -240,13 +245,13 @@ static void backward_block(
         enter_tile(tile, call, block, keys, at, t + 1 < end ? t + 1 : -1);
         bring_keys(tile, call, keys);
         bring_values(tile, call, keys);
-        float* grad_key = share.grad_key + at * kTile * run.key_stride;
-        float* grad_value = share.grad_value + at * kTile * run.value_stride;
-        if (!share.touched[at]) {
+        float* grad_key = share.key_sums(at, run.key_stride);
+        float* grad_value = share.value_sums(at, run.value_stride);
+        if (!share.touched[at - share.low]) {
             const int64_t height = smallest(kTile, call.k_len - at * kTile);
             __builtin_memset(grad_key, 0, static_cast<size_t>(height * run.key_stride) * 4);
             __builtin_memset(grad_value, 0, static_cast<size_t>(height * run.value_stride) * 4);
-            share.touched[at] = 1;
+            share.touched[at - share.low] = 1;
         }
         by_kind(call.two_sided, tile.masked, pairs, [&](auto kind) __attribute__((always_inline)) {
             retrace<decltype(kind)>(
@@ -295,6 +300,10 @@ static void backward_member(void* context, int64_t) {
     }
 }
 
+ALIBI_INLINE void add_rows(float* to, const float* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += kWidth) store(to + i, load(to + i) + load(from + i));
+}
+
 // Adds up the shares of each tile of keys, in their order, and writes the tile.
 static void collect_member(void* context, int64_t) {
     Backward& run = *static_cast<Backward*>(context);
@@ -306,15 +315,16 @@ static void collect_member(void* context, int64_t) {
         const Share* sum = nullptr;
         for (int64_t s = run.first_share[index]; s < run.first_share[index + 1]; ++s) {
             const Share& share = run.shares[s];
-            if (!share.touched[tile]) continue;
+            if (!share.holds(tile)) continue;
             if (!sum) {
                 sum = &share;
                 continue;
             }
-            for (int64_t i = first * run.key_stride; i < (first + height) * run.key_stride; i += kWidth)
-                store(sum->grad_key + i, load(sum->grad_key + i) + load(share.grad_key + i));
-            for (int64_t i = first * run.value_stride; i < (first + height) * run.value_stride; i += kWidth)
-                store(sum->grad_value + i, load(sum->grad_value + i) + load(share.grad_value + i));
+            add_rows(sum->key_sums(tile, run.key_stride), share.key_sums(tile, run.key_stride), height * run.key_stride);
+            add_rows(
+                sum->value_sums(tile, run.value_stride), share.value_sums(tile, run.value_stride),
+                height * run.value_stride
+            );
         }
         const int64_t batch = index / call.kv_heads, kv_head = index % call.kv_heads;
         for (int64_t j = first; j < first + height; ++j) {
@@ -325,74 +335,129 @@ static void collect_member(void* context, int64_t) {
                 __builtin_memset(value, 0, static_cast<size_t>(call.value_dim * element_size(call.type)));
                 continue;
             }
-            write_row(
-                key, call.type, sum->grad_key + j * run.key_stride, call.head_dim, static_cast<float>(call.scale)
-            );
-            write_row(value, call.type, sum->grad_value + j * run.value_stride, call.value_dim, 1.0f);
+            const float* key_sum = sum->key_sums(tile, run.key_stride) + (j - first) * run.key_stride;
+            const float* value_sum = sum->value_sums(tile, run.value_stride) + (j - first) * run.value_stride;
+            write_row(key, call.type, key_sum, call.head_dim, static_cast<float>(call.scale));
+            write_row(value, call.type, value_sum, call.value_dim, 1.0f);
         }
     }
 }
 
-// Tiles that the blocks [first, end) of a key head's query heads kept, and one for what a block costs besides.
-static int64_t cost_of(const Backward& run, int64_t batch, int64_t kv_head, int64_t at) {
-    const Call& call = *run.call;
-    const int64_t head = kv_head * (call.heads / call.kv_heads) + at / run.blocks;
-    const int32_t* plan = call.plan + ((batch * call.heads + head) * run.blocks + at % run.blocks) * 3;
+ALIBI_INLINE const int32_t* plan_of(const Backward& run, int64_t batch, int64_t kv_head, int64_t at) {
+    const int64_t head = kv_head * (run.call->heads / run.call->kv_heads) + at / run.blocks;
+    return run.call->plan + ((batch * run.call->heads + head) * run.blocks + at % run.blocks) * 3;
+}
+
+// Tiles that a block kept, and one for what it costs besides.
+ALIBI_INLINE int64_t cost_of(const int32_t* plan) {
     return 1 + plan[1] - plan[0] + (plan[2] >= 0);
 }
 
 // At most this many runs of one key head: each costs sums of its own over the keys it reaches.
 constexpr int64_t kMostShares = 32;
+// Runs for each thread, so that all finish together.
+constexpr int64_t kSharesEach = 3;
+// Sums may take this many times the memory of the gradients of keys and values, or this many bytes: with many threads
+// runs are longer, and fewer.
+constexpr int64_t kMostSums = 4;
+constexpr int64_t kAlwaysSums = 256 << 20;
 
-// Cuts the work into runs, none much above a third of a thread's part, longest heads first; counts them where `shares`
-// has none yet.
-static int64_t cut(Backward& run, int64_t threads, bool write) {
+// Bytes of the sums of a run; the first of a key head adds to the gradients themselves where these are float and whole
+// vectors.
+ALIBI_INLINE bool adds_in_place(const Backward& run) {
+    const Call& call = *run.call;
+    return call.type == kFloat32 && call.head_dim == run.key_stride && call.value_dim == run.value_stride &&
+           call.grad_key.row_stride == run.key_stride && call.grad_value.row_stride == run.value_stride;
+}
+
+ALIBI_INLINE int64_t sums_of(const Backward& run, const Share& share) {
+    return share.first == 0 && adds_in_place(run)
+               ? 0
+               : (share.high - share.low) * kTile * (run.key_stride + run.value_stride) * 4 + 128;
+}
+
+struct Cutting {
+    int64_t shares, tiles, bytes;
+};
+
+// Cuts the work into about `wanted` runs of equal cost, or one for each key head where they are fewer. Writes them where
+// there is memory for them, and says how much they need.
+static Cutting cut(Backward& run, int64_t wanted, bool write) {
     const Call& call = *run.call;
     const int64_t heads = call.batch * call.kv_heads, each = call.heads / call.kv_heads * run.blocks;
+    const auto plan = [&](int64_t i, int64_t at) { return plan_of(run, i / call.kv_heads, i % call.kv_heads, at); };
     int64_t total = 0;
-    if (threads > 1)
-        for (int64_t i = 0; i < heads; ++i)
-            for (int64_t at = 0; at < each; ++at) total += cost_of(run, i / call.kv_heads, i % call.kv_heads, at);
-    int64_t count = 0;
+    for (int64_t i = 0; i < heads; ++i)
+        for (int64_t at = 0; at < each; ++at) total += cost_of(plan(i, at));
+    Cutting found = {0, 0, 0};
     for (int64_t i = 0; i < heads; ++i) {
-        const int64_t batch = i / call.kv_heads, kv_head = i % call.kv_heads;
-        int64_t mine = 0, pieces = 1;
-        if (threads > 1) {
-            for (int64_t at = 0; at < each; ++at) mine += cost_of(run, batch, kv_head, at);
-            pieces = smallest(smallest(kMostShares, each), (mine * 3 * threads + total - 1) / total);
-        }
-        if (write) run.first_share[i] = count;
+        int64_t mine = 0;
+        for (int64_t at = 0; at < each; ++at) mine += cost_of(plan(i, at));
+        const int64_t pieces = largest(1, smallest(smallest(kMostShares, each), (mine * wanted + total - 1) / total));
+        if (write) run.first_share[i] = found.shares;
         int64_t done = 0, at = 0;
         for (int64_t piece = 0; piece < pieces; ++piece) {
-            const int64_t first = at;
-            if (pieces == 1) {
-                at = each;
-            } else {
-                while (at < each && (piece == pieces - 1 || done * pieces < mine * (piece + 1)))
-                    done += cost_of(run, batch, kv_head, at++);
+            Share share = {i / call.kv_heads, i % call.kv_heads, at, at, tiles_of(call), 0, nullptr, nullptr, nullptr};
+            for (; at < each && (piece == pieces - 1 || done * pieces < mine * (piece + 1)); ++at) {
+                const int32_t* tiles = plan(i, at);
+                done += cost_of(tiles);
+                if (tiles[0] == tiles[1] && tiles[2] < 0) continue;
+                share.low = smallest(share.low, tiles[2] >= 0 ? tiles[2] : tiles[0]);
+                share.high = largest(share.high, tiles[1]);
             }
-            if (write) run.shares[count] = {batch, kv_head, first, at, nullptr, nullptr, nullptr};
-            ++count;
+            share.end = at;
+            share.low = smallest(share.low, share.high);
+            if (share.first == 0 && adds_in_place(run)) share.low = 0;
+            found.tiles += share.high - share.low;
+            found.bytes += sums_of(run, share);
+            if (write) run.shares[found.shares] = share;
+            ++found.shares;
         }
     }
-    if (write) run.first_share[heads] = count;
-    return count;
+    if (write) run.first_share[heads] = found.shares;
+    return found;
+}
+
+// Gives every share its sums.
+static void place_shares(Backward& run, char* memory, unsigned char* touched) {
+    const Call& call = *run.call;
+    for (int64_t s = 0; s < run.number_of_shares; ++s) {
+        Share& share = run.shares[s];
+        share.touched = touched;
+        touched += share.high - share.low;
+        if (sums_of(run, share) == 0) {
+            share.grad_key = reinterpret_cast<float*>(
+                const_cast<char*>(row_of(call.grad_key, call.type, share.batch, share.kv_head, 0))
+            );
+            share.grad_value = reinterpret_cast<float*>(
+                const_cast<char*>(row_of(call.grad_value, call.type, share.batch, share.kv_head, 0))
+            );
+            continue;
+        }
+        share.grad_key = floats_at(memory, (share.high - share.low) * kTile * run.key_stride);
+        share.grad_value = floats_at(memory, (share.high - share.low) * kTile * run.value_stride);
+    }
 }
 
 static int64_t backward(const Call& call) {
-    const int64_t threads = threads_for(call), heads = call.batch * call.kv_heads, tiles = tiles_of(call);
+    const int64_t threads = threads_for(call), heads = call.batch * call.kv_heads;
     Backward run = {&call, blocks_of(call), round_up(call.head_dim, kWidth), round_up(call.value_dim, kWidth), nullptr,
                     0,     nullptr,         nullptr,                         false,                            0};
-    run.number_of_shares = cut(run, threads, false);
-    const int64_t key_sums = round_up(call.k_len * run.key_stride * 4, 64),
-                  value_sums = round_up(call.k_len * run.value_stride * 4, 64);
+    const int64_t enough = kMostSums * heads * call.k_len * (run.key_stride + run.value_stride) * 4;
+    int64_t wanted = threads > 1 ? kSharesEach * threads : 1;
+    Cutting cutting = cut(run, wanted, false);
+    while (wanted > 1 && cutting.bytes > largest(enough, kAlwaysSums)) {
+        wanted -= (wanted + 3) / 4;
+        cutting = cut(run, wanted, false);
+    }
+    run.number_of_shares = cutting.shares;
     const int64_t share_bytes = round_up(run.number_of_shares * static_cast<int64_t>(sizeof(Share)), 64);
     const int64_t index_bytes = round_up((heads + 1) * 8, 64),
                   slope_bytes = round_up(call.batch * call.heads * run.blocks * 8, 64);
-    const int64_t touched_bytes = round_up(run.number_of_shares * tiles, 64);
-    const int64_t bytes = share_bytes + index_bytes + slope_bytes + touched_bytes +
-                          run.number_of_shares * (key_sums + value_sums);
-    char* memory = static_cast<char*>(take_block(static_cast<size_t>(bytes)));
+    const int64_t touched_bytes = round_up(cutting.tiles, 64);
+    char* memory = static_cast<char*>(
+        take_block(static_cast<size_t>(share_bytes + index_bytes + slope_bytes + touched_bytes + cutting.bytes))
+    );
     if (!memory) return kNoMemory;
     char* at = memory;
     run.shares = reinterpret_cast<Share*>(at);
@@ -401,15 +466,9 @@ static int64_t backward(const Call& call) {
     at += index_bytes;
     run.slope_parts = reinterpret_cast<double*>(at);
     at += slope_bytes;
-    unsigned char* touched = reinterpret_cast<unsigned char*>(at);
-    __builtin_memset(touched, 0, static_cast<size_t>(touched_bytes));
-    at += touched_bytes;
-    cut(run, threads, true);
-    for (int64_t s = 0; s < run.number_of_shares; ++s) {
-        run.shares[s].touched = touched + s * tiles;
-        run.shares[s].grad_key = floats_at(at, key_sums / 4);
-        run.shares[s].grad_value = floats_at(at, value_sums / 4);
-    }
+    __builtin_memset(at, 0, static_cast<size_t>(touched_bytes));
+    cut(run, wanted, true);
+    place_shares(run, at + touched_bytes, reinterpret_cast<unsigned char*>(at));
     run_team(threads, backward_member, &run);
     run.next = 0;
     run_team(threads, collect_member, &run);

@@ -191,8 +191,10 @@ ALIBI_EXPORT const char* alibi_chosen() {
     return alibi::chosen ? alibi::chosen->name : "";
 }
 
-ALIBI_EXPORT int64_t alibi_call_size() {
-    return sizeof(alibi::Call);
+// What a caller must agree on: bytes of a call, queries in a block, keys in a tile.
+ALIBI_EXPORT const int64_t* alibi_layout() {
+    static const int64_t layout[3] = {sizeof(alibi::Call), alibi::kBlock, alibi::kTile};
+    return layout;
 }
 
 ALIBI_EXPORT int64_t alibi_forward(const alibi::Call* call) {

@@ -11,8 +11,6 @@
 namespace alibi {
 namespace ALIBI_TARGET {
 
-constexpr int kBlock = 48;  // queries in a block: three vectors of 16
-constexpr int kTile = 64;   // keys in a tile
 // Vectors of lanes in a register tile. With 32 registers 8 rows of them hide the latency of multiply-add twice over.
 constexpr int kVectors = 3;
 constexpr int kRows = kRegisters == 32 ? 8 : 4;
