@@ -62,105 +62,96 @@ static void retrace(
     const bool dropping = call.dropout > 0.0;
     const float scale = drop_scale(call.dropout);
     // Weights
-    by_lanes(
-        block.rows,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            Floats lse[V], rest[V], unused[V];
-            Ints lower[V], upper[V];
+    by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        Floats lse[V], rest[V], unused[V];
+        Ints lower[V], upper[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            lse[v] = load(space.lse + lane + v * kWidth);
+            rest[v] = load(space.lse_rest + lane + v * kWidth);
+            unused[v] = Floats{};
+            if (Is::kMasked) {
+                lower[v] = load_ints(tile.lower + lane + v * kWidth);
+                upper[v] = load_ints(tile.upper + lane + v * kWidth);
+            }
+        }
+        score<Is, V>(space.weights, unused, space.query, block, tile, head, call.head_dim, lane);
+        for (int key = 0; key < tile.keys; ++key)
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
-                lse[v] = load(space.lse + lane + v * kWidth);
-                rest[v] = load(space.lse_rest + lane + v * kWidth);
-                unused[v] = Floats{};
-                if (Is::kMasked) {
-                    lower[v] = load_ints(tile.lower + lane + v * kWidth);
-                    upper[v] = load_ints(tile.upper + lane + v * kWidth);
-                }
+                float* at = space.weights + key * kBlock + lane + v * kWidth;
+                Floats weight = exp2(load(at) - lse[v] - rest[v]);
+                // Where lse is NaN so is the weight of a masked score.
+                if (Is::kMasked)
+                    weight = select((lower[v] <= splat_int(key)) & (splat_int(key) < upper[v]), weight, Floats{});
+                store(at, weight);
             }
-            score<Is, V>(space.weights, unused, space.query, block, tile, head, call.head_dim, lane);
-            for (int key = 0; key < tile.keys; ++key)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) {
-                    float* at = space.weights + key * kBlock + lane + v * kWidth;
-                    Floats weight = exp2(load(at) - lse[v] - rest[v]);
-                    // Where lse is NaN so is the weight of a masked score.
-                    if (Is::kMasked)
-                        weight = select((lower[v] <= splat_int(key)) & (splat_int(key) < upper[v]), weight, Floats{});
-                    store(at, weight);
-                }
-        }
-    );
+    });
     const float* kept = space.weights;
     if (dropping) {
         __builtin_memcpy(space.grad_scores, space.weights, sizeof(float) * kBlock * static_cast<size_t>(tile.keys));
         drop(space.grad_scores, call, block, tile, drop_threshold(call.dropout));
     }
     // Gradients of the scores
-    by_lanes(
-        block.rows,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            Floats mean[V], reach[V], slope[V];
-            Ints lower[V], upper[V];
+    by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        Floats mean[V], reach[V], slope[V];
+        Ints lower[V], upper[V];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-                mean[v] = load(space.mean + lane + v * kWidth);
-                reach[v] = load(block.stand + lane + v * kWidth) + tile.shift;
-                slope[v] = Floats{};
-                if (Is::kMasked) {
-                    lower[v] = load_ints(tile.lower + lane + v * kWidth);
-                    upper[v] = load_ints(tile.upper + lane + v * kWidth);
-                }
-            }
-            by_rows<kRows>(
-                tile.keys,
-                [&](auto count, int row) __attribute__((always_inline)) {
-                    constexpr int R = decltype(count)::value;
-                    Accumulators<R, V> product;
-                    clear(product);
-                    if constexpr (Is::kPairs)
-                        multiply_pairs(
-                            product, tile.raw_value + row * head.value_step, head.value_step, space.flow + lane,
-                            call.value_dim / 2
-                        );
-                    else
-                        multiply<kAlongSum>(
-                            product, tile.value + row * tile.value_stride, tile.value_stride, space.flow + lane, kBlock,
-                            call.value_dim
-                        );
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-                        for (int v = 0; v < V; ++v) {
-                            const int at = (row + r) * kBlock + lane + v * kWidth;
-                            const Floats weight = load(space.weights + at);
-                            Floats flow = product.at[r][v];
-                            if (dropping) {
-                                // Dropped weights are 0 in this copy, which then makes room for the result.
-                                const Floats left = load(space.grad_scores + at);
-                                flow = select(left == 0.0f, Floats{}, flow * scale);
-                                store(space.weights + at, left * scale);
-                            }
-                            Floats grad = weight * (flow - mean[v]);
-                            Floats distance = reach[v] - static_cast<float>(row + r);
-                            if (Is::kTwoSided) distance = magnitude(distance);
-                            if (Is::kMasked) {
-                                const Ints key = splat_int(row + r);
-                                grad = select((lower[v] <= key) & (key < upper[v]), grad, Floats{});
-                            }
-                            slope[v] += grad * distance;
-                            store(space.grad_scores + at, grad);
-                        }
-                }
-            );
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-                float* at = space.slope + lane + v * kWidth;
-                store(at, load(at) + slope[v]);
+        for (int v = 0; v < V; ++v) {
+            mean[v] = load(space.mean + lane + v * kWidth);
+            reach[v] = load(block.stand + lane + v * kWidth) + tile.shift;
+            slope[v] = Floats{};
+            if (Is::kMasked) {
+                lower[v] = load_ints(tile.lower + lane + v * kWidth);
+                upper[v] = load_ints(tile.upper + lane + v * kWidth);
             }
         }
-    );
+        by_rows<kRows>(tile.keys, [&](auto count, int row) __attribute__((always_inline)) {
+            constexpr int R = decltype(count)::value;
+            Accumulators<R, V> product;
+            clear(product);
+            if constexpr (Is::kPairs)
+                multiply_pairs(
+                    product, tile.raw_value + row * head.value_step, head.value_step, space.flow + lane,
+                    call.value_dim / 2
+                );
+            else
+                multiply<kAlongSum>(
+                    product, tile.value + row * tile.value_stride, tile.value_stride, space.flow + lane, kBlock,
+                    call.value_dim
+                );
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) {
+                    const int at = (row + r) * kBlock + lane + v * kWidth;
+                    const Floats weight = load(space.weights + at);
+                    Floats flow = product.at[r][v];
+                    if (dropping) {
+                        // Dropped weights are 0 in this copy, which then makes room for the result.
+                        const Floats left = load(space.grad_scores + at);
+                        flow = select(left == 0.0f, Floats{}, flow * scale);
+                        store(space.weights + at, left * scale);
+                    }
+                    Floats grad = weight * (flow - mean[v]);
+                    Floats distance = reach[v] - static_cast<float>(row + r);
+                    if (Is::kTwoSided) distance = magnitude(distance);
+                    if (Is::kMasked) {
+                        const Ints key = splat_int(row + r);
+                        grad = select((lower[v] <= key) & (key < upper[v]), grad, Floats{});
+                    }
+                    slope[v] += grad * distance;
+                    store(space.grad_scores + at, grad);
+                }
+        });
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            float* at = space.slope + lane + v * kWidth;
+            store(at, load(at) + slope[v]);
+        }
+    });
     const int rows = block.rows;
     if (Is::kMasked && !(space.finite && all_finite(tile.key, tile.key_stride, tile.keys, call.head_dim))) {
         // What is not finite may only reach the pairs that see each other, and 0 times it is no 0.
@@ -320,7 +311,9 @@ static void collect_member(void* context, int64_t) {
                 sum = &share;
                 continue;
             }
-            add_rows(sum->key_sums(tile, run.key_stride), share.key_sums(tile, run.key_stride), height * run.key_stride);
+            add_rows(
+                sum->key_sums(tile, run.key_stride), share.key_sums(tile, run.key_stride), height * run.key_stride
+            );
             add_rows(
                 sum->value_sums(tile, run.value_stride), share.value_sums(tile, run.value_stride),
                 height * run.value_stride
@@ -380,8 +373,8 @@ struct Cutting {
     int64_t shares, tiles, bytes;
 };
 
-// Cuts the work into about `wanted` runs of equal cost, or one for each key head where they are fewer. Writes them where
-// there is memory for them, and says how much they need.
+// Cuts the work into about `wanted` runs of equal cost, or one for each key head where they are fewer. Writes them
+// where there is memory for them, and says how much they need.
 static Cutting cut(Backward& run, int64_t wanted, bool write) {
     const Call& call = *run.call;
     const int64_t heads = call.batch * call.kv_heads, each = call.heads / call.kv_heads * run.blocks;
@@ -441,8 +434,18 @@ static void place_shares(Backward& run, char* memory, unsigned char* touched) {
 
 static int64_t backward(const Call& call) {
     const int64_t threads = threads_for(call), heads = call.batch * call.kv_heads;
-    Backward run = {&call, blocks_of(call), round_up(call.head_dim, kWidth), round_up(call.value_dim, kWidth), nullptr,
-                    0,     nullptr,         nullptr,                         false,                            0};
+    Backward run = {
+        &call,
+        blocks_of(call),
+        round_up(call.head_dim, kWidth),
+        round_up(call.value_dim, kWidth),
+        nullptr,
+        0,
+        nullptr,
+        nullptr,
+        false,
+        0
+    };
     const int64_t enough = kMostSums * heads * call.k_len * (run.key_stride + run.value_stride) * 4;
     int64_t wanted = threads > 1 ? kSharesEach * threads : 1;
     Cutting cutting = cut(run, wanted, false);

@@ -137,14 +137,18 @@ struct KeyHead {
     float* value_stage;
 };
 
-ALIBI_INLINE KeyHead key_head(
-    const Call& call, int64_t batch, int64_t kv_head, float* key_stage, float* value_stage
-) {
+ALIBI_INLINE KeyHead key_head(const Call& call, int64_t batch, int64_t kv_head, float* key_stage, float* value_stage) {
     const int64_t size = element_size(call.type);
     return {
-        row_of(call.key, call.type, batch, kv_head, 0), row_of(call.value, call.type, batch, kv_head, 0),
-        call.key.row_stride * size, call.value.row_stride * size, call.head_dim * size, call.value_dim * size,
-        key_stage, value_stage};
+        row_of(call.key, call.type, batch, kv_head, 0),
+        row_of(call.value, call.type, batch, kv_head, 0),
+        call.key.row_stride * size,
+        call.value.row_stride * size,
+        call.head_dim * size,
+        call.value_dim * size,
+        key_stage,
+        value_stage
+    };
 }
 
 static void enter_tile(
@@ -186,9 +190,7 @@ static void enter_tile(
 // Widened rows, where there is a stage for them.
 ALIBI_INLINE void bring_keys(const Tile& tile, const Call& call, const KeyHead& head) {
     if (head.key_stage)
-        widen_rows(
-            head.key_stage, tile.key_stride, call.type, tile.raw_key, head.key_step, tile.keys, call.head_dim
-        );
+        widen_rows(head.key_stage, tile.key_stride, call.type, tile.raw_key, head.key_step, tile.keys, call.head_dim);
 }
 
 ALIBI_INLINE void bring_values(const Tile& tile, const Call& call, const KeyHead& head) {
@@ -221,7 +223,8 @@ static void drop(float* weights, const Call& call, const Block& block, const Til
         const Words row = ramp + static_cast<uint32_t>(block.first_row + lane);
         for (int key = 0; key < tile.keys; key += 4) {
             Words words[4] = {
-                Words{} + static_cast<uint32_t>((tile.first_key + key) / 4), row, Words{} + stream, Words{}};
+                Words{} + static_cast<uint32_t>((tile.first_key + key) / 4), row, Words{} + stream, Words{}
+            };
             philox(words, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
             for (int i = 0; i < 4 && key + i < tile.keys; ++i) {
                 float* at = weights + (key + i) * kBlock + lane;

@@ -206,8 +206,8 @@ static void find_first_tiles(void* context, int64_t) {
         for (int row = 0; row < run.units[item].lines; ++row) find_first_tile(run, run.units[item], row);
 }
 
-// Backward runs by blocks of queries of one head: all rows of such a block take the union of what its rows need, and the
-// plan says so. `lines` are the rows' own, in their order.
+// Backward runs by blocks of queries of one head: all rows of such a block take the union of what its rows need, and
+// the plan says so. `lines` are the rows' own, in their order.
 static void settle_block(const Call& call, Line* lines, int64_t count, int32_t* plan) {
     const int64_t tiles = tiles_of(call);
     int64_t first = tiles, end = 0, apart = -1, least_apart = tiles;
@@ -347,8 +347,19 @@ static void make_units(Decode& run) {
     for (int64_t pair = 0; pair < pairs; ++pair)
         for (int64_t at = 0; at < rows; at += kBlock) {
             Unit& unit = run.units[run.number_of_units++];
-            unit = {pair / call.kv_heads, pair % call.kv_heads, pair * rows + at,
-                    static_cast<int>(smallest(kBlock, rows - at)), tiles_of(call), 0, 0, 0, 0, 0, 0};
+            unit = {
+                pair / call.kv_heads,
+                pair % call.kv_heads,
+                pair * rows + at,
+                static_cast<int>(smallest(kBlock, rows - at)),
+                tiles_of(call),
+                0,
+                0,
+                0,
+                0,
+                0,
+                0
+            };
             float flattest = kInfinity;
             int64_t nearest = call.k_len;
             for (int i = 0; i < unit.lines; ++i) {
@@ -363,7 +374,8 @@ static void make_units(Decode& run) {
             unit.near = unit.low;
             if (!run.skips || flattest == kInfinity) continue;
             const double keys = 4.0 * 1.4426950408889634 / static_cast<double>(flattest);
-            const int64_t tiles = keys < kMostNearTiles * kTile ? 1 + static_cast<int64_t>(keys) / kTile : kMostNearTiles;
+            const int64_t tiles =
+                keys < kMostNearTiles * kTile ? 1 + static_cast<int64_t>(keys) / kTile : kMostNearTiles;
             unit.near = largest(unit.low, nearest / kTile - tiles);
         }
 }
@@ -381,8 +393,7 @@ static bool make_pieces(Decode& run, Pieces& pieces, bool far) {
             int64_t first = unit.near, done = -1;
             for (int i = 0; i < unit.lines; ++i) {
                 const Line& line = run.lines[unit.first_line + i];
-                if (line.upper > line.lower)
-                    first = smallest(first, largest(line.first_tile, line.lower / kTile));
+                if (line.upper > line.lower) first = smallest(first, largest(line.first_tile, line.lower / kTile));
             }
             body(u, first, unit.near, false);
             // Few tiles stand apart, and those of one head are one: rows that follow each other mostly agree.
@@ -405,7 +416,8 @@ static bool make_pieces(Decode& run, Pieces& pieces, bool far) {
         kHeader + (run.streams ? kStreamRows * round_up(call.value_dim, kWidth) : kBlock * call.value_dim), 16
     );
     const int64_t list_bytes = round_up(pieces.count * static_cast<int64_t>(sizeof(Piece)), 64);
-    pieces.memory = static_cast<char*>(take_block(static_cast<size_t>(list_bytes + pieces.count * pieces.slot_floats * 4)));
+    pieces.memory =
+        static_cast<char*>(take_block(static_cast<size_t>(list_bytes + pieces.count * pieces.slot_floats * 4)));
     if (!pieces.memory) return false;
     pieces.list = reinterpret_cast<Piece*>(pieces.memory);
     pieces.slots = reinterpret_cast<float*>(pieces.memory + list_bytes);
@@ -430,13 +442,16 @@ static int64_t decode(const Call& call, int64_t threads) {
     run.streams = rows <= kStreamRows && call.head_dim >= kWidth && call.value_dim >= kWidth;
     run.skips = call.norms && call.tolerance > 0.0 && tiles_of(call) > kMostNearTiles;
     const int64_t line_bytes = round_up(run.number_of_lines * static_cast<int64_t>(sizeof(Line)), 64);
-    const int64_t unit_bytes = round_up(pairs * ((rows + kBlock - 1) / kBlock) * static_cast<int64_t>(sizeof(Unit)), 64);
+    const int64_t unit_bytes =
+        round_up(pairs * ((rows + kBlock - 1) / kBlock) * static_cast<int64_t>(sizeof(Unit)), 64);
     const int64_t extent_bytes = round_up(pairs * static_cast<int64_t>(sizeof(Extent)), 64);
     const int64_t order_bytes = round_up(heads * 4, 64), filled_bytes = round_up(pairs * 8, 64);
     const int64_t query_floats = run.streams ? run.number_of_lines * round_up(call.head_dim, kWidth) : 0;
-    char* memory = static_cast<char*>(take_block(static_cast<size_t>(
-        line_bytes + unit_bytes + extent_bytes + 2 * order_bytes + filled_bytes + query_floats * 4 + 64
-    )));
+    char* memory = static_cast<char*>(take_block(
+        static_cast<size_t>(
+            line_bytes + unit_bytes + extent_bytes + 2 * order_bytes + filled_bytes + query_floats * 4 + 64
+        )
+    ));
     if (!memory) return kNoMemory;
     char* at = memory;
     const auto take = [&](int64_t bytes) {

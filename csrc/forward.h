@@ -81,38 +81,33 @@ ALIBI_INLINE void score(
             upper[v] = load_ints(tile.upper + lane + v * kWidth);
         }
     }
-    by_rows<kRows>(
-        tile.keys,
-        [&](auto count, int row) __attribute__((always_inline)) {
-            constexpr int R = decltype(count)::value;
-            if (lane == 0)
-                for (int r = 0; r < R; ++r) fetch_next(tile, head, row + r);
-            Accumulators<R, V> dot;
-            clear(dot);
-            if constexpr (Is::kPairs)
-                multiply_pairs(dot, tile.raw_key + row * head.key_step, head.key_step, query + lane, head_dim / 2);
-            else
-                multiply<kAlongSum>(
-                    dot, tile.key + row * tile.key_stride, tile.key_stride, query + lane, kBlock, head_dim
-                );
+    by_rows<kRows>(tile.keys, [&](auto count, int row) __attribute__((always_inline)) {
+        constexpr int R = decltype(count)::value;
+        if (lane == 0)
+            for (int r = 0; r < R; ++r) fetch_next(tile, head, row + r);
+        Accumulators<R, V> dot;
+        clear(dot);
+        if constexpr (Is::kPairs)
+            multiply_pairs(dot, tile.raw_key + row * head.key_step, head.key_step, query + lane, head_dim / 2);
+        else
+            multiply<kAlongSum>(dot, tile.key + row * tile.key_stride, tile.key_stride, query + lane, kBlock, head_dim);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) {
-                    // Both terms are small integers, so the distance is exact at any position.
-                    Floats distance = reach[v] - static_cast<float>(row + r);
-                    if (Is::kTwoSided) distance = magnitude(distance);
-                    // Float queries bear the factor already.
-                    Floats x = (Is::kPairs ? dot.at[r][v] * block.factor : dot.at[r][v]) - distance * slope[v];
-                    if (Is::kMasked) {
-                        const Ints key = splat_int(row + r);
-                        x = select((lower[v] <= key) & (key < upper[v]), x, splat(-kInfinity));
-                    }
-                    most[v] = larger(x, most[v]);
-                    store(weights + (row + r) * kBlock + lane + v * kWidth, x);
+            for (int v = 0; v < V; ++v) {
+                // Both terms are small integers, so the distance is exact at any position.
+                Floats distance = reach[v] - static_cast<float>(row + r);
+                if (Is::kTwoSided) distance = magnitude(distance);
+                // Float queries bear the factor already.
+                Floats x = (Is::kPairs ? dot.at[r][v] * block.factor : dot.at[r][v]) - distance * slope[v];
+                if (Is::kMasked) {
+                    const Ints key = splat_int(row + r);
+                    x = select((lower[v] <= key) & (key < upper[v]), x, splat(-kInfinity));
                 }
-        }
-    );
+                most[v] = larger(x, most[v]);
+                store(weights + (row + r) * kBlock + lane + v * kWidth, x);
+            }
+    });
 }
 
 // The products of weights and values, pair by pair, of a masked tile in which some value is not finite: a lane that
@@ -133,84 +128,68 @@ template <class Is>
 static void enter_scores(
     ForwardSpace& space, const Call& call, const Block& block, const Tile& tile, const KeyHead& head
 ) {
-    by_lanes(
-        block.rows,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            Floats most[V];
+    by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        Floats most[V];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) most[v] = splat(-kInfinity);
-            score<Is, V>(space.weights, most, space.query, block, tile, head, call.head_dim, lane);
+        for (int v = 0; v < V; ++v) most[v] = splat(-kInfinity);
+        score<Is, V>(space.weights, most, space.query, block, tile, head, call.head_dim, lane);
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) store(space.most + lane + v * kWidth, most[v]);
-        }
-    );
+        for (int v = 0; v < V; ++v) store(space.most + lane + v * kWidth, most[v]);
+    });
 }
 
 // From scores to weights, and the weights into the sums.
 static void enter_weights(ForwardSpace& space, const Block& block, const Tile& tile) {
-    by_lanes(
-        block.rows,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            Floats base[V], sum[V];
+    by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        Floats base[V], sum[V];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-                const Floats old = load(space.peak + lane + v * kWidth);
-                const Floats most = larger(old, load(space.most + lane + v * kWidth));
-                base[v] = base_of(most);
-                const Floats fade = select(old == -kInfinity, splat(1.0f), exp2(base_of(old) - base[v]));
-                store(space.fades + lane + v * kWidth, fade);
-                store(space.peak + lane + v * kWidth, most);
-                sum[v] = Floats{};
-            }
-            for (int key = 0; key < tile.keys; ++key)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) {
-                    float* at = space.weights + key * kBlock + lane + v * kWidth;
-                    const Floats weight = exp2(load(at) - base[v]);
-                    sum[v] += weight;
-                    store(at, weight);
-                }
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-                // A tile is summed apart: one long chain of additions would round at the size of the whole at every
-                // key.
-                float* at = space.sum + lane + v * kWidth;
-                store(at, load(at) * load(space.fades + lane + v * kWidth) + sum[v]);
-            }
+        for (int v = 0; v < V; ++v) {
+            const Floats old = load(space.peak + lane + v * kWidth);
+            const Floats most = larger(old, load(space.most + lane + v * kWidth));
+            base[v] = base_of(most);
+            const Floats fade = select(old == -kInfinity, splat(1.0f), exp2(base_of(old) - base[v]));
+            store(space.fades + lane + v * kWidth, fade);
+            store(space.peak + lane + v * kWidth, most);
+            sum[v] = Floats{};
         }
-    );
+        for (int key = 0; key < tile.keys; ++key)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+                float* at = space.weights + key * kBlock + lane + v * kWidth;
+                const Floats weight = exp2(load(at) - base[v]);
+                sum[v] += weight;
+                store(at, weight);
+            }
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            // A tile is summed apart: one long chain of additions would round at the size of the whole at every
+            // key.
+            float* at = space.sum + lane + v * kWidth;
+            store(at, load(at) * load(space.fades + lane + v * kWidth) + sum[v]);
+        }
+    });
 }
 
-static void enter_values(
-    ForwardSpace& space, const Block& block, const Tile& tile, int64_t value_dim, bool careful
-) {
-    by_lanes(
-        block.rows,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            by_rows<kRows>(
-                static_cast<int>(value_dim),
-                [&](auto count, int row) __attribute__((always_inline)) {
-                    constexpr int R = decltype(count)::value;
-                    Accumulators<R, V> out;
-                    clear(out);
-                    if (!careful)
-                        multiply<kAlongRows>(
-                            out, tile.value + row, tile.value_stride, space.weights + lane, kBlock, tile.keys
-                        );
+static void enter_values(ForwardSpace& space, const Block& block, const Tile& tile, int64_t value_dim, bool careful) {
+    by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        by_rows<kRows>(static_cast<int>(value_dim), [&](auto count, int row) __attribute__((always_inline)) {
+            constexpr int R = decltype(count)::value;
+            Accumulators<R, V> out;
+            clear(out);
+            if (!careful)
+                multiply<kAlongRows>(out, tile.value + row, tile.value_stride, space.weights + lane, kBlock, tile.keys);
 #pragma GCC unroll 8
-                    for (int r = 0; r < R; ++r)
+            for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-                        for (int v = 0; v < V; ++v) {
-                            float* at = space.out + (row + r) * kBlock + lane + v * kWidth;
-                            store(at, load(at) * load(space.fades + lane + v * kWidth) + out.at[r][v]);
-                        }
+                for (int v = 0; v < V; ++v) {
+                    float* at = space.out + (row + r) * kBlock + lane + v * kWidth;
+                    store(at, load(at) * load(space.fades + lane + v * kWidth) + out.at[r][v]);
                 }
-            );
-        }
-    );
+        });
+    });
     if (careful) add_values_with_care(space, block, tile, value_dim);
 }
 
@@ -258,9 +237,9 @@ struct Side {
 // What comes back is computed twice.
 constexpr int kPassTries = 4;
 
-// Looks at a side's next tile. One that matters, behind tiles passed over, brings these back in their order, so that what
-// is left out is always the far end and a plan of ranges tells backward what forward computed. A sink need not: a plan
-// has a place for it. Returns whether the tile is such a sink.
+// Looks at a side's next tile. One that matters, behind tiles passed over, brings these back in their order, so that
+// what is left out is always the far end and a plan of ranges tells backward what forward computed. A sink need not: a
+// plan has a place for it. Returns whether the tile is such a sink.
 static bool look_farther(
     Side& side, ForwardSpace& space, const Call& call, const Block& block, const KeyHead& head, Sight& sight
 ) {
@@ -339,8 +318,7 @@ static void finish(const ForwardSpace& space, const Call& call, const Block& blo
     }
     char* rows[kBlock];
     for (int row = 0; row < block.rows; ++row)
-        rows[row] =
-            const_cast<char*>(row_of(call.out, call.type, block.batch, block.head, block.first_row + row));
+        rows[row] = const_cast<char*>(row_of(call.out, call.type, block.batch, block.head, block.first_row + row));
     unpack_transposed(rows, call.type, space.out, block.rows, call.value_dim, factors);
 }
 

@@ -282,9 +282,11 @@ struct Sight {
     float part[kBlock];  // how far the row's norm lies between its level and the next
     // The second lever: computed tiles may be passed over as long as what they hold is a negligible share too.
     bool may_pass;
-    const float* radii;                    // by tile
-    alignas(64) float pass_share[kBlock];  // log2 of the share that may be passed over, less what the test may be off by
-    alignas(64) float passed[kBlock];      // part of that share that is used up
+    const float* radii;  // by tile
+    alignas(
+        64
+    ) float pass_share[kBlock];        // log2 of the share that may be passed over, less what the test may be off by
+    alignas(64) float passed[kBlock];  // part of that share that is used up
     float pass_part;  // what a tile may use up of it at most: tiles beyond fade, and their parts too shall fit
 };
 
@@ -369,7 +371,8 @@ ALIBI_INLINE bool row_may_stop(
     if (!(sum < kInfinity)) return false;
     const int64_t distance = side > 0 ? block.position[row] - (edge - 1) : edge - block.position[row];
     // What peak, room and mass are rounded by where positions are so far out that they are large themselves.
-    const float coarse = 2.4e-7f * (__builtin_fabsf(peak) + __builtin_fabsf(block.slope * static_cast<float>(distance)));
+    const float coarse =
+        2.4e-7f * (__builtin_fabsf(peak) + __builtin_fabsf(block.slope * static_cast<float>(distance)));
     const float room = peak + log2_below(sum) + sight.share[row] - coarse;
     if (!(__builtin_fabsf(room) < 1e29f)) return false;
     const float* table = side > 0 ? sight.left : sight.right;

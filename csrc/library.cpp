@@ -30,12 +30,8 @@ namespace {
 class FlushDenormals {
  public:
 #if defined(__SSE2__)
-    FlushDenormals() : saved_(_mm_getcsr()) {
-        _mm_setcsr(saved_ | 0x8040);
-    }
-    ~FlushDenormals() {
-        _mm_setcsr(saved_);
-    }
+    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(saved_); }
 
  private:
     unsigned saved_;
@@ -44,9 +40,7 @@ class FlushDenormals {
         asm volatile("mrs %0, fpcr" : "=r"(saved_));
         asm volatile("msr fpcr, %0" : : "r"(saved_ | (uint64_t(1) << 24)));
     }
-    ~FlushDenormals() {
-        asm volatile("msr fpcr, %0" : : "r"(saved_));
-    }
+    ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
 
  private:
     uint64_t saved_;
@@ -98,7 +92,8 @@ Choices choices() {
          {"avx512", &kernels_avx512, avx512},
          {"avx2", &kernels_avx2, avx2},
          {"baseline", &kernels_baseline, true}},
-        4};
+        4
+    };
 #else
     return {{{"baseline", &kernels_baseline, true}}, 1};
 #endif
@@ -157,7 +152,7 @@ void run_team(int64_t threads, void (*body)(void*, int64_t), void* context) {
     for (int64_t i = 1; i < count; ++i) pthread_join(others[i], nullptr);
 #else
     int64_t members = 0;
-#pragma omp parallel num_threads(static_cast <int>(threads))
+#pragma omp parallel num_threads(static_cast<int>(threads))
     {
         FlushDenormals flush;
         body(context, __atomic_fetch_add(&members, 1, __ATOMIC_RELAXED));

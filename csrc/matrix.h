@@ -113,28 +113,20 @@ ALIBI_INLINE void add_product(
     float* to, int64_t to_stride, int rows, int lanes, const float* a, int64_t a_stride, const float* b,
     int64_t b_stride, int64_t length
 ) {
-    by_lanes(
-        lanes,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            by_rows<kRows>(
-                rows,
-                [&](auto count, int row) __attribute__((always_inline)) {
-                    constexpr int R = decltype(count)::value;
-                    Accumulators<R, V> sum;
-                    clear(sum);
-                    multiply<lie>(
-                        sum, a + (lie == kAlongSum ? row * a_stride : row), a_stride, b + lane, b_stride, length
-                    );
-                    for (int r = 0; r < R; ++r)
-                        for (int v = 0; v < V; ++v) {
-                            float* at = to + (row + r) * to_stride + lane + v * kWidth;
-                            store(at, load(at) + sum.at[r][v]);
-                        }
+    by_lanes(lanes, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        by_rows<kRows>(rows, [&](auto count, int row) __attribute__((always_inline)) {
+            constexpr int R = decltype(count)::value;
+            Accumulators<R, V> sum;
+            clear(sum);
+            multiply<lie>(sum, a + (lie == kAlongSum ? row * a_stride : row), a_stride, b + lane, b_stride, length);
+            for (int r = 0; r < R; ++r)
+                for (int v = 0; v < V; ++v) {
+                    float* at = to + (row + r) * to_stride + lane + v * kWidth;
+                    store(at, load(at) + sum.at[r][v]);
                 }
-            );
-        }
-    );
+        });
+    });
 }
 
 constexpr int64_t round_up(int64_t n, int64_t to) {
@@ -291,8 +283,7 @@ template <DataType type>
 ALIBI_INLINE void widen_rows_of(
     float* to, int64_t padded, const char* from, int64_t step, int64_t rows, int64_t length
 ) {
-    for (int64_t row = 0; row < rows; ++row)
-        read_row(to + row * padded, type, from + row * step, length, padded, 1.0f);
+    for (int64_t row = 0; row < rows; ++row) read_row(to + row * padded, type, from + row * step, length, padded, 1.0f);
 }
 
 static void widen_rows(
