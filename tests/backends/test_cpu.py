@@ -60,7 +60,7 @@ def test_random_calls_agree_with_the_reference(start: int):
         compare(random_case(number))
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "baseline"])
 def test_every_instruction_set_agrees_with_the_reference(isa: str):
     code = f"""
 import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]
@@ -89,7 +89,7 @@ def test_an_unknown_instruction_set_is_refused():
         [sys.executable, "-c", code],
         env={**os.environ, "ALIBI_CPU_ISA": "mmx"}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
-    assert "ALIBI_CPU_ISA: got 'mmx', expected avx512, avx2 or baseline" in done.stderr
+    assert "ALIBI_CPU_ISA: got 'mmx', expected avx512bf16, avx512, avx2 or baseline" in done.stderr
 
 
 def inputs(length: int, heads: int = 4, dim: int = 32, dtype: torch.dtype = torch.float32) -> list[Tensor]:
