@@ -9,6 +9,7 @@ import typer
 
 from alibi_attention.cli.bench import bench
 from alibi_attention.cli.demo import demo
+from alibi_attention.cli.export import export
 from alibi_attention.cli.extrapolate import extrapolate
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(extrapolate)
+app.command()(export)
 app.add_typer(bench, name="bench")
 
 
