@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
+import torch
 from torch import Tensor
 
+from alibi_attention import alibi_slopes
 from alibi_attention.integrations.export.decoder import BlockWeights, DecoderWeights
+from alibi_attention.integrations.inspect import AlibiModel, NotAlibi
 from alibi_attention.lab.checkpoint import load_tensors
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.model import Block, Decoder, build_decoder
 from alibi_attention.lab.positions.alibi import Alibi
 from alibi_attention.lab.runs import RunFolder
+from alibi_attention.slopes import SlopeScheme
+
+SCHEMES: tuple[SlopeScheme, ...] = get_args(SlopeScheme)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,41 @@ def load_decoder(trained: Trained) -> Decoder:
         remedy = "restore config.json and weights as they were written"
         raise LabError("run", expected=expected, got=got, remedy=remedy) from None
     return decoder.eval()
+
+
+def describe_run(trained: Trained) -> AlibiModel:
+    """What `integrations.inspect` says of a configuration, of a run.
+
+    Raises:
+        NotAlibi: for methods without linear biases.
+        LabError: as `load_decoder`, for slopes that are trained.
+    """
+    config = trained.config
+    if not trained.method.startswith(Alibi.name):
+        raise NotAlibi(f"the method {trained.method} of the run {trained.folder.root}: no linear biases")
+    position = build_decoder(config, trained.method).position
+    learned = any(True for _ in position.parameters())
+    if learned:
+        position = load_decoder(trained).position
+    slopes = cast(Tensor, position.slopes).detach()
+    scheme = next((each for each in SCHEMES if torch.equal(slopes, alibi_slopes(config.heads, each))), None)
+    return AlibiModel(
+        family=f"laboratory run {trained.folder.root}, method {trained.method}",
+        layers=config.layers,
+        heads=config.heads,
+        kv_heads=config.heads,
+        head_dim=config.width // config.heads,
+        slopes=slopes,
+        scheme=scheme,
+        bias_max=8.0 if scheme else None,
+        slope_note="trained" if learned else "",
+        causal=True,
+        scale=(config.width // config.heads) ** -0.5,
+        length=config.length,
+        length_key="length",
+        dtype="float32",
+        traps=(),
+    )
 
 
 def decoder_weights(trained: Trained, max_length: int | None = None) -> DecoderWeights:
