@@ -284,6 +284,17 @@ def test_compiles_without_a_break() -> None:
     torch.testing.assert_close(compiled(q, k, v, causal=True), ours.flash_attn_func(q, k, v, causal=True))
 
 
+def test_a_refused_call_leaves_the_cache_as_it_was() -> None:
+    q, k, v = tensors(1, 1)
+    _, k_cache, v_cache = tensors(1, 4)
+    before = k_cache.clone(), v_cache.clone()
+    for options in ({"window_size": 3}, {"softcap": 1.0}, {"alibi_slopes": SLOPES[:1]}, {"cache_seqlens": 4}):
+        with pytest.raises((ValueError, NotImplementedError)):
+            ours.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **{"cache_seqlens": 0, **options})
+    assert torch.equal(k_cache, before[0])
+    assert torch.equal(v_cache, before[1])
+
+
 # Refusals
 
 Q, K, V = torch.zeros(2, 3, 4, 8), torch.zeros(2, 5, 4, 8), torch.zeros(2, 5, 4, 8)

@@ -164,9 +164,9 @@ def test_what_the_traps_of_falcon_say_is_so() -> None:
         torch.manual_seed(0)
         model = transformers.FalconForCausalLM._from_config(config, attn_implementation=implementation).eval()
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter)
+            torch.nn.init.normal_(parameter, std=0.3)
         with torch.no_grad():
-            outs.append(model(torch.arange(8)[None]).logits)
+            outs.append(model(torch.arange(32)[None]).logits)
     assert (outs[0] - outs[1]).abs().max() > 1e-2
     assert "rounded-slopes" in codes(describe(FALCON))
 

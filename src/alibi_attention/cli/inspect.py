@@ -211,7 +211,7 @@ def _print_heads(console: Console, result: Report) -> None:
     console.print(f"\n1, 5, 10 nats: tokens until the bias alone has taken as much from a score{both}.")
     console.print(f"typical, guaranteed: keys{both} beyond which lies at most {share} of a row's weight, if")
     console.print(f"  guaranteed  scale |q| |k| is at most {result.logit_bound:.4g} (--logit-bound)")
-    console.print("  typical     logits also have variance 1, as those of unit-normal queries and keys do")
+    console.print("  typical     logits also have variance 1, as of unit-normal queries and keys")
     console.print("Trained models differ; certify() measures real queries and keys.\n")
 
 
