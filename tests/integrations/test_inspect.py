@@ -181,6 +181,8 @@ def test_rounding_of_the_bias() -> None:
 
 
 def test_other_traps() -> None:
+    dense = next(trap for trap in describe(BAICHUAN).traps if trap.code == "dense-bias")
+    assert "where positions are rounded: 1.2 GiB at 4,096 tokens" in dense.text  # 40 * 4096^2 * 2 bytes
     assert "plain-bert" in codes(describe(JINA))
     assert "plain-bert" in codes(describe(DNABERT))
     assert "learned-scale" in codes(describe(DATA2VEC))

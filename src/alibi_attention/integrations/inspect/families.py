@@ -138,7 +138,8 @@ def _read_baichuan(config: Config) -> AlibiModel:
     if number(config, "hidden_size") == 4096:
         raise NotAlibi("Baichuan of width 4096 (the 7B models): rotary embedding instead of linear biases")
     shape = _BERT._replace(length=("model_max_length", "max_position_embeddings"))
-    return _model(config, "Baichuan-13B", shape)
+    model = _model(config, "Baichuan-13B", shape)
+    return known.add(model, known.of_baichuan(model))
 
 
 def _read_cerebras(config: Config) -> AlibiModel:

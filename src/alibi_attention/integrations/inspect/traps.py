@@ -84,6 +84,17 @@ def of_bloom(model: AlibiModel) -> Iterator[Trap]:
     )
 
 
+def of_baichuan(model: AlibiModel) -> Trap:
+    length = model.length or _USUAL
+    gibibytes = model.heads * length**2 * (4 if model.dtype == "float32" else 2) / 2**30
+    rounded = "" if model.dtype == "float32" else ", where positions are rounded"
+    return Trap(
+        "dense-bias",
+        f"Its code holds bias and mask as (heads, length, length) in the model's dtype{rounded}: {gibibytes:.2g} GiB "
+        f"at {length:,} tokens. Our operator never forms them.",
+    )
+
+
 def of_falcon(model: AlibiModel) -> Iterator[Trap]:
     length = model.length or _USUAL
     undivided = alibi_slopes(model.heads, "interleaved")
