@@ -37,6 +37,8 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 OPTIONAL = [
     "einops",
     "flash_attn",
+    "gguf",
+    "huggingface_hub",
     "lightning",
     "matplotlib",
     "pandas",
@@ -46,6 +48,7 @@ OPTIONAL = [
     "safetensors",
     "scipy",
     "tensorboard",
+    "tokenizers",
     "torchmetrics",
     "tqdm",
     "transformers",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/operator.md", "docs/horizon.md")
+PAGES = ("README.md", "docs/operator.md", "docs/horizon.md", "docs/flash-attn.md", "docs/export.md")
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

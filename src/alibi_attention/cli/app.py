@@ -9,7 +9,9 @@ import typer
 
 from alibi_attention.cli.bench import bench
 from alibi_attention.cli.demo import demo
+from alibi_attention.cli.export import export
 from alibi_attention.cli.extrapolate import extrapolate
+from alibi_attention.cli.inspect import inspect
 
 app = typer.Typer(
     help="ALiBi attention: see it, and measure what it does beyond the length of training.",
@@ -20,6 +22,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(extrapolate)
+app.command()(export)
+app.command()(inspect)
 app.add_typer(bench, name="bench")
 
 

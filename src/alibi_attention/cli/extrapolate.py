@@ -69,6 +69,14 @@ def extrapolate(
     layers: Annotated[int, typer.Option(help="Layers of the decoder.", rich_help_panel=_MODEL)] = 4,
     heads: Annotated[int, typer.Option(help="Attention heads.", rich_help_panel=_MODEL)] = 8,
     width: Annotated[int, typer.Option(help="Width of the decoder.", rich_help_panel=_MODEL)] = 128,
+    activation: Annotated[
+        str,
+        typer.Option(
+            metavar="gelu|gelu-tanh",
+            help="GELU by the error function, as MPT has it, or by tanh, as BLOOM has it.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "gelu",
     steps: Annotated[int, typer.Option(help="Optimiser steps.", rich_help_panel=_MODEL)] = 900,
     batch_size: Annotated[int, typer.Option(help="Sequences in a step.", rich_help_panel=_MODEL)] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=_MODEL)] = 3e-3,
@@ -89,8 +97,8 @@ def extrapolate(
     Writes a folder: configuration, results (JSON), weights (safetensors), a table, and a figure (PNG and SVG).
     Ctrl-C stops after the step at hand; --resume continues to the very same result.
     """
-    del methods, length, eval_bytes, held_out_share, seed, layers, heads, width, steps, batch_size
-    del learning_rate, warmup, weight_decay, clip, device, checkpoint_every
+    del methods, length, eval_bytes, held_out_share, seed, layers, heads, width, activation, steps
+    del batch_size, learning_rate, warmup, weight_decay, clip, device, checkpoint_every
     if more_text and not text:
         extra = " ".join(map(str, more_text))
         raise refuse("arguments", f"expected options only, got {extra}", "put --text before the names of files")

@@ -47,6 +47,8 @@ Count = Annotated[int, _at_least(1)]
 WholeNumber = Annotated[int, _at_least(0)]
 Positive = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_positive)]
 
+Activation = Literal["gelu", "gelu-tanh"]
+
 
 class ExperimentConfig(BaseModel):
     """One experiment: the methods compared, the lengths, the corpus, the model and its training.
@@ -61,6 +63,7 @@ class ExperimentConfig(BaseModel):
         text: files and folders of the corpus; empty for Python's own standard library.
         held_out_share: share of the corpus kept for evaluation.
         layers, heads, width: of the decoder.
+        activation: of its MLPs: GELU by the error function, as MPT has it, or by tanh, as BLOOM has it.
         steps, batch_size: optimiser steps, and sequences in each.
         learning_rate: peak; it rises over ``warmup`` steps and falls to a tenth on a cosine.
         weight_decay, clip: of AdamW's matrices, and the largest gradient norm.
@@ -80,6 +83,7 @@ class ExperimentConfig(BaseModel):
     layers: Count = 4
     heads: Count = 8
     width: Count = 128
+    activation: Activation = "gelu"
     steps: Count = 900
     batch_size: Count = 8
     learning_rate: Positive = 3e-3

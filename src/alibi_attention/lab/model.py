@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.config import Activation, ExperimentConfig
 from alibi_attention.lab.positions import DecoderShape, PositionMethod, position_methods
 
 VOCABULARY = 256
@@ -37,8 +37,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, activation: Activation) -> None:
         super().__init__()
+        self.gelu = "tanh" if activation == "gelu-tanh" else "none"
         self.attention_norm = nn.LayerNorm(width, bias=False)
         self.attention = Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
@@ -47,7 +48,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, position: PositionMethod) -> Tensor:
         x = x + self.attention(self.attention_norm(x), position)
-        out: Tensor = x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x))))
+        out: Tensor = x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x)), approximate=self.gelu))
         return out
 
 
@@ -59,14 +60,16 @@ class Decoder(nn.Module):
         method: name of the position method.
         seed: of the initial weights. The decoder draws before its position method does, so that all methods start from
             the same decoder.
+        activation: ``"gelu"``, by the error function, or ``"gelu-tanh"``, its approximation.
     """
 
-    def __init__(self, shape: DecoderShape, method: str, *, seed: int) -> None:
+    def __init__(self, shape: DecoderShape, method: str, *, seed: int, activation: Activation = "gelu") -> None:
         super().__init__()
+        self.activation = activation
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embedding = nn.Embedding(VOCABULARY, shape.width)
-            self.blocks = nn.ModuleList(Block(shape.width, shape.heads) for _ in range(shape.layers))
+            self.blocks = nn.ModuleList(Block(shape.width, shape.heads, activation) for _ in range(shape.layers))
             self.final_norm = nn.LayerNorm(shape.width, bias=False)
             self._initialise(shape.layers)
             self.position = position_methods()[method](shape)
@@ -107,4 +110,4 @@ class Decoder(nn.Module):
 def build_decoder(config: ExperimentConfig, method: str) -> Decoder:
     """The decoder of an experiment with one of its position methods."""
     shape = DecoderShape(config.length, config.layers, config.heads, config.width)
-    return Decoder(shape, method, seed=config.seed)
+    return Decoder(shape, method, seed=config.seed, activation=config.activation)
