@@ -146,7 +146,7 @@ def test_missing_extra_says_what_mends_it(missing: list[str], arguments: list[st
 def test_the_demo_does_without_its_picture(tmp_path: Path) -> None:
     code = (
         f"import os, sys; os.chdir({str(tmp_path)!r})\n"
-        "for name in ('lightning', 'matplotlib', 'pydantic', 'safetensors', 'tensorboard'): sys.modules[name] = None\n"
+        "for name in ('lightning', 'matplotlib', 'safetensors', 'tensorboard'): sys.modules[name] = None\n"
         "from alibi_attention.cli import main; main()\n"
     )
     done = fresh(code, "demo")
