@@ -19,7 +19,8 @@ from alibi_attention.bench.limits import judgements
 from alibi_attention.bench.ours import computed_tiles, make_ours
 from alibi_attention.bench.page import TABLES, fill, latest, target_table
 from alibi_attention.bench.results import Entry, Results, TrialResult
-from alibi_attention.bench.timing import Samples
+from alibi_attention.bench.run import Bench
+from alibi_attention.bench.timing import Samples, Settings
 from alibi_attention.bench.trial import _is_beaten
 from alibi_attention.dispatch import explain_backends
 
@@ -127,6 +128,16 @@ def test_growth_that_was_not_measured_is_no_verdict() -> None:
     assert [each.verdict for each in found] == ["untested", "untested"]
     told = dict(against_us(run([limited(2048, 1.0, 100, LINEAR)])))
     assert len(told["Targets that could not be tested"]) == 2
+
+
+def test_nothing_is_asked_at_lengths_that_are_not_the_cases_own(tmp_path: Path) -> None:
+    case = CASES["overhead-forward"]
+    settings = Settings(repeats=1, least=1e-4, measure_memory=False, default_alone=True)
+    bench = Bench([Trial(case, 64, 16), Trial(case, 64, 24)], [], threads=1, settings=settings)
+    own, other = bench.run(tmp_path / "a.json").trials
+    assert own.limits == {"seconds": 25e-6}
+    assert other.limits == {}
+    assert [entry.default for entry in own.entries] == [True], "of ours the default alone"
 
 
 # What is measured

@@ -27,6 +27,8 @@ from alibi_attention.lab.files import write_text
 _ROW, _PLAIN = "sdpa-row", "sdpa"
 _MARKED = re.compile(r"(<!-- numbers: ([a-z0-9-]+) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 
+_PASSES = {"forward-dense": "forward", "training-dense": "forward and backward", "layer": "layer"}
+
 Trials = Sequence[TrialResult]
 
 
@@ -212,16 +214,21 @@ def _bloom(trials: Trials) -> Table:
 
 
 def _peers(trials: Trials) -> Table:
-    """Every peer at every length of the dense forward pass, and of layers."""
-    rows = []
+    """Medians against every peer, by length: dense passes and layers."""
+    cases = ("forward-dense", "training-dense", "layer")
+    lengths = _lengths(trials, *cases)
+    found: dict[tuple[str, int, str], dict[int, str]] = {}
     for trial in trials:
-        if trial.case in ("forward-dense", "training-dense", "layer"):
-            for each in comparisons(trial):
-                if each.ours.default:
-                    rows.append([
-                        trial.case, str(trial.head_dim), short(trial.keys), each.peer.title, _cell(each),
-                    ])  # fmt: skip
-    return Table("", ["case", "D", "tokens", "peer", "times faster"], rows, labels=4)
+        for each in comparisons(trial) if trial.case in cases else ():
+            if each.ours.default:
+                cells = found.setdefault((trial.case, trial.head_dim, each.peer.title), {})
+                cells[trial.keys] = times(each.ratio.median)
+    rows = [
+        [words, *(cells.get(length, NONE) for length in lengths)]
+        for (case, dim, peer), cells in found.items()
+        for words in [f"{_PASSES[case]}, D = {dim}, {peer}"]
+    ]
+    return Table("", ["", *map(short, lengths)], rows)
 
 
 def target_table(trials: Trials) -> Table:

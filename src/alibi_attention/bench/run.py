@@ -104,7 +104,7 @@ class Bench:
             target_ratio=trial.target_ratio,
             target_also=list(trial.case.target.also) if trial.case.target else [],
             target_mean=list(trial.case.lengths) if trial.case.target and trial.case.target.mean else [],
-            limits={name: value for name, value in asdict(trial.case.limits).items() if value is not None},
+            limits=_limits(trial),
             load=load(),
         )
         before = list(results.trials)
@@ -145,6 +145,12 @@ def _rounds(call: float, settings: Settings) -> float:
         return call
     each = max(settings.least, call)
     return call + each * max(3.0, min(float(settings.repeats), settings.budget / each))
+
+
+def _limits(trial: Trial) -> dict[str, Any]:
+    """What is asked of us by ourselves at this size; nothing at lengths that are not the case's own."""
+    asked = asdict(trial.case.limits) if trial.keys in trial.case.lengths else {}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _machine() -> dict[str, Any]:

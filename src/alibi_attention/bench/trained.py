@@ -53,6 +53,7 @@ def layers_of(model: Path, tokens: int) -> tuple[list[tuple[Tensor, Tensor, Tens
         got = f"{len(corpus.held_out):,} bytes in {corpus.source}"
         remedy = "give shorter --lengths, or train on more text"
         raise BenchError("lengths", expected=f"{tokens:,} bytes of held-out text", got=got, remedy=remedy)
+    decoder.eval()
     text = torch.from_numpy(corpus.held_out[:tokens].astype("int64"))[None]
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     position: Any = decoder.position

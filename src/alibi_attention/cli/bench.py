@@ -130,7 +130,7 @@ def report(
         from alibi_attention.bench.report import fill_page, write_report
 
         if page is not None and output is not None:
-            raise refuse("page", "expected it without --output, got both", "run the command twice")
+            raise refuse("--page", "expected it without --output, got both", "run the command twice")
         if page is not None:
             written = fill_page(files, page)
         else:
