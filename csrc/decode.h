@@ -12,15 +12,23 @@ namespace ALIBI_TARGET {
 
 // Queries up to which rows are taken together: beyond, a table of bounds for all of them pays (horizon.h).
 constexpr int64_t kFewQueries = 128;
-constexpr int64_t kFewWithoutSummary = 16;
+constexpr int64_t kFewWithoutSummary = 15;
 // Tiles that are worth a piece of their own, and pieces that are enough for any number of threads: cutting follows the
 // call alone, so that results do not depend on how many there are.
 constexpr int64_t kPieceTiles = 8;
 constexpr int64_t kManyPieces = 64;
 constexpr int64_t kMostNearTiles = 16;
 
+ALIBI_INLINE bool streams_rows(const Call& call) {
+    return call.q_len * (call.heads / call.kv_heads) <= kStreamRows && call.head_dim >= kWidth &&
+           call.value_dim >= kWidth;
+}
+
 ALIBI_INLINE bool is_decoding(const Call& call) {
-    return !(call.dropout > 0.0) && (call.norms ? call.q_len <= kFewQueries : call.q_len < kFewWithoutSummary);
+    if (call.dropout > 0.0 || call.q_len > (call.norms ? kFewQueries : kFewWithoutSummary)) return false;
+    // Over few keys there is nothing to cut and nothing to skip: what is left to gain is full lanes.
+    if (call.k_len > 4 * kTile || streams_rows(call)) return true;
+    return call.heads > call.kv_heads && call.q_len <= kFewWithoutSummary;
 }
 
 // What the rows of one key head need of its summary: the center's length and the largest finite radius of a tile, and
@@ -439,7 +447,7 @@ static int64_t decode(const Call& call, int64_t threads) {
     Decode run = {};
     run.call = &call;
     run.number_of_lines = heads * call.q_len;
-    run.streams = rows <= kStreamRows && call.head_dim >= kWidth && call.value_dim >= kWidth;
+    run.streams = streams_rows(call);
     run.skips = call.norms && call.tolerance > 0.0 && tiles_of(call) > kMostNearTiles;
     const int64_t line_bytes = round_up(run.number_of_lines * static_cast<int64_t>(sizeof(Line)), 64);
     const int64_t unit_bytes =

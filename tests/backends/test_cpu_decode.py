@@ -106,7 +106,7 @@ def test_forward_computes_what_its_plan_says(
     seen = (distance >= 0) & (distance <= (length if window is None else window[0]))
     exact = exact.masked_fill(~seen, -torch.inf)
     planned = exact.masked_fill(~kept, -torch.inf).logsumexp(-1)
-    assert (lse[0] - planned).abs().max() < 1e-5
+    assert (lse[0] - planned).abs().max() < 2e-6 * (1 + planned.abs().max())
     assert bool((-torch.expm1(planned - exact.logsumexp(-1)) <= tolerance).all())
     assert not (kept | ~seen).all(), "the test is empty unless something is left out"
 

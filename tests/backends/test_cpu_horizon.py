@@ -96,7 +96,7 @@ def test_a_key_behind_tiles_passed_over_is_found(place: int):
     direction = torch.zeros(32)
     direction[-1] = 1.0
     tensors[0][:, :, 1400:] = 12 * direction
-    tensors[1][:, :, place] = (0.05 * (1490 - place) + 3) / 12 * 32**0.5 * direction
+    tensors[1][:, :, place] = (0.05 * (1490 - place) + 5) / 12 * 32**0.5 * direction
     out, lse, plan = forward_with_plan(tensors, slopes=slopes)
     dense, dense_lse = alibi_attention(*tensors, slopes, tolerance=0.0, return_lse=True, backend="cpu")
     exact = scores(tensors, slopes, is_causal=True)
