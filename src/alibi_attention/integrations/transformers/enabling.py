@@ -1,0 +1,111 @@
+"""Putting our attention into a loaded model, and taking it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from alibi_attention.integrations.transformers.attention import give_slopes
+from alibi_attention.integrations.transformers.masks import NATIVE
+from alibi_attention.integrations.transformers.native import FAMILIES, Family
+from alibi_attention.integrations.transformers.positions import restore_positions
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_STOCK = "_alibi_stock"
+
+
+def enable(model: Model) -> Model:
+    """Put the operator into a BLOOM, an MPT or a Falcon with ALiBi, in place.
+
+    Parameters, state dict, configuration file and outputs stay what they were (up to rounding); prefill and training
+    then need O(length) memory, and a step of generation reads only the keys inside its horizons. Slopes are taken from
+    the configuration; MPT's ``alibi_bias_max``, which Transformers ignores, is honoured. MPT runs beyond
+    ``max_seq_len``.
+
+    Args:
+        model: a model of Transformers, with any head, or a module that contains some. Enabling twice does nothing more.
+
+    Returns:
+        model.
+
+    Raises:
+        ValueError: where there is nothing to enable, or the configuration asks for what the operator does not do; the
+            model is then as it was.
+    """
+    parts = list(_native_parts(model))
+    if not parts:
+        raise ValueError(
+            f"model: expected a BLOOM, an MPT or a Falcon with alibi=True, got {type(model).__name__}, which holds "
+            "none; replace_positions(model) trains others with ALiBi"
+        )
+    work = []
+    for part, family in parts:
+        slopes = family.own.slopes(part.config)  # type: ignore[attr-defined]
+        stock = [each for each in part.modules() if isinstance(each, family.stock) and not isinstance(each, family.own)]
+        for module in stock:
+            _check_forward(module)
+        work.append((part, family, slopes, stock))
+    for part, family, slopes, stock in work:
+        if part.config._attn_implementation != NATIVE:
+            setattr(part, _STOCK, part.config._attn_implementation)
+        part.config._attn_implementation_internal = NATIVE
+        for module in stock:
+            # A model and the head around it hold the same layers.
+            if not isinstance(module, family.own):
+                setattr(module, _STOCK, type(module))
+                give_slopes(module, slopes)
+                _become(module, family.own)
+        if family.bias is not None and isinstance(part, family.model):
+            setattr(part, *family.bias)
+    return model
+
+
+def disable(model: Model) -> Model:
+    """Put Transformers' own attention, or the positions that `replace_positions` took away, back in place.
+
+    Args:
+        model: as `enable` or `replace_positions` took it; any other is left alone.
+
+    Returns:
+        model.
+    """
+    for part, family in _native_parts(model):
+        for module in part.modules():
+            if isinstance(module, family.own):
+                _become(module, vars(module).pop(_STOCK, family.stock))
+                del module.alibi_slopes
+        if family.bias is not None:
+            vars(part).pop(family.bias[0], None)
+        before = vars(part).pop(_STOCK, None)
+        if before is not None or part.config._attn_implementation == NATIVE:
+            part.config._attn_implementation_internal = before or family.implementation
+    restore_positions(model)
+    return model
+
+
+def _native_parts(model: nn.Module) -> Iterator[tuple[Any, Family]]:
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and part.config.model_type in FAMILIES:
+            yield part, FAMILIES[part.config.model_type]
+
+
+def _check_forward(module: nn.Module) -> None:
+    """A forward of the instance's own would hide that of its new class."""
+    hidden = vars(module).get("forward")
+    if hidden is not None and not hasattr(module, "_old_forward"):
+        raise ValueError(
+            f"model: expected {type(module).__name__} to run its own forward, got one put over it ({hidden!r}); enable "
+            "the model before whatever did that"
+        )
+
+
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+    if isinstance(vars(module).get("_old_forward"), MethodType):
+        # Accelerate keeps the forward it has wrapped, bound.
+        module._old_forward = MethodType(kind.forward, module)
+    module.__class__ = kind
