@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from alibi_attention.integrations.transformers.attention import give_slopes
-from alibi_attention.integrations.transformers.masks import NATIVE
+from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
 from alibi_attention.integrations.transformers.native import FAMILIES, Family
 from alibi_attention.integrations.transformers.positions import restore_positions
 
@@ -51,7 +51,7 @@ def enable(model: Model) -> Model:
             _check_forward(module)
         work.append((part, family, slopes, stock))
     for part, family, slopes, stock in work:
-        if part.config._attn_implementation != NATIVE:
+        if part.config._attn_implementation not in (NATIVE, GENERAL):
             setattr(part, _STOCK, part.config._attn_implementation)
         part.config._attn_implementation_internal = NATIVE
         for module in stock:
@@ -82,7 +82,7 @@ def disable(model: Model) -> Model:
         if family.bias is not None:
             vars(part).pop(family.bias[0], None)
         before = vars(part).pop(_STOCK, None)
-        if before is not None or part.config._attn_implementation == NATIVE:
+        if before is not None or part.config._attn_implementation in (NATIVE, GENERAL):
             part.config._attn_implementation_internal = before or family.implementation
     restore_positions(model)
     return model
