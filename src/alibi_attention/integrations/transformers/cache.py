@@ -180,6 +180,8 @@ def own_layer(cache: Any, index: int, key: Tensor, mask: Tensor | None, wants_gr
             )
         layers[index] = layer.plain()
         return None
+    if type(layer) is DynamicLayer:
+        _check_continues(layer, key)
     grows = type(layer) is DynamicLayer or (layer is None and cache.layer_class_to_replicate is DynamicLayer)
     if not grows or wants_graph or cache.offloading or torch.compiler.is_compiling():
         return None
@@ -187,11 +189,18 @@ def own_layer(cache: Any, index: int, key: Tensor, mask: Tensor | None, wants_gr
         return None
     while len(layers) <= index:
         layers.append(DynamicLayer())
-    held = cast(DynamicLayer, layers[index])
-    if held.get_seq_length() > 0 and held.keys.shape[1] != key.shape[1]:
-        return None
-    own = layers[index] = KVLayer.holding(held, mask)
+    own = layers[index] = KVLayer.holding(cast(DynamicLayer, layers[index]), mask)
     return own
+
+
+def _check_continues(layer: DynamicLayer, key: Tensor) -> None:
+    if layer.get_seq_length() > 0 and layer.keys.shape[1::2] != key.shape[1::2]:
+        (heads, dim), (new_heads, new_dim) = layer.keys.shape[1::2], key.shape[1::2]
+        raise ValueError(
+            f"past_key_values: expected {new_heads} heads of keys of {new_dim} dimensions, got {heads} of {dim}; an "
+            "enabled Falcon does not repeat shared keys, and writes the rounding of its biases beside them: start again "
+            "with another cache"
+        )
 
 
 def kv_cache(model: PreTrainedModel, capacity: int | None = None) -> Cache:

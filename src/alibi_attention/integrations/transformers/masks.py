@@ -58,7 +58,8 @@ def padding_mask(
             "which attn_implementation='alibi' cannot tell where the queries stand"
         )
     mask = None
-    if attention_mask is not None:
+    # One without columns is our own, handed back by generate().
+    if attention_mask is not None and attention_mask.shape[1] > 0:
         mask = _checked(attention_mask.to(torch.bool), kv_length, kv_offset, is_static)
     if mask is None and family == "mpt":
         # MPT converts whatever it gets; a mask without columns masks nothing.
