@@ -14,7 +14,12 @@ NATIVE = "alibi_native"
 # Their attention is not chosen by name: with a name alone they would run their own, without a causal mask.
 _NEED_ENABLE = ("bloom", "mpt")
 # The parts that Transformers builds mask functions of, by the names of what makes them.
-_WINDOWED = {"causal_mask_function", "sliding_window_overlay", "sliding_window_bidirectional_overlay"}
+_WINDOWED = {
+    "causal_mask_function",
+    "bidirectional_mask_function",
+    "sliding_window_overlay",
+    "sliding_window_bidirectional_overlay",
+}
 _PACKED = {"packed_sequence_mask_function", "remap_positions_for_packed_sequence"}
 
 

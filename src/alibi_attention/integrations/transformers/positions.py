@@ -102,18 +102,18 @@ def restore_positions(model: nn.Module) -> None:
 def _only_part(model: nn.Module) -> Any:
     """The model proper, inside whatever wraps it."""
     parts = [each for each in model.modules() if isinstance(each, PreTrainedModel)]
-    configs = {id(part.config) for part in parts}
-    if len(configs) != 1:
-        raise ValueError(
-            f"model: expected one PreTrainedModel of one configuration, got {len(configs)} in a {type(model).__name__}; "
-            "call this for the language model alone"
-        )
-    part = parts[0]
-    config = part.config
+    if not parts:
+        raise ValueError(f"model: expected a PreTrainedModel of Transformers, got a {type(model).__name__}")
+    part, config = parts[0], parts[0].config
     if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
         raise ValueError(
             f"model: expected self-attention alone, got a {type(part).__name__} with cross-attention; ALiBi has no "
             "distances between two sequences"
+        )
+    if any(each.config is not config for each in parts):
+        raise ValueError(
+            f"model: expected one model of one configuration, got several in a {type(part).__name__}; call this for "
+            "the language model alone"
         )
     if config._attn_implementation == NATIVE or not hasattr(config, "num_attention_heads"):
         raise ValueError(
