@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import Cache, CompileConfig, DynamicCache, StaticCache
 
 from alibi_attention.cache import KVCache
-from alibi_attention.integrations.transformers import disable, enable, kv_cache
+from alibi_attention.integrations.transformers import disable, enable, horizon_cache, kv_cache
 from alibi_attention.integrations.transformers.cache import KVLayer
 
+FAMILIES = ("bloom", "mpt", "falcon")
 PROMPTS = [11, 7, 2]
 
 
@@ -202,3 +203,61 @@ def test_a_static_cache_used_by_hand(kind: str):
         cache = StaticCache(config=model.config, max_cache_len=16)
         parts = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split([7, 1, 4], dim=1)]
     assert (torch.cat(parts, 1) - expected).abs().max() <= 1e-4
+
+
+# Constant memory
+
+
+@pytest.mark.parametrize("way", ["greedy", "unpadded", "sampling", "beams", "chunked prefill"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_horizon_cache(kind: str, way: str):
+    model = enable(small(kind))
+    expected = generated(model, **WAYS[way])
+    cache = horizon_cache(model)
+    assert torch.equal(generated(model, past_key_values=cache, **WAYS[way]), expected)
+    assert cache.get_seq_length() == 11 + 12 - 1
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_horizon_cache_forgets_and_says_so(kind: str):
+    """Steep heads and gentle scores: a long text leaves most of itself behind, and the tokens stay the same."""
+    model, ids = enable(small(kind, initializer_range=0.05), falcon_rounding=False), tokens(1, 4000)
+    full, cache = kv_cache(model), horizon_cache(model)
+    with torch.no_grad():
+        for part in ids.split(400, dim=1):
+            expected, out = (
+                model(part, past_key_values=each, use_cache=True).logits for each in (full, cache)
+            )
+            assert (out - expected).abs().max() <= 1e-5
+    if kind != "falcon":  # whose slopes are gentler by sqrt(head_dim)
+        for layer in cache.layers:
+            certificate = layer.cache.certificate()
+            assert certificate.length == 4000
+            assert certificate.bytes_held < full.layers[0].cache.bytes_held
+            assert certificate.violations == 0
+            assert certificate.dropped_share <= 2.0**-24
+
+
+def test_horizon_caches_are_refused_where_they_would_mislead():
+    model, ids = small("bloom"), tokens(1, 8)
+    for make in (kv_cache, horizon_cache):
+        with pytest.raises(ValueError, match=r"expected an enabled BLOOM, MPT or Falcon.*'eager'; call enable\(model\)"):
+            make(model)
+    enable(model)
+    with pytest.raises(ValueError, match="backing: expected None or .cpu., got a KVCache"):
+        horizon_cache(model, backing=KVCache())
+    cache = horizon_cache(model, backing="cpu", on_violation="refetch")
+    with pytest.raises(ValueError, match="expected without gradients or dropout, got HorizonLayer"):
+        model(ids, past_key_values=cache, labels=ids)
+    with pytest.raises(ValueError, match="expected a model enabled by .* a horizon cache does not hold every key"):
+        disable(model)(ids, past_key_values=cache, use_cache=True)
+
+
+def test_falcon_without_its_rounding_is_the_exact_line():
+    model, ids = small("falcon", 12), tokens(1, 600)
+    with torch.no_grad():
+        stock = model(ids, use_cache=False).logits
+        exact = enable(model, falcon_rounding=False)(ids, use_cache=False).logits
+        rounded = enable(model)(ids, use_cache=False).logits
+    assert (rounded - stock).abs().max() <= 1e-4
+    assert (exact - stock).abs().max() > 1e-2

@@ -11,7 +11,7 @@ Importing this registers ``attn_implementation="alibi"``; a version of Transform
 
 # First: what follows imports Transformers.
 from alibi_attention.integrations.transformers import versions
-from alibi_attention.integrations.transformers.cache import kv_cache
+from alibi_attention.integrations.transformers.cache import horizon_cache, kv_cache
 from alibi_attention.integrations.transformers.enabling import disable, enable
 from alibi_attention.integrations.transformers.positions import replace_positions
 from alibi_attention.integrations.transformers.registration import register
@@ -20,4 +20,4 @@ TESTED_VERSIONS = versions.TESTED_VERSIONS
 
 register()
 
-__all__ = ["TESTED_VERSIONS", "disable", "enable", "kv_cache", "replace_positions"]
+__all__ = ["TESTED_VERSIONS", "disable", "enable", "horizon_cache", "kv_cache", "replace_positions"]

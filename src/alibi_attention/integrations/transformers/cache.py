@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from alibi_attention.cache import KVCache
+from alibi_attention.cache import HorizonCache, KVCache
+from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
 
 
 class OwnLayer(DynamicLayer):  # type: ignore[misc]
@@ -21,7 +22,7 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]
 
     is_compileable = False
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: KVCache | HorizonCache) -> None:
         self.cache = cache
         self.is_initialized = False
         # (batch, tokens) bool as far as padding was ever spoken of; what came later was tokens.
@@ -91,6 +92,14 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]
         self._mask = None
         self.is_initialized = False
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` tokens."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove: expected a negative number, got {tokens_to_remove}")
+        self.cache.crop(max(self.cache.length + tokens_to_remove, 0))
+        if self._mask is not None:
+            self._mask = self._mask[:, : self.cache.length]
+
     def offload(self) -> None:
         raise NotImplementedError(
             f"{type(self).__name__}: expected without offloading; DynamicCache(offloading=True) is left as it is"
@@ -109,6 +118,7 @@ class KVLayer(OwnLayer):
         capacity: as `KVCache`.
     """
 
+    cache: KVCache
     is_croppable = True
 
     def __init__(self, capacity: int | None = None) -> None:
@@ -147,20 +157,35 @@ class KVLayer(OwnLayer):
         self._append(key_states, value_states, None)
         return self.cache.key, self.cache.value
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` tokens."""
-        if tokens_to_remove > 0:
-            raise ValueError(f"tokens_to_remove: expected a negative number, got {tokens_to_remove}")
-        self.cache.crop(max(self.cache.length + tokens_to_remove, 0))
-        if self._mask is not None:
-            self._mask = self._mask[:, : self.cache.length]
-
     def plain(self) -> DynamicLayer:
         """What is held, as the layer Transformers would have made."""
         layer = DynamicLayer()
         if self.cache.length:
             layer.update(self.cache.key, self.cache.value)
         return layer
+
+
+class HorizonLayer(OwnLayer):
+    """A `HorizonCache` in a Transformers cache. Stock attention cannot use it: what is far is not there any more.
+
+    Args:
+        options: as `HorizonCache`.
+    """
+
+    cache: HorizonCache
+    is_croppable = False
+    keys = None
+    values = None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(HorizonCache(**options))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Refuses: nobody is to attend to what is left as if it were all."""
+        raise ValueError(
+            "past_key_values: expected a model enabled by alibi_attention.integrations.transformers.enable, got stock "
+            "attention; a horizon cache does not hold every key"
+        )
 
 
 def own_layer(cache: Any, index: int, key: Tensor, mask: Tensor | None, wants_graph: bool) -> OwnLayer | None:
@@ -215,9 +240,34 @@ def kv_cache(model: PreTrainedModel, capacity: int | None = None) -> Cache:
     Raises:
         ValueError: for a capacity below 1.
     """
-    return Cache(layers=[KVLayer(capacity) for _ in range(num_layers(model))])
+    return Cache(layers=[KVLayer(capacity) for _ in range(_num_layers(model))])
 
 
-def num_layers(model: PreTrainedModel) -> int:
-    number: int = model.config.get_text_config(decoder=True).num_hidden_layers
+def horizon_cache(model: PreTrainedModel, **options: Any) -> Cache:
+    """A cache for ``generate(past_key_values=...)`` with a `HorizonCache` in each layer: constant memory, endless text.
+
+    ``cache.layers[i].cache.certificate()`` says what layer i has dropped. A text of another batch needs another cache,
+    or ``cache.reset()``.
+
+    Args:
+        model: an enabled model.
+        options: as `HorizonCache` takes them, the same for every layer; ``backing`` must be None or "cpu".
+
+    Raises:
+        ValueError: for a model that is not enabled, and for options that do not go together.
+    """
+    if isinstance(options.get("backing"), KVCache):
+        raise ValueError('backing: expected None or "cpu", got a KVCache; each layer needs one of its own')
+    return Cache(layers=[HorizonLayer(**options) for _ in range(_num_layers(model))])
+
+
+def _num_layers(model: PreTrainedModel) -> int:
+    config = model.config
+    enabled = (NATIVE, GENERAL) if config.model_type == "falcon" else (NATIVE,)
+    if config._attn_implementation not in enabled:
+        raise ValueError(
+            f"model: expected an enabled BLOOM, MPT or Falcon, got a {type(model).__name__} whose attention is "
+            f"{config._attn_implementation!r}; call enable(model) first. Others have transformers.DynamicCache"
+        )
+    number: int = config.num_hidden_layers
     return number

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
-from alibi_attention.integrations.transformers.native import FAMILIES, Family
+from alibi_attention.integrations.transformers.native import FAMILIES, ALiBiFalconAttention, Family
 from alibi_attention.integrations.transformers.positions import restore_positions
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=nn.Module)
 _STOCK = "_alibi_stock"
 
 
-def enable(model: Model) -> Model:
+def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
     """Put the operator into a BLOOM, an MPT or a Falcon with ALiBi, in place.
 
     Parameters, state dict, configuration file and outputs stay what they were (up to rounding); prefill and training
@@ -29,6 +29,9 @@ def enable(model: Model) -> Model:
 
     Args:
         model: a model of Transformers, with any head, or a module that contains some. Enabling twice does nothing more.
+        falcon_rounding: Falcon was trained with biases m * j rounded to bfloat16, and Transformers rounds them so in
+            every dtype. True reproduces that, False keeps the exact line: what is lost grows with the position, to
+            nats beyond some thousand tokens. Other families are never rounded.
 
     Returns:
         model.
@@ -60,6 +63,9 @@ def enable(model: Model) -> Model:
                 setattr(module, _STOCK, type(module))
                 give_slopes(module, slopes)
                 _become(module, family.own)
+        for module in part.modules():
+            if isinstance(module, ALiBiFalconAttention):
+                module.reproduces_rounding = falcon_rounding
         if family.bias is not None and isinstance(part, family.model):
             setattr(part, *family.bias)
     return model
@@ -78,6 +84,7 @@ def disable(model: Model) -> Model:
         for module in part.modules():
             if isinstance(module, family.own):
                 _become(module, vars(module).pop(_STOCK, family.stock))
+                vars(module).pop("reproduces_rounding", None)
                 del module.alibi_slopes
         if family.bias is not None:
             vars(part).pop(family.bias[0], None)

@@ -90,6 +90,8 @@ class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
     dimensions of the keys, one for each query head that shares them, which that head's queries pick with a 1.
     """
 
+    reproduces_rounding = True
+
     def __init__(self, config: Any, layer_idx: int | None = None) -> None:
         super().__init__(config, layer_idx)
         give_slopes(self, self.slopes(config))
@@ -119,8 +121,9 @@ class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
         """As FalconAttention; no weights are returned."""
         refuse_weights(output_attentions)
         query, key, value = (part.transpose(1, 2) for part in self._heads(self.query_key_value(hidden_states)))
-        past = 0 if layer_past is None else layer_past.get_seq_length(self.layer_idx)
-        query, key = self._with_rounding(query, key, past, key_mask_of(attention_mask))
+        if self.reproduces_rounding:
+            past = 0 if layer_past is None else layer_past.get_seq_length(self.layer_idx)
+            query, key = self._with_rounding(query, key, past, key_mask_of(attention_mask))
         context = attend(
             self, query, key, value, cache=layer_past, attention_mask=attention_mask, scale=self.inv_norm_factor,
             dropout_p=self.attention_dropout.p if self.training else 0.0,
