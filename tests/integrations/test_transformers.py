@@ -148,7 +148,7 @@ class LargestTensor(TorchDispatchMode):
         super().__init__()
         self.elements = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for each in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(each, Tensor):
@@ -293,7 +293,9 @@ def test_models_without_alibi_are_refused():
     llama = LlamaForCausalLM(
         LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     )
-    with pytest.raises(ValueError, match=r"expected a BLOOM, an MPT or a Falcon.*got LlamaForCausalLM.*replace_positions"):
+    with pytest.raises(
+        ValueError, match=r"expected a BLOOM, an MPT or a Falcon.*got LlamaForCausalLM.*replace_positions"
+    ):
         enable(llama)
     with pytest.raises(ValueError, match=r"model\.config\.alibi: expected True, got False.*rotary"):
         enable(small("falcon", alibi=False))
@@ -345,7 +347,10 @@ def test_attention_weights_are_refused(kind: str):
 
 @pytest.mark.parametrize(
     ("version", "message"),
-    [("4.57.1", rf"expected a tested version.*{TESTED_VERSIONS[-1]}.*found 4\.57\.1"), (None, r"alibi-attention\[transformers\]")],
+    [
+        ("4.57.1", rf"expected a tested version.*{TESTED_VERSIONS[-1]}.*found 4\.57\.1"),
+        (None, r"alibi-attention\[transformers\]"),
+    ],
 )
 def test_untested_versions_are_refused(version: str | None, message: str):
     with pytest.raises(ImportError, match=message):

@@ -105,7 +105,9 @@ def test_a_cache_filled_by_the_stock_model_is_taken_over_and_handed_back(kind: s
         model(ids[:, :10], past_key_values=cache, use_cache=True)
         if kind not in ("bloom", "mpt"):
             # Falcon's keys carry the rounding of its biases while it is enabled: the two do not mix.
-            with pytest.raises(ValueError, match="past_key_values: expected . heads of keys of .* start again with another cache"):
+            with pytest.raises(
+                ValueError, match=r"past_key_values: expected . heads of keys of .* start again with another cache"
+            ):
                 enable(model)(ids[:, 10:20], past_key_values=cache, use_cache=True)
             return
         enable(model)
@@ -123,7 +125,7 @@ def test_a_prompt_padded_on_the_right_is_not_continued(kind: str):
     with torch.no_grad():
         model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
         longer = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
-        with pytest.raises(ValueError, match="padding between tokens in rows .1.*becomes a hole"):
+        with pytest.raises(ValueError, match=r"padding between tokens in rows .1.*becomes a hole"):
             model(ids[:, :1], attention_mask=longer, past_key_values=cache, use_cache=True)
 
 
@@ -225,9 +227,7 @@ def test_a_horizon_cache_forgets_and_says_so(kind: str):
     full, cache = kv_cache(model), horizon_cache(model)
     with torch.no_grad():
         for part in ids.split(400, dim=1):
-            expected, out = (
-                model(part, past_key_values=each, use_cache=True).logits for each in (full, cache)
-            )
+            expected, out = (model(part, past_key_values=each, use_cache=True).logits for each in (full, cache))
             assert (out - expected).abs().max() <= 1e-5
     if kind != "falcon":  # whose slopes are gentler by sqrt(head_dim)
         for layer in cache.layers:
@@ -241,15 +241,17 @@ def test_a_horizon_cache_forgets_and_says_so(kind: str):
 def test_horizon_caches_are_refused_where_they_would_mislead():
     model, ids = small("bloom"), tokens(1, 8)
     for make in (kv_cache, horizon_cache):
-        with pytest.raises(ValueError, match=r"expected an enabled BLOOM, MPT or Falcon.*'eager'; call enable\(model\)"):
+        with pytest.raises(
+            ValueError, match=r"expected an enabled BLOOM, MPT or Falcon.*'eager'; call enable\(model\)"
+        ):
             make(model)
     enable(model)
-    with pytest.raises(ValueError, match="backing: expected None or .cpu., got a KVCache"):
+    with pytest.raises(ValueError, match=r"backing: expected None or .cpu., got a KVCache"):
         horizon_cache(model, backing=KVCache())
     cache = horizon_cache(model, backing="cpu", on_violation="refetch")
     with pytest.raises(ValueError, match="expected without gradients or dropout, got HorizonLayer"):
         model(ids, past_key_values=cache, labels=ids)
-    with pytest.raises(ValueError, match="expected a model enabled by .* a horizon cache does not hold every key"):
+    with pytest.raises(ValueError, match=r"expected a model enabled by .* a horizon cache does not hold every key"):
         disable(model)(ids, past_key_values=cache, use_cache=True)
 
 

@@ -201,7 +201,9 @@ def test_loaded_with_it_and_then_prepared(tmp_path):
     expected = logits(model, ids)
     model.save_pretrained(tmp_path)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="alibi")
-    with pytest.raises(ValueError, match=r"LlamaAttention that has its own positions.*replace_positions\(model\) first"):
+    with pytest.raises(
+        ValueError, match=r"LlamaAttention that has its own positions.*replace_positions\(model\) first"
+    ):
         logits(loaded, ids)
     assert torch.equal(logits(replace_positions(loaded), ids), expected)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def attend(
     if cache is None:
         out = alibi_attention(query, key, value, slopes, scale=scale, key_mask=mask, dropout_p=dropout_p)
         return joined(out)
-    index = module.layer_idx
+    index = cast(int, module.layer_idx)
     wants_graph = dropout_p > 0.0 or (
         torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     )

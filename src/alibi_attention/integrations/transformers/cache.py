@@ -223,8 +223,8 @@ def _check_continues(layer: DynamicLayer, key: Tensor) -> None:
         (heads, dim), (new_heads, new_dim) = layer.keys.shape[1::2], key.shape[1::2]
         raise ValueError(
             f"past_key_values: expected {new_heads} heads of keys of {new_dim} dimensions, got {heads} of {dim}; an "
-            "enabled Falcon does not repeat shared keys, and writes the rounding of its biases beside them: start again "
-            "with another cache"
+            "enabled Falcon does not repeat shared keys, and writes the rounding of its biases beside them: start "
+            "again with another cache"
         )
 
 

@@ -48,21 +48,18 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
         )
     work = []
     for part, family in parts:
-        slopes = family.own.slopes(part.config)  # type: ignore[attr-defined]
-        stock = [each for each in part.modules() if isinstance(each, family.stock) and not isinstance(each, family.own)]
-        for module in stock:
-            _check_forward(module)
-        work.append((part, family, slopes, stock))
-    for part, family, slopes, stock in work:
+        slopes = family.swaps[0][1].slopes(part.config)  # type: ignore[operator]
+        work.append((part, family, slopes, list(_to_swap(part, family))))
+    for part, family, slopes, modules in work:
         if part.config._attn_implementation not in (NATIVE, GENERAL):
             setattr(part, _STOCK, part.config._attn_implementation)
         part.config._attn_implementation_internal = NATIVE
-        for module in stock:
+        for module, own in modules:
             # A model and the head around it hold the same layers.
-            if not isinstance(module, family.own):
+            if not isinstance(module, own):
                 setattr(module, _STOCK, type(module))
                 give_slopes(module, slopes)
-                _become(module, family.own)
+                _become(module, own)
         for module in part.modules():
             if isinstance(module, ALiBiFalconAttention):
                 module.reproduces_rounding = falcon_rounding
@@ -82,10 +79,11 @@ def disable(model: Model) -> Model:
     """
     for part, family in _native_parts(model):
         for module in part.modules():
-            if isinstance(module, family.own):
-                _become(module, vars(module).pop(_STOCK, family.stock))
-                vars(module).pop("reproduces_rounding", None)
-                del module.alibi_slopes
+            for stock, own in family.swaps:
+                if isinstance(module, own):
+                    _become(module, vars(module).pop(_STOCK, stock))
+                    vars(module).pop("reproduces_rounding", None)
+                    del module.alibi_slopes
         if family.bias is not None:
             vars(part).pop(family.bias[0], None)
         before = vars(part).pop(_STOCK, None)
@@ -101,18 +99,23 @@ def _native_parts(model: nn.Module) -> Iterator[tuple[Any, Family]]:
             yield part, FAMILIES[part.config.model_type]
 
 
-def _check_forward(module: nn.Module) -> None:
-    """A forward of the instance's own would hide that of its new class."""
-    hidden = vars(module).get("forward")
-    if hidden is not None and not hasattr(module, "_old_forward"):
-        raise ValueError(
-            f"model: expected {type(module).__name__} to run its own forward, got one put over it ({hidden!r}); enable "
-            "the model before whatever did that"
-        )
+def _to_swap(part: nn.Module, family: Family) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """Modules that are stock still, and what each is to become."""
+    for module in part.modules():
+        for stock, own in family.swaps:
+            if isinstance(module, stock) and not isinstance(module, own):
+                hidden = vars(module).get("forward")
+                if hidden is not None and not hasattr(module, "_old_forward"):
+                    # A forward of the instance's own would hide that of its new class.
+                    raise ValueError(
+                        f"model: expected {type(module).__name__} to run its own forward, got one put over it "
+                        f"({hidden!r}); enable the model before whatever did that"
+                    )
+                yield module, own
 
 
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:
     if isinstance(vars(module).get("_old_forward"), MethodType):
         # Accelerate keeps the forward it has wrapped, bound.
-        module._old_forward = MethodType(kind.forward, module)
+        vars(module)["_old_forward"] = MethodType(kind.forward, module)
     module.__class__ = kind

@@ -49,7 +49,9 @@ def alibi_forward(
     refuse_weights(kwargs.get("output_attentions"))
     foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
     if foreign:
-        raise ValueError(f"{foreign[0]}: expected None with attn_implementation='alibi', got one; it would change scores")
+        raise ValueError(
+            f"{foreign[0]}: expected None with attn_implementation='alibi', got one; it would change scores"
+        )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(causal) and getattr(module.config, "is_causal", True) is not False
     window = None
@@ -61,8 +63,8 @@ def alibi_forward(
     mask = None if packed is not None else key_mask_of(attention_mask)
     if not causal and query.shape[2] != key.shape[2]:
         raise ValueError(
-            f"key: expected self-attention, as many keys as the {query.shape[2]} queries, got {key.shape[2]}; ALiBi has "
-            "no distances between two sequences"
+            f"key: expected self-attention, as many keys as the {query.shape[2]} queries, got {key.shape[2]}; ALiBi "
+            "has no distances between two sequences"
         )
     out = alibi_attention(
         query, key, value, slopes_of(module, query.device), is_causal=causal, scale=scaling, key_mask=mask,

@@ -45,7 +45,7 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     """
     part = _only_part(model)
     config = part.config
-    if GENERAL == config._attn_implementation and vars(part).get(_BEFORE) is not None:
+    if config._attn_implementation == GENERAL and vars(part).get(_BEFORE) is not None:
         restore_positions(model)
     heads = config.num_attention_heads
     slopes = alibi_slopes(heads) if slopes is None else slopes.detach().to("cpu", copy=True)
@@ -96,7 +96,7 @@ def restore_positions(model: nn.Module) -> None:
                         module._forward_pre_hooks_with_kwargs.pop(key, None)
             vars(module).pop("alibi_slopes", None)
             if vars(module).pop("_alibi_froze", False):
-                module.weight.requires_grad_(True)  # type: ignore[operator, union-attr]
+                module.weight.requires_grad_(True)
 
 
 def _only_part(model: nn.Module) -> Any:
@@ -184,7 +184,9 @@ def _ignores_positions(part: Any) -> bool:
     """Whether the output is the same for tokens in place and for positions all mixed up."""
     base = part.base_model
     if not _takes_positions(base):
-        raise ValueError(f"model: expected a {type(base).__name__} that takes position_ids, by which the result is tried")
+        raise ValueError(
+            f"model: expected a {type(base).__name__} that takes position_ids, by which the result is tried"
+        )
     device = part.get_input_embeddings().weight.device
     ids = torch.arange(_PROBE, device=device).unsqueeze(0) % part.config.vocab_size
     mixed = torch.tensor([[0, 5, 1, 4, 2, 3]], device=device)
@@ -193,7 +195,9 @@ def _ignores_positions(part: Any) -> bool:
     try:
         # A mask is given so that mixed positions are not taken for packed sequences.
         options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "return_dict": True}
-        placed, moved = (base(**options, position_ids=at)[0] for at in (torch.arange(_PROBE, device=device)[None], mixed))
+        placed, moved = (
+            base(**options, position_ids=at)[0] for at in (torch.arange(_PROBE, device=device)[None], mixed)
+        )
     finally:
         for module, training in modes:
             module.training = training
