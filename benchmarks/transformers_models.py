@@ -101,13 +101,12 @@ def filled(cache: Any, held: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
 
 
 def steps(model: PreTrainedModel, cache: Any) -> Callable[[], Any]:
-    """STEPS tokens, one after the other, as generate() passes them: with a mask of everything so far."""
+    """STEPS tokens, one after the other; no padding, and so no mask."""
     ids = prompt(1)
 
     def call() -> None:
         for _ in range(STEPS):
-            mask = torch.ones(1, int(cache.get_seq_length()) + 1, dtype=torch.int64)
-            model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+            model(ids, past_key_values=cache, use_cache=True)
 
     return call
 

@@ -17,9 +17,11 @@ from hf_models import KINDS, padding, small, tokens
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.bloom.modeling_bloom import BloomGelu
 from transformers.models.mpt import modeling_mpt
 
 from alibi_attention.integrations.transformers import disable, enable
+from alibi_attention.integrations.transformers.native import FusedBloomGelu
 from alibi_attention.integrations.transformers.versions import TESTED_VERSIONS, check
 
 FAMILIES = ("bloom", "mpt", "falcon")
@@ -136,6 +138,17 @@ def test_a_step_of_training_goes_downhill():
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 1.0
+
+
+def test_the_activation_of_bloom_is_the_same_in_one_pass():
+    stock, fused = BloomGelu(), FusedBloomGelu()
+    x = torch.linspace(-9, 9, 2001, requires_grad=True)
+    torch.testing.assert_close(fused(x), stock(x), atol=1e-6, rtol=1e-6)
+    grads = [torch.autograd.grad(gelu(x).sum(), x)[0] for gelu in (fused, stock)]
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+    kept = x.detach().clone()
+    with torch.no_grad():
+        assert fused(kept).data_ptr() == kept.data_ptr()
 
 
 # Nothing of size length x length

@@ -48,7 +48,7 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
         )
     work = []
     for part, family in parts:
-        slopes = family.swaps[0][1].slopes(part.config)  # type: ignore[operator]
+        slopes = family.slopes(part.config)
         work.append((part, family, slopes, list(_to_swap(part, family))))
     for part, family, slopes, modules in work:
         if part.config._attn_implementation not in (NATIVE, GENERAL):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,8 @@ class FusedBloomGelu(BloomGelu):  # type: ignore[misc]
         """As BloomGelu, in place of x where no graph needs it."""
         if torch.is_grad_enabled() and x.requires_grad:
             return nn.functional.gelu(x, approximate="tanh")
-        return torch.ops.aten.gelu_(x, approximate="tanh")
+        changed: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+        return changed
 
 
 class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
@@ -196,12 +198,14 @@ class Family(NamedTuple):
     """How one kind of model is enabled.
 
     Attributes:
-        swaps: (stock class, ours): the attention first; subclasses of the stock class are swapped too.
+        slopes: of a configuration, or a ValueError for one that cannot be enabled.
+        swaps: (stock class, ours); subclasses of the stock class are swapped too.
         model: the class that forms the bias.
         bias: its method that does, and what stands in for it; None where it has none.
         implementation: the attn_implementation of a stock model that was loaded as ours.
     """
 
+    slopes: Callable[[Any], Tensor]
     swaps: tuple[tuple[type[nn.Module], type[nn.Module]], ...]
     model: type[nn.Module]
     bias: tuple[str, Any] | None
@@ -210,11 +214,20 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "bloom": Family(
+        ALiBiBloomAttention.slopes,
         ((BloomAttention, ALiBiBloomAttention), (BloomGelu, FusedBloomGelu)),
         BloomModel,
         ("build_alibi_tensor", no_bloom_bias),
         "eager",
     ),
-    "mpt": Family(((MptAttention, ALiBiMptAttention),), MptModel, ("build_mpt_alibi_tensor", no_mpt_bias), "eager"),
-    "falcon": Family(((FalconAttention, ALiBiFalconAttention),), FalconModel, None, "sdpa"),
+    "mpt": Family(
+        ALiBiMptAttention.slopes,
+        ((MptAttention, ALiBiMptAttention),),
+        MptModel,
+        ("build_mpt_alibi_tensor", no_mpt_bias),
+        "eager",
+    ),
+    "falcon": Family(
+        ALiBiFalconAttention.slopes, ((FalconAttention, ALiBiFalconAttention),), FalconModel, None, "sdpa"
+    ),
 }
