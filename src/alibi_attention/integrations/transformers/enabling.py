@@ -58,7 +58,8 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
             # A model and the head around it hold the same layers.
             if not isinstance(module, own):
                 setattr(module, _STOCK, type(module))
-                give_slopes(module, slopes)
+                if hasattr(own, "slopes"):
+                    give_slopes(module, slopes)
                 _become(module, own)
         for module in part.modules():
             if isinstance(module, ALiBiFalconAttention):
@@ -82,8 +83,8 @@ def disable(model: Model) -> Model:
             for stock, own in family.swaps:
                 if isinstance(module, own):
                     _become(module, vars(module).pop(_STOCK, stock))
-                    vars(module).pop("reproduces_rounding", None)
-                    del module.alibi_slopes
+                    for name in ("alibi_slopes", "reproduces_rounding"):
+                        vars(module).pop(name, None)
         if family.bias is not None:
             vars(part).pop(family.bias[0], None)
         before = vars(part).pop(_STOCK, None)
