@@ -34,7 +34,7 @@ from transformers import BloomConfig, BloomModel, DynamicCache, MptConfig, MptMo
 from alibi_attention.bench.machine import machine  # noqa: E402
 from alibi_attention.integrations.transformers import enable, kv_cache  # noqa: E402
 
-PROMPT, HELD, STEPS = 4096, 32768, 8
+PROMPT, HELD, STEPS = 4096, 32768, 4
 TARGETS = {"bloom-prefill": 10.0, "bloom-decode": 8.0, "mpt-decode": 3.0}
 MEMORY_TARGET = 20.0
 

@@ -12,6 +12,7 @@ import torch
 from hf_models import KINDS, padding, small, tokens
 from torch import Tensor
 from transformers import Cache, CompileConfig, DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 from alibi_attention.cache import KVCache
 from alibi_attention.integrations.transformers import disable, enable, horizon_cache, kv_cache
@@ -263,3 +264,38 @@ def test_falcon_without_its_rounding_is_the_exact_line():
         rounded = enable(model)(ids, use_cache=False).logits
     assert (rounded - stock).abs().max() <= 1e-4
     assert (exact - stock).abs().max() > 1e-2
+
+
+class OddLayer(DynamicLayer):
+    """Any layer that is not exactly DynamicLayer: quantized, offloaded, somebody's own."""
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_layers_of_other_kinds_are_attended_to_as_they_are(kind: str):
+    model = small(kind)
+    expected = generated(model)
+    cache = Cache(layer_class_to_replicate=OddLayer)
+    assert torch.equal(generated(enable(model), past_key_values=cache), expected)
+    assert [type(layer) for layer in cache.layers] == [OddLayer, OddLayer]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_model_with_a_cache_that_grows():
+    model, ids = enable(small("bloom")), tokens(1, 11)
+    torch.compiler.reset()
+    compiled, cache = torch.compile(model, backend="eager"), kv_cache(model)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        parts = [compiled(part, past_key_values=cache, use_cache=True).logits for part in ids.split([9, 1, 1], dim=1)]
+    torch.compiler.reset()
+    assert (torch.cat(parts, 1) - expected).abs().max() <= 1e-4
+
+
+def test_autocast():
+    model, ids = enable(small("bloom")), tokens(1, 12)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = model(ids, use_cache=False).logits
+        cache = kv_cache(model)
+        parts = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split([9, 3], dim=1)]
+    assert cache.layers[0].keys.dtype == torch.bfloat16
+    assert (torch.cat(parts, 1) - whole).abs().max() <= 0.1
