@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -386,3 +388,10 @@ def test_falcon_slopes_are_those_it_was_trained_with():
     attention = enable(small("falcon", 6)).transformer.h[0].self_attention
     nominal = torch.tensor([2.0 ** -(8 * h / 4) for h in range(1, 5)] + [2.0**-1, 2.0**-3])
     torch.testing.assert_close(attention.alibi_slopes, nominal.to(torch.bfloat16).float() / math.sqrt(8))
+
+
+def test_the_extra_asks_for_a_version_that_is_taken():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    pinned = re.search(r'^transformers = \["transformers==(.+)"\]$', text, re.MULTILINE)
+    assert pinned
+    assert pinned[1] in TESTED_VERSIONS
