@@ -10,7 +10,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/operator.md", "docs/horizon.md", "docs/flash-attn.md", "docs/export.md")
+PAGES = (
+    "README.md", "docs/operator.md", "docs/horizon.md", "docs/flash-attn.md", "docs/export.md", "docs/transformers.md",
+)  # fmt: skip
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -27,13 +29,15 @@ def run_blocks(text: str, name: str) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if (ROOT / page).is_file()])
 def test_the_code_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if page == "docs/transformers.md":
+        pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)  # whatever an example writes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         run_blocks((ROOT / page).read_text(encoding="utf-8"), str(ROOT / page))
 
 
-@pytest.mark.parametrize("page", ["docs/operator.md", "docs/horizon.md"])
+@pytest.mark.parametrize("page", ["docs/operator.md", "docs/horizon.md", "docs/transformers.md"])
 def test_the_guides_have_code(page: str):
     assert BLOCK.search((ROOT / page).read_text(encoding="utf-8"))
 
