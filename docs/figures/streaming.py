@@ -4,8 +4,8 @@
     python docs/figures/streaming.py RUN_FOLDER compare       64K single steps beside a full cache, bit by bit
     python docs/figures/streaming.py draw                     the figure, from what both wrote
 
-RUN_FOLDER is one of `alibi extrapolate`. The text is the held-out part of the run's corpus. Results are JSON in the folder
-given by --output.
+RUN_FOLDER is one of `alibi extrapolate`. The text is the held-out part of the run's corpus. Results are JSON in the
+folder given by --output.
 """
 
 from __future__ import annotations

@@ -90,8 +90,9 @@ class Decoder(nn.Module):
 
         With ``caches``, one for each layer, the tokens follow those that went before, and are remembered in their turn.
         """
+        layers: Sequence[Cache | None] = caches or [None] * len(self.blocks)
         x = self.position.embed(self.embedding(tokens), caches[0].length if caches else 0)
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+        for block, cache in zip(self.blocks, layers, strict=True):
             x = block(x, self.position, cache)
         out: Tensor = self.final_norm(x)
         return out
