@@ -24,7 +24,7 @@ LAYERS = [
     ["reference", "horizon", "merge", "dropout"],
     ["backends"],
     ["dispatch"],
-    ["ops", "certificate"],
+    ["eager", "ops", "certificate"],
     ["module", "cache", "parallel"],
     [ROOT],
     ["integrations"],
