@@ -10,6 +10,7 @@ import typer
 from alibi_attention.cli.bench import bench
 from alibi_attention.cli.demo import demo
 from alibi_attention.cli.extrapolate import extrapolate
+from alibi_attention.cli.generate import generate
 
 app = typer.Typer(
     help="ALiBi attention: see it, and measure what it does beyond the length of training.",
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(extrapolate)
+app.command()(generate)
 app.add_typer(bench, name="bench")
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 EXTRAS = {
     "cli": ("typer", "rich"),
     "lab": ("lightning", "matplotlib", "numpy", "pydantic", "safetensors", "tensorboard"),
+    "transformers": ("transformers",),
 }
 
 
