@@ -173,17 +173,29 @@ def draw(folder: Path, figure: Path) -> None:
     comparing = json.loads((folder / "streaming-compare.json").read_text())
     marks = reading["marks"]
     fig, (memory, pace, shares) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    tokens = [mark["tokens"] for mark in marks]
+    tokens = [mark["tokens"] / 1e6 for mark in marks]
     layers, heads = len(reading["windows"]), len(reading["windows"][0])
     memory.plot(tokens, [mark["bytes_held"] / 2**20 for mark in marks], color="#0072b2", label="HorizonCache")
     full_bytes = reading["bytes_per_token"]
-    memory.plot(tokens, [full_bytes * n / 2**20 for n in tokens], color="#999999", ls="--", label="every token kept")
-    memory.set(yscale="log", xlabel="tokens read", ylabel="MiB", title=f"Memory of {layers} layers, {heads} heads")
+    memory.plot(
+        tokens,
+        [full_bytes * mark["tokens"] / 2**20 for mark in marks],
+        color="#999999",
+        ls="--",
+        label="every token kept",
+    )
+    memory.set(
+        yscale="log", xlabel="million tokens read", ylabel="MiB", title=f"Memory of {layers} layers, {heads} heads"
+    )
     memory.legend(frameon=False)
     timed = [mark for mark in marks if "median_ms" in mark]
-    pace.plot([m["tokens"] for m in timed], [m["median_ms"] for m in timed], color="#0072b2", label="median of 256")
-    pace.plot([m["tokens"] for m in timed], [m["fastest_ms"] for m in timed], color="#56b4e9", label="fastest of 256")
-    pace.set(xlabel="tokens read", ylabel="ms", ylim=(0, None), title="One token through the model")
+    pace.plot(
+        [m["tokens"] / 1e6 for m in timed], [m["median_ms"] for m in timed], color="#0072b2", label="median of 256"
+    )
+    pace.plot(
+        [m["tokens"] / 1e6 for m in timed], [m["fastest_ms"] for m in timed], color="#56b4e9", label="fastest of 256"
+    )
+    pace.set(xlabel="million tokens read", ylabel="ms", ylim=(0, None), title="One token through the model")
     pace.legend(frameon=False)
     seen = [each for each in comparing["samples"] if each["true"] > 1e-60]
     shares.loglog([e["true"] for e in seen], [e["bound"] for e in seen], ".", color="#d55e00", ms=3)

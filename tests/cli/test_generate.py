@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -198,7 +197,9 @@ def test_a_transformers_directory(tmp_path: Path, family: str) -> None:
 
     ids = raw.encode("hé").ids
     with torch.no_grad():
-        stock = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False, eos_token_id=-1)[0, len(ids) :]
+        stock = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False, eos_token_id=10**6)[
+            0, len(ids) :
+        ]
     want = "".join("\n" if int(token) == 0 else raw.decode([int(token)]) for token in stock)
     for cache in ("full", "horizon"):
         done = invoke(tmp_path, "hé", "--max-tokens", 40, "--past-end", "--temperature", 0, "--cache", cache)
@@ -208,6 +209,10 @@ def test_a_transformers_directory(tmp_path: Path, family: str) -> None:
         assert f"({family}): 40 tokens in" in done.stderr
     refused = invoke(tmp_path, "x", "--method", "alibi")
     assert "error: --method: expected none for a Transformers directory, got alibi" in refused.stderr
-    json_file = tmp_path / "config.json"
-    json_file.write_text(json.dumps({**json.loads(json_file.read_text()), "model_type": "gpt2"}), encoding="utf-8")
-    assert invoke(tmp_path, "x").exit_code == 2
+    other = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64, **common)
+    transformers.GPT2LMHeadModel(other).save_pretrained(tmp_path)
+    refused = invoke(tmp_path, "x")
+    assert refused.exit_code == 2
+    assert "error: SOURCE: expected a model with ALiBi, got" in refused.stderr
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert "error: SOURCE: expected a causal language model and its tokenizer, got" in invoke(tmp_path, "x").stderr

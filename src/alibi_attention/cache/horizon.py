@@ -63,7 +63,7 @@ class HorizonCache:
     Raises:
         ValueError: for options that do not go together.
 
-    Source: docs/maths.md, section 8.
+    Source: docs/maths.md, section 9.
     """
 
     def __init__(

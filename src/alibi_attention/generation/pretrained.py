@@ -31,10 +31,13 @@ class PretrainedSource:
         # Transformers is loaded by these alone.
         transformers = importlib.import_module("transformers")
         ours = importlib.import_module("alibi_attention.integrations.transformers")
+        # Its bars and tables would stand between the text and its figures.
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
             model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             got = f"{path} ({str(error).strip().splitlines()[0]})"
             expected = "a causal language model and its tokenizer"
             raise LabError("source", expected=expected, got=got, remedy="save both into the folder") from None
