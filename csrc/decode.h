@@ -13,8 +13,8 @@ namespace ALIBI_TARGET {
 // Queries up to which rows are taken together: beyond, a table of bounds for all of them pays (horizon.h).
 constexpr int64_t kFewQueries = 128;
 constexpr int64_t kFewWithoutSummary = 15;
-// Tiles that are worth a piece of their own, and pieces that are enough for any number of threads: cutting follows the
-// call alone, so that results do not depend on how many there are.
+// Tiles that are worth a piece of their own, and pieces of one head that are enough for any number of threads: cutting
+// follows what the head has to read, so that results do not depend on how many there are.
 constexpr int64_t kPieceTiles = 8;
 constexpr int64_t kManyPieces = 64;
 constexpr int64_t kMostNearTiles = 16;
@@ -171,9 +171,12 @@ static void find_first_tile(const Decode& run, const Unit& unit, int row) {
     const double norm = scaled_norm(call, with.square);
     const double rounding = static_cast<double>(call.head_dim) * 1.2e-7 * 1.4426950408889634 * extent.reach * norm;
     const int64_t farthest = largest(line.position - line.lower, line.upper - line.position);
+    const int64_t near = largest(line.lower, unit.near * kTile);
     const double away = static_cast<double>(line.slope), place = static_cast<double>(line.position);
-    // What the peak is rounded by where positions are so far out that it is large itself.
-    const double coarse = 2.4e-7 * (size + away * static_cast<double>(farthest));
+    // What the peak, which is that of the near keys, is rounded by where positions are so far out that it is large
+    // itself. No older key has a part in it: a cache that has let them go must decide alike.
+    const double coarse =
+        2.4e-7 * (size + away * static_cast<double>(largest(line.position - near, line.upper - line.position)));
     const double room = most + budget_of(call, line.slope, farthest) - kRoundingBits - rounding - coarse -
                         call.scale * with.with_center * 1.4426950408889634;
     if (!(__builtin_fabs(room) < 1e29)) return;
@@ -415,10 +418,12 @@ static bool make_pieces(Decode& run, Pieces& pieces, bool far) {
             }
         }
     };
-    int64_t total = 0;
-    each_run([&](int64_t, int64_t first, int64_t end, bool) { total += end - first; });
-    const int64_t step = largest(kPieceTiles, (total + kManyPieces - 1) / kManyPieces);
-    each_run([&](int64_t, int64_t first, int64_t end, bool) { pieces.count += (end - first + step - 1) / step; });
+    // By the run alone: a head is cut alike whatever other heads its call has.
+    const auto step_of = [](int64_t tiles) { return largest(kPieceTiles, (tiles + kManyPieces - 1) / kManyPieces); };
+    each_run([&](int64_t, int64_t first, int64_t end, bool) {
+        const int64_t step = step_of(end - first);
+        pieces.count += (end - first + step - 1) / step;
+    });
     if (pieces.count == 0) return true;
     pieces.slot_floats = round_up(
         kHeader + (run.streams ? kStreamRows * round_up(call.value_dim, kWidth) : kBlock * call.value_dim), 16
@@ -435,6 +440,7 @@ static bool make_pieces(Decode& run, Pieces& pieces, bool far) {
         int64_t& ended = far ? run.units[u].far_end : run.units[u].near_end;
         if (u != unit) begun = count;
         unit = u;
+        const int64_t step = step_of(end - first);
         for (int64_t t = end; t > first; t -= step) pieces.list[count++] = {u, largest(first, t - step), t, apart};
         ended = count;
     });

@@ -29,6 +29,7 @@ LAYERS = [
     [ROOT],
     ["integrations"],
     ["lab", "bench"],
+    ["generation"],
     ["cli", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -36,6 +36,7 @@ class Audit:
         backing: KVCache | None,
     ) -> None:  # fmt: skip
         self.auditor = Auditor(store.center.shape[0], slopes, log_tolerance)
+        self.excess: Tensor | None = None  # of the last call
         self.violations = self.refetches = self.sink_reads = 0
         self._options, self._store, self._backing = options, store, backing
         self._slopes, self._scale, self._limit = slopes, scale, log_tolerance
@@ -70,10 +71,11 @@ class Audit:
         store, auditor = self._store, self.auditor
         if not self._options.window and any(ring.start == 0 for ring in store.rings):
             auditor.observe(rows, self._by_query_head(store.farther))
+        self.excess = None
         if not auditor.has_evicted:
             return out, lse
         position = store.length - query.shape[2]
-        excess = auditor.excess(rows, position, with_sink=True)
+        excess = self.excess = auditor.excess(rows, position, with_sink=True)
         by_head = excess.amax((0, 2))
         worst = float(by_head.amax())
         if not worst <= self._limit:
@@ -104,6 +106,7 @@ class Audit:
             exempt = exempt | (index < self._store.padding.unsqueeze(1)).unsqueeze(1)
         excess = excess.masked_fill(exempt, -torch.inf)
         excess = excess.masked_fill(excess.isnan(), torch.inf)
+        self.excess = excess
         by_head = excess.amax((0, 2))
         self.auditor.record(by_head, excess.numel())
         self._widen(by_head)

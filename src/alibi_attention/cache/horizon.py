@@ -63,7 +63,7 @@ class HorizonCache:
     Raises:
         ValueError: for options that do not go together.
 
-    Source: docs/maths.md, section 8.
+    Source: docs/maths.md, section 9.
     """
 
     def __init__(
@@ -287,6 +287,20 @@ class HorizonCache:
         else:
             self._judge = Audit(self._options, store, exact, scale, limit, self._backing)
         self._slopes, self._scale = slopes, scale
+
+    def dropped_shares(self) -> Tensor:
+        """(batch, num_heads, q_len) float64: for each row of the last `attend`, the bound on what evicted keys weigh.
+
+        As shares of the mass kept. Zero where nothing has been evicted; in guaranteed mode (num_heads,), for any row.
+        """
+        store, judge = self._store, self._judge
+        if store is None or judge is None:
+            return torch.zeros(0, dtype=torch.float64)
+        if isinstance(judge, Caps):
+            return judge.log_shares(store).exp()
+        if judge.excess is None:
+            return torch.zeros(store.center.shape[0], len(judge.auditor.worst), 1, dtype=torch.float64)
+        return judge.excess.exp()
 
     def certificate(self) -> HorizonCertificate:
         """What has been forgotten so far, and the bound on what it would have weighed."""

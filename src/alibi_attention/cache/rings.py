@@ -8,7 +8,7 @@ from torch import Tensor
 from alibi_attention.horizon.tiles import BLOCK_K
 
 PIECE = 512
-"""What is held starts at a multiple of this: decoding cuts its keys into pieces of 512, and tiles of 64 divide it."""
+"""What is held starts at a multiple of this, eight tiles: kernels may cut their keys into pieces of them."""
 
 _LEAST_ROOM = 256
 
@@ -88,10 +88,10 @@ class Ring:
         if self.reach is None:
             return self.start
         # The tile it begins with is evicted already, but still there: the kernels keep a first tile apart, as the one
-        # where attention sinks live, and what they decide about it must not matter. And decoding reads the last two
-        # pieces before it decides anything.
+        # where attention sinks live, and what they decide about it must not matter. And decoding reads the last 16
+        # tiles before it decides anything.
         horizon = (position - self.reach - BLOCK_K) // PIECE * PIECE
-        start = min(horizon, (position // PIECE - 1) * PIECE)
+        start = min(horizon, (position // PIECE - 2) * PIECE)
         while start in apart:
             start -= PIECE
         return max(self.start, start)
@@ -129,7 +129,7 @@ class Ring:
         """Room for all that is ever held between two evictions, and a quarter to slide in."""
         if self.reach is None:
             return self.room
-        most = max(self.reach + BLOCK_K, PIECE) + PIECE + tokens
+        most = max(self.reach + BLOCK_K, 2 * PIECE) + PIECE + tokens
         most += max(PIECE, most // 4)
         return -(-most // BLOCK_K) * BLOCK_K
 

@@ -56,8 +56,8 @@ def group_heads(reaches: list[float]) -> list[list[int]]:
     order = sorted(range(len(reaches)), key=lambda head: reaches[head])
     endless = [head for head in order if reaches[head] == math.inf]
     order = order[: len(order) - len(endless)]
-    # A ring holds two pieces of 512 whatever its reach.
-    sizes = [max(reaches[head], 1024.0) for head in order]
+    # A ring holds some twenty tiles whatever its reach.
+    sizes = [max(reaches[head], 1024.0) + 512.0 for head in order]
     best, cuts = _partition(sizes, 1)
     for count in range(2, min(_MOST_RINGS, len(sizes)) + 1):
         total, finer = _partition(sizes, count)

@@ -11,6 +11,7 @@ from alibi_attention.cli.bench import bench
 from alibi_attention.cli.demo import demo
 from alibi_attention.cli.export import export
 from alibi_attention.cli.extrapolate import extrapolate
+from alibi_attention.cli.generate import generate
 from alibi_attention.cli.inspect import inspect
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(extrapolate)
+app.command()(generate)
 app.command()(export)
 app.command()(inspect)
 app.add_typer(bench, name="bench")

@@ -9,6 +9,7 @@ EXTRAS = {
     "cli": ("typer", "rich"),
     "export": ("gguf", "safetensors", "tokenizers"),
     "lab": ("lightning", "matplotlib", "numpy", "pydantic", "safetensors", "tensorboard"),
+    "transformers": ("transformers",),
 }
 
 

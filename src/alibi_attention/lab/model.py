@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alibi_attention.lab.config import Activation, ExperimentConfig
-from alibi_attention.lab.positions import DecoderShape, PositionMethod, position_methods
+from alibi_attention.lab.positions import Cache, DecoderShape, PositionMethod, position_methods
 
 VOCABULARY = 256
 """Byte values. Text holds no NUL, so 0 stands between documents."""
@@ -27,10 +28,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, position: PositionMethod) -> Tensor:
+    def forward(self, x: Tensor, position: PositionMethod, cache: Cache | None = None) -> Tensor:
         split = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)
-        out: Tensor = self.out_proj(position.attend(query, key, value).transpose(1, 2).flatten(-2))
+        if cache is None:
+            mixed = position.attend(query, key, value)
+        else:
+            mixed = position.continue_with(cache, query, key, value)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(-2))
         return out
 
 
@@ -46,8 +51,8 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(width, 4 * width, bias=False)
         self.down_proj = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, position: PositionMethod) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), position)
+    def forward(self, x: Tensor, position: PositionMethod, cache: Cache | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), position, cache)
         out: Tensor = x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x)), approximate=self.gelu))
         return out
 
@@ -83,17 +88,21 @@ class Decoder(nn.Module):
                 into_stream = name.endswith(("out_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=std / math.sqrt(2 * layers) if into_stream else std)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """(batch, seq_len) integers to (batch, seq_len, width)."""
-        x = self.position.embed(self.embedding(tokens))
-        for block in self.blocks:
-            x = block(x, self.position)
+    def hidden(self, tokens: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
+        """(batch, seq_len) integers to (batch, seq_len, width).
+
+        With ``caches``, one for each layer, the tokens follow those that went before, and are remembered in their turn.
+        """
+        layers: Sequence[Cache | None] = caches or [None] * len(self.blocks)
+        x = self.position.embed(self.embedding(tokens), caches[0].length if caches else 0)
+        for block, cache in zip(self.blocks, layers, strict=True):
+            x = block(x, self.position, cache)
         out: Tensor = self.final_norm(x)
         return out
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, seq_len) integers to logits (batch, seq_len, 256)."""
-        return F.linear(self.hidden(tokens), self.embedding.weight)
+    def forward(self, tokens: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
+        """(batch, seq_len) integers to logits (batch, seq_len, 256); ``caches`` as in `hidden`."""
+        return F.linear(self.hidden(tokens, caches), self.embedding.weight)
 
     def nats(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """-ln p(target) at every position, (batch, seq_len), with the logits of few positions in memory at a time."""

@@ -21,12 +21,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from alibi_attention.lab.checkpoint import load_tensors
 from alibi_attention.lab.config import ExperimentConfig, make_config
 from alibi_attention.lab.corpus import Corpus
 from alibi_attention.lab.environment import environment
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.evaluation import Score
 from alibi_attention.lab.files import read_json, write_json
+from alibi_attention.lab.model import Decoder, build_decoder
 
 SCHEMA_VERSION = 1
 
@@ -125,6 +127,25 @@ class RunFolder:
         if not path.exists():
             return None
         return MethodResult.model_validate(read_json(path)["result"])
+
+    def trained_methods(self) -> list[str]:
+        """Methods whose weights are here."""
+        return [method for method in self.read_config().methods if self.weights(method).is_file()]
+
+    def load_decoder(self, method: str) -> Decoder:
+        """A decoder as it was trained, in evaluation mode on the CPU.
+
+        Raises:
+            LabError: where its weights are not here, or are damaged.
+        """
+        if method not in self.trained_methods():
+            got = f"{method!r}, of which {self.root} has no weights"
+            there = ", ".join(self.trained_methods())
+            remedy = f"there are those of {there}" if there else "train it first: alibi extrapolate"
+            raise LabError("method", expected="a method that was trained", got=got, remedy=remedy)
+        decoder = build_decoder(self.read_config(), method)
+        decoder.load_state_dict(load_tensors(self.weights(method))[0])
+        return decoder.eval()
 
     def write_result(self, result: MethodResult) -> None:
         value = {"schema_version": SCHEMA_VERSION, "result": result.model_dump(mode="json")}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from alibi_attention.lab.positions.base import DecoderShape, PositionMethod
+from alibi_attention.lab.positions.base import Cache, DecoderShape, PositionMethod
 
-__all__ = ["DecoderShape", "PositionMethod", "position_methods"]
+__all__ = ["Cache", "DecoderShape", "PositionMethod", "position_methods"]
 
 
 def position_methods() -> dict[str, type[PositionMethod]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from alibi_attention import alibi_attention, alibi_slopes
-from alibi_attention.lab.positions.base import DecoderShape, PositionMethod
+from alibi_attention.lab.positions.base import Cache, DecoderShape, PositionMethod
 
 
 class Alibi(PositionMethod):
@@ -16,6 +16,7 @@ class Alibi(PositionMethod):
 
     name = "alibi"
     title = "ALiBi"
+    can_forget = True
     slopes: Tensor
 
     def __init__(self, shape: DecoderShape) -> None:
@@ -24,3 +25,7 @@ class Alibi(PositionMethod):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return alibi_attention(query, key, value, self.slopes, is_causal=True)
+
+    def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        cache.append(key, value)
+        return cache.attend(query, self.slopes)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from alibi_attention import HorizonCache, KVCache
+
+Cache = KVCache | HorizonCache
+"""One layer's keys and values from one call to the next."""
 
 
 class DecoderShape(NamedTuple):
@@ -47,10 +53,22 @@ class PositionMethod(nn.Module):
         super().__init__()
         self.shape = shape
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Token embeddings (batch, seq_len, width) to the input of the first layer, same shape."""
+    can_forget: ClassVar[bool] = False
+    """Whether keys lose their weight with distance, so that a `HorizonCache` may let them go."""
+
+    def embed(self, x: Tensor, start: int = 0) -> Tensor:  # noqa: ARG002
+        """Token embeddings (batch, seq_len, width) to the input of the first layer, same shape.
+
+        ``start`` is the position of the first of them.
+        """
         return x
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention over (batch, heads, seq_len, head_dim), same shape out."""
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The same for the tokens that follow those in the cache, which then holds them too."""
+        cache.append(key, value)
+        # No slope, no bias: attention that knows nothing of order.
+        return cache.attend(query, query.new_zeros(query.shape[1], dtype=torch.float32))

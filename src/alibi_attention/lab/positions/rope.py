@@ -7,16 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from alibi_attention.lab.positions.base import DecoderShape, PositionMethod
+from alibi_attention.lab.positions.base import Cache, DecoderShape, PositionMethod
 
 BASE = 1e4
 
 
-def rotation(seq_len: int, head_dim: int, *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+def rotation(
+    seq_len: int, head_dim: int, *, start: int = 0, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of t * BASE ** (-2i / head_dim), each (seq_len, head_dim / 2) float32, formed in float64."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device)
     rates = torch.exp(exponents * (-math.log(BASE) / head_dim))
-    angles = torch.arange(seq_len, dtype=torch.float64, device=device).unsqueeze(-1) * rates
+    angles = torch.arange(start, start + seq_len, dtype=torch.float64, device=device).unsqueeze(-1) * rates
     return angles.cos().float(), angles.sin().float()
 
 
@@ -44,6 +46,10 @@ class Rope(PositionMethod):
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         cos, sin = self._rotation(query.shape[-2], query.device)
         return super().attend(rotate(query, cos, sin), rotate(key, cos, sin), value)
+
+    def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        cos, sin = rotation(query.shape[-2], self.shape.head_dim, start=cache.length, device=query.device)
+        return super().continue_with(cache, rotate(query, cos, sin), rotate(key, cos, sin), value)
 
     def _rotation(self, seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
         # All layers of a forward pass, and all steps at one length, share a table.
