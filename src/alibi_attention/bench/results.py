@@ -58,7 +58,10 @@ class Entry:
 
 @dataclass
 class TrialResult:
-    """One case at one size: lengths in tokens, ``tiles`` of 128 queries by 64 keys, ``load`` as the system says."""
+    """One case at one size: lengths in tokens, ``tiles`` of 128 queries by 64 keys, ``load`` as the system says.
+
+    ``targets`` holds the ratios asked for by peer, where there is more than ``target_peer`` to ask about.
+    """
 
     case: str
     title: str
@@ -77,6 +80,7 @@ class TrialResult:
     load: float | None = None
     complete: bool = False
     entries: list[Entry] = field(default_factory=list)
+    targets: dict[str, float] = field(default_factory=dict)
 
     def entry(self, name: str | None) -> Entry | None:
         return next((entry for entry in self.entries if entry.name == name), None)
@@ -85,10 +89,17 @@ class TrialResult:
     def default(self) -> Entry | None:
         return next((entry for entry in self.entries if entry.default), None)
 
+    def asked(self, peer: str) -> float | None:
+        """The ratio asked for against a peer, or None."""
+        return self.targets.get(peer, self.target_ratio if peer == self.target_peer else None)
+
 
 @dataclass
 class Results:
-    """A run. ``status`` is "incomplete" until every size has been measured, then "complete"."""
+    """A run. ``status`` is "incomplete" until every size has been measured, then "complete".
+
+    ``suite`` says what the kernels' checks found, where they ran beside (bench/gpu/suite.py).
+    """
 
     machine: dict[str, Any]
     settings: dict[str, Any]
@@ -96,6 +107,7 @@ class Results:
     status: str = "incomplete"
     seconds: float = 0.0
     schema_version: int = SCHEMA_VERSION
+    suite: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Replace the file as a whole."""
@@ -122,13 +134,14 @@ def read_results(path: Path) -> Results:
         got = f"{path} of version {version}" if version is not None else f"{path}, which has no version"
         raise BenchError("FILES", expected=f"results of version {SCHEMA_VERSION}", got=got, remedy=remedy)
     try:
-        trials = [_trial(trial) for trial in value.pop("trials")]
+        trials = [trial_result(trial) for trial in value.pop("trials")]
         return Results(trials=trials, **value)
     except (KeyError, TypeError) as error:
         raise BenchError("FILES", expected="results as written", got=f"{path} ({error})", remedy=remedy) from None
 
 
-def _trial(value: dict[str, Any]) -> TrialResult:
+def trial_result(value: dict[str, Any]) -> TrialResult:
+    """A size from the dictionary it was written as."""
     entries = [_entry(entry) for entry in value.pop("entries")]
     return TrialResult(entries=entries, **value)
 
