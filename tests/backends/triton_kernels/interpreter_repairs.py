@@ -1,8 +1,8 @@
 """What Triton's interpreter gets wrong or hides, put right for the tests: bfloat16, memory out of bounds, races.
 
 Needs TRITON_INTERPRET=1 in the environment before Triton is imported. The interpreter holds bfloat16 as raw 16-bit
-integers and computes with those: products of bit patterns. And it runs programs one after the other over plain memory, so a
-read past the end of a tensor finds whatever lies there, and two programs that write the same element never meet.
+integers and computes with those: products of bit patterns. And it runs programs one after the other over plain memory,
+so a read past the end of a tensor finds whatever lies there, and two programs that write the same element never meet.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """That the repairs of the interpreter are right, and that its watch sees faults. Run by test_interpreter.py.
 
-    TRITON_INTERPRET=1 python interpreter_selftest.py
+TRITON_INTERPRET=1 python interpreter_selftest.py
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     TRITON_INTERPRET=1 python tests/backends/triton_kernels/kernel_suite.py            on a CPU, in the interpreter
     python tests/backends/triton_kernels/kernel_suite.py                               on a GPU
 
-Options: --part 2/4 every fourth check from the second on, --only TEXT checks with TEXT in their names, --cases N that many
-random calls, --seconds S to begin none after S. A line of JSON for each check; exit status 1 where one failed.
-Needs torch and Triton, and in the interpreter NumPy.
+Options: --part 2/4 every fourth check from the second on, --only TEXT checks with TEXT in their names, --cases N that
+many random calls, --seconds S to begin none after S. A line of JSON for each check; exit status 1 where one failed.
+Needs the package (or PYTHONPATH=src), torch and Triton, and in the interpreter NumPy.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).resolve().parent
-if __name__ == "__main__":
-    _TESTS = _HERE.parents[1]
-    sys.path[:0] = [str(_HERE), str(_HERE.parent), str(_TESTS / "operator"), str(_TESTS.parent / "src")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "operator"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from cpu_cases import random_case
@@ -167,7 +166,9 @@ def _masks(device: str) -> None:
 def _windows(device: str) -> None:
     for window in ((0, 0), (16, None), (None, 5), (70, 3)):
         for is_causal in (True, False):
-            compare(make_call(device, q_len=150, window=window, is_causal=is_causal, heads=2, kv_heads=1, slopes=(0.3, 0.0)))
+            compare(
+                make_call(device, q_len=150, window=window, is_causal=is_causal, heads=2, kv_heads=1, slopes=(0.3, 0.0))
+            )
 
 
 def _packing(device: str) -> None:
@@ -244,7 +245,7 @@ def _outliers_are_kept(device: str) -> None:
 def _decode(dtype: torch.dtype, group: int, queries: int, device: str) -> None:
     for length in (queries, 64, 250, 700):
         call = make_call(
-            device, batch=2, heads=4, kv_heads=4 // group, q_len=max(queries, 1), k_len=length, dtype=dtype, seed=length,
+            device, seed=length, batch=2, heads=4, kv_heads=4 // group, q_len=queries, k_len=length, dtype=dtype,
             layout="transposed",
         )  # fmt: skip
         cache = KVCache()
@@ -396,7 +397,9 @@ def checks(cases: int, device: str) -> Iterator[Check]:
     yield Check("outliers beyond the horizon are kept", _outliers_are_kept)
     for dtype in DTYPES:
         for group, queries in ((1, 1), (4, 1), (2, 3)):
-            yield Check(f"decoding, {_name(dtype)}, group {group}, {queries} queries", partial(_decode, dtype, group, queries))
+            yield Check(
+                f"decoding, {_name(dtype)}, group {group}, {queries} queries", partial(_decode, dtype, group, queries)
+            )
     yield Check("decoding, padded", _decode_padded)
     yield Check("deterministic", _deterministic)
     for name, run in (

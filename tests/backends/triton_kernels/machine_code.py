@@ -256,7 +256,7 @@ def parse_gcn(text: str) -> Code:
 def _natural_loops(code: Code) -> list[frozenset[int]]:
     """Bodies of back edges, whose target dominates their source; those of one header are one loop."""
     blocks = _blocks(code)
-    successors = {start: _successors(code, start, end) for start, end in blocks.items()}
+    successors = {start: _successors(code, end) for start, end in blocks.items()}
     dominators = _dominators(successors)
     predecessors: dict[int, set[int]] = {start: set() for start in blocks}
     for source, targets in successors.items():
@@ -293,7 +293,7 @@ def _blocks(code: Code) -> dict[int, int]:
     return dict(zip(ordered, [*ordered[1:], size], strict=True))
 
 
-def _successors(code: Code, start: int, end: int) -> set[int]:
+def _successors(code: Code, end: int) -> set[int]:
     last, size = code.instructions[end - 1], len(code.instructions)
     found = set()
     if last.jumps_to is not None and last.jumps_to in code.labels:

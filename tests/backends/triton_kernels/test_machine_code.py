@@ -14,7 +14,7 @@ TYPES = {"q": "*bf16", "k": "*bf16", "v": "*bf16", "o": "*bf16", "slopes": "*fp3
 
 def attend(architecture: str, bias: str, *, head_dim: int = 64, num_warps: int = 8, of: str = "bf16") -> Report:
     types = {name: f"*{of}" if kind == "*bf16" else kind for name, kind in TYPES.items()}
-    constants = {"D": head_dim, "M": 128, "N": 64, "BIAS": bias}
+    constants = {"head_dim": head_dim, "block_m": 128, "block_n": 64, "bias": bias}
     options = {"num_warps": num_warps, "num_stages": 2}
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
     variant = Variant(

@@ -1,4 +1,4 @@
-"""The command: ``python benchmarks/gpu.py``, or ``python -m alibi_attention.bench.gpu`` where the package is installed."""
+"""The command: ``python benchmarks/gpu.py``; ``python -m alibi_attention.bench.gpu`` where the package is installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of {', '.join(GPU_CASES)}; all by default")
     parser.add_argument(
-        "--output", type=Path, help="a new .json file; benchmarks/results/gpu-NAME-DATE.json by default"
+        "--output", type=Path, help="a new .json file; by default benchmarks/results/gpu-NAME-DATE.json"
     )
     parser.add_argument("--minutes", type=float, default=7.5, help="for everything; 7.5 by default")
     parser.add_argument("--no-suite", action="store_true", help="no checks, benchmarks alone")

@@ -1,4 +1,4 @@
-"""How long a call takes on a device: events on its stream, cold caches, CUDA graphs where a step is too short to launch."""
+"""How long a call takes on a device: events on its stream, cold caches, CUDA graphs for steps too short to launch."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class CudaClock:
             call()
             end.record()
         torch.cuda.synchronize()
-        return sum(start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)) / 1e3 / calls
+        milliseconds: float = sum(start.elapsed_time(end) for start, end in zip(starts, ends, strict=True))
+        return milliseconds / 1e3 / calls
 
     def once(self, call: Call) -> tuple[float, Any]:
         torch.cuda.synchronize()

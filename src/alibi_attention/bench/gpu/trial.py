@@ -1,4 +1,4 @@
-"""One size measured on a device: contestants made, checked and timed in turn; every step on record before it is taken."""
+"""One size measured on a device: contestants made, checked and timed in turn, every step recorded beforehand."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class GpuSettings:
 
 @dataclass
 class Record:
-    """Where results go: the size being measured, ``status`` before every step, ``save`` after every one that told something."""
+    """Where results go: ``status`` is called before every step, ``save`` after every one that told something."""
 
     result: TrialResult
     status: Callable[[str | None], None] = lambda name: None  # noqa: ARG005
@@ -100,7 +100,7 @@ def measure_gpu_trial(trial: GpuTrial, record: Record, clock: Clock, settings: G
             record.save(result)
     if trial.case.tolerance != 0.0 and trial.queries > 1:
         record.status("certify")
-        result.kept_share = _guarded(lambda: float(inputs.certificate.kept_share.mean()), clock)
+        result.kept_share = _kept_share(inputs, clock)
     for _ in range(settings.rounds):
         for each in list(contestants):
             record.status(each.entry.name)
@@ -169,9 +169,9 @@ def _sampled(each: _Contestant, trial: GpuTrial, clock: Clock) -> str | None:
     return None
 
 
-def _guarded(compute: Callable[[], float], clock: Clock) -> float | None:
+def _kept_share(inputs: GpuInputs, clock: Clock) -> float | None:
     try:
-        return compute()
+        return float(inputs.certificate.kept_share.mean())
     except Exception as failure:
         _check(clock, "certify", failure)
         return None

@@ -1,4 +1,4 @@
-"""Processes that may fall: started with their output in files, watched, ended in time, replaced without what felled them."""
+"""Processes that may fall: watched, ended in time, and replaced without what felled them."""
 
 from __future__ import annotations
 

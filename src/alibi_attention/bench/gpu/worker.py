@@ -1,7 +1,7 @@
 """The process that touches the device: it measures what a plan lists, and leaves every step in files.
 
-``python -m alibi_attention.bench.gpu.worker FOLDER`` reads FOLDER/plan.json; `run` starts it, watches it, and starts another where
-it falls. Files: machine.json, state.json (what is under way), trial-N.json (a size as far as it is known).
+``python -m alibi_attention.bench.gpu.worker FOLDER`` reads FOLDER/plan.json; `watch` starts it, and starts another
+where it falls. Files: machine.json, state.json (what is under way), trial-N.json (a size as far as it is known).
 """
 
 from __future__ import annotations
