@@ -9,9 +9,7 @@ from alibi_attention.backends.triton.common import (
     INF,
     LOG2E,
     PLAN_QUERIES,
-    add_not_finite,
     any_not_finite,
-    is_finite,
     kept_weights,
     key_tiles,
     masked_count,
@@ -74,7 +72,7 @@ def rows_kernel(
 
 @triton.jit
 def masked_grad(
-    rows, flow, key_part, value_part, key_index, limit, near, lower, upper, shift, mean, scale, slope,
+    rows, flow, key_part, value_part, key_index, limit, near, lower, upper, shift, scale, slope,
     bias: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """Weights, and gradients of them, of a tile that needs a mask; keys and values are (dim, keys)."""
@@ -128,7 +126,7 @@ def sweep_back(
 
 @triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
 def query_kernel(
-    query, key, value, slopes, lse, grad_out, grad_lse, mean, shift, grad_query, grad_slopes, plan, order, seed,
+    query, key, value, slopes, lse, grad_out, grad_lse, mean, shift, grad_query, grad_slopes, spoilt, plan, order, seed,
     offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
@@ -200,7 +198,7 @@ def query_kernel(
             value_tile + start.to(tl.int64) * value_row, mask=value_inside & used[None, :], other=0.0
         )
         weights, grad_weights, seen = masked_grad(
-            rows, flow, key_part, value_part, start + column, limit, near, lower, upper, row_shift, row_mean,
+            rows, flow, key_part, value_part, start + column, limit, near, lower, upper, row_shift,
             scale, slope, bias, precision,
         )  # fmt: skip
         if seed is not None:
@@ -225,33 +223,8 @@ def query_kernel(
             learned, precision, key_inside, value_inside, head_dim, value_dim, block_d, block_v,
         )  # fmt: skip
 
-    # 0 * NaN, as in forward: a key that is not finite has reached rows that do not see it.
-    if any_not_finite(grad, sees) > 0:
-        grad = tl.zeros([block_m, block_d], tl.float32)
-        every = masked_count(count, 0, 0, count, count, apart, block_n)
-        for index in tl.range(0, every, num_stages=1):
-            start, limit = masked_tile(index, base, count, 0, 0, count, count, apart, block_n)
-            used = start + column < tl.minimum(limit, k_len)
-            key_part = tl.load(
-                key_tile + start.to(tl.int64) * key_row, mask=key_inside & used[None, :], other=0.0
-            )
-            value_part = tl.load(
-                value_tile + start.to(tl.int64) * value_row, mask=value_inside & used[None, :], other=0.0
-            )
-            weights, grad_weights, seen = masked_grad(
-                rows, flow, key_part, value_part, start + column, limit, near, lower, upper, row_shift, row_mean,
-                scale, slope, bias, precision,
-            )  # fmt: skip
-            if seed is not None:
-                kept = kept_weights(tl.load(seed), stream, first_row, start, threshold, block_m, block_n)
-                grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
-            grad_scores = tl.where(seen, weights * (grad_weights - row_mean[:, None]), 0.0)
-            clean = tl.where(is_finite(key_part), key_part, 0.0)
-            grad = tl.dot(grad_scores.to(clean.dtype), tl.trans(clean), grad, input_precision=precision)
-            grad = add_not_finite(
-                grad, keys, key_row, start, lower, tl.minimum(upper, limit), k_len, head_dim, block_d, block_n
-            )
-
+    # As in forward.
+    tl.store(spoilt + pair.to(tl.int64) * blocks + block, any_not_finite(grad, sees))
     tl.store(
         grad_query + flat[:, None] * head_dim + element[None, :],
         (grad * score_scale).to(grad_query.dtype.element_ty),

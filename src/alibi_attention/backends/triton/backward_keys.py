@@ -13,7 +13,6 @@ from alibi_attention.backends.triton.common import (
     ceil_div,
     clamp,
     floor_div,
-    is_finite,
     kept_weights,
     rows_seen,
 )
@@ -99,7 +98,7 @@ def sweep_queries(
         row_shift = tl.load(shift + first_row + index)
         product = tl.dot(keys, tl.trans(rows), input_precision=precision)
         if bias:
-            _, near, _, _, _ = rows_seen(
+            position, near, lower, upper, sees = rows_seen(
                 first_row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of,
                 upper_of,
             )  # fmt: skip
@@ -127,28 +126,29 @@ def sweep_queries(
 
 
 @triton.jit
-def add_rows_not_finite(
-    total, terms, stride, first, key_index, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of,
-    lower_of, upper_of, shift, width: tl.constexpr, block: tl.constexpr, number: tl.constexpr,
-    only_with_mass: tl.constexpr,
+def masked_grad_transposed(
+    keys, values, rows, flow, key_index, near, lower, upper, row_shift, row_mean, scale, slope,
+    seed, stream, first_row, start, threshold, keep_scale,
+    block_m: tl.constexpr, block_n: tl.constexpr, bias: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """Adds to each key of ``total`` the infinities and NaN of those rows among ``number`` from ``first`` that see it."""
-    element = tl.arange(0, block)
-    for at in range(first, tl.minimum(first + number, q_len)):
-        _, _, lower, upper, _ = rows_seen(
-            at, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
-        )
-        term = tl.load(terms + at.to(tl.int64) * stride + element, mask=element < width, other=0.0).to(tl.float32)
-        reaches = ((key_index >= lower) & (key_index < upper))[:, None] & (is_finite(term) == 0)[None, :]
-        if only_with_mass:
-            reaches &= tl.load(shift + at) != INF
-        total += tl.where(reaches, tl.zeros_like(total) + term[None, :], 0.0)
-    return total
+    """Weights with dropout, and gradients of scores, (keys, rows), of a tile that needs a mask."""
+    scores = tl.dot(keys, tl.trans(rows), input_precision=precision) * scale
+    if bias:
+        scores -= slope * tl.abs(near[None, :] - key_index[:, None]).to(tl.float32)
+    seen = (key_index[:, None] >= lower[None, :]) & (key_index[:, None] < upper[None, :])
+    weights = tl.where(seen, tl.exp2(scores - row_shift[None, :]), 0.0)
+    grad_weights = tl.dot(values, tl.trans(flow), input_precision=precision)
+    kept_part = weights
+    if seed is not None:
+        kept = tl.trans(kept_weights(tl.load(seed), stream, first_row, start, threshold, block_m, block_n))
+        grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
+        kept_part = tl.where(kept, weights, 0.0)
+    return kept_part, tl.where(seen, weights * (grad_weights - row_mean[None, :]), 0.0)
 
 
 @triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
 def key_kernel(
-    query, key, value, slopes, grad_out, mean, shift, shift_left, shift_right, grad_key, grad_value, ranges,
+    query, key, value, slopes, grad_out, mean, shift, shift_left, shift_right, grad_key, grad_value, spoilt, ranges,
     order, seed, offsets, key_range, position_of, lower_of, upper_of, key_rows,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
@@ -210,7 +210,7 @@ def key_kernel(
             at += tl.where(at >= a, b - a, 0)
             first_row = base + at * block_m
             row = first_row + index
-            _, near, lower, upper, sees = rows_seen(
+            position, near, lower, upper, sees = rows_seen(
                 row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
             )
             row_shift = tl.load(shift + flat + row, mask=sees, other=INF)
@@ -242,62 +242,9 @@ def key_kernel(
                 bias, precision, query_inside, flow_inside, head_dim, value_dim, block_d, block_v,
             )  # fmt: skip
 
-    # 0 * NaN, as in forward: a query or gradient that is not finite has reached keys its row does not see.
-    if (any_not_finite(grad_keys, key_here) > 0) | (any_not_finite(grad_values, key_here) > 0):
-        grad_keys = tl.zeros([block_n, block_d], tl.float32)
-        grad_values = tl.zeros([block_n, block_v], tl.float32)
-        for member in range(0, group):
-            head = kv_head * group + member
-            pair = batch * num_heads + head
-            slope = tl.load(slopes + batch * slope_batch + head * slope_head) * LOG2E
-            flat = pair.to(tl.int64) * q_len
-            queries = query + batch.to(tl.int64) * query_batch + head.to(tl.int64) * query_head
-            flows = grad_out + batch.to(tl.int64) * flow_batch + head.to(tl.int64) * flow_head
-            query_tile = queries + index[:, None] * query_row + element[None, :]
-            flow_tile = flows + index[:, None] * flow_row + value_element[None, :]
-            query_inside = (element < head_dim)[None, :]
-            flow_inside = (value_element < value_dim)[None, :]
-            entry = ranges
-            if ranges is not None:
-                entry = ranges + (pair.to(tl.int64) * blocks + block) * 2
-            base, count, _, _, _, _ = query_tiles(
-                start, end, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, key_rows,
-                entry, block_m, block_n, two_sided,
-            )  # fmt: skip
-            for at in tl.range(0, count, num_stages=1):
-                first_row = base + at * block_m
-                row = first_row + index
-                _, near, lower, upper, sees = rows_seen(
-                    row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
-                )
-                row_shift = tl.load(shift + flat + row, mask=sees, other=INF)
-                row_mean = tl.load(mean + flat + row, mask=sees, other=0.0)
-                rows = tl.load(
-                    query_tile + first_row.to(tl.int64) * query_row, mask=sees[:, None] & query_inside, other=0.0
-                )
-                flow = tl.load(
-                    flow_tile + first_row.to(tl.int64) * flow_row,
-                    mask=(sees & (row_shift != INF))[:, None] & flow_inside, other=0.0,
-                )  # fmt: skip
-                weights, grad_scores = masked_grad_transposed(
-                    keys, values, rows, flow, key_index, near, lower, upper, row_shift, row_mean, scale, slope,
-                    seed, pair, first_row, start, threshold, keep_scale, block_m, block_n, bias, precision,
-                )  # fmt: skip
-                clean_flow = tl.where(is_finite(flow), flow, 0.0)
-                clean_rows = tl.where(is_finite(rows), rows, 0.0)
-                grad_values = tl.dot(weights.to(flow.dtype), clean_flow, grad_values, input_precision=precision)
-                grad_keys = tl.dot(grad_scores.to(rows.dtype), clean_rows, grad_keys, input_precision=precision)
-                grad_keys = add_rows_not_finite(
-                    grad_keys, queries, query_row, first_row, key_index, batch, q_len, k_len, offset, left, right,
-                    offsets, key_range, position_of, lower_of, upper_of, shift + flat, head_dim, block_d, block_m,
-                    False,
-                )  # fmt: skip
-                grad_values = add_rows_not_finite(
-                    grad_values, flows, flow_row, first_row, key_index, batch, q_len, k_len, offset, left, right,
-                    offsets, key_range, position_of, lower_of, upper_of, shift + flat, value_dim, block_v, block_m,
-                    True,
-                )  # fmt: skip
-
+    # As in forward: a query or a gradient that is not finite has reached keys its row does not see.
+    bad = tl.maximum(any_not_finite(grad_keys, key_here), any_not_finite(grad_values, key_here))
+    tl.store(spoilt + shared.to(tl.int64) * blocks + block, bad)
     flat_key = shared.to(tl.int64) * k_len + key_index
     tl.store(
         grad_key + flat_key[:, None] * head_dim + element[None, :],
@@ -307,24 +254,3 @@ def key_kernel(
         grad_value + flat_key[:, None] * value_dim + value_element[None, :],
         (grad_values * keep_scale).to(grad_value.dtype.element_ty), mask=value_inside,
     )  # fmt: skip
-
-
-@triton.jit
-def masked_grad_transposed(
-    keys, values, rows, flow, key_index, near, lower, upper, row_shift, row_mean, scale, slope,
-    seed, stream, first_row, start, threshold, keep_scale,
-    block_m: tl.constexpr, block_n: tl.constexpr, bias: tl.constexpr, precision: tl.constexpr,
-):  # fmt: skip
-    """Weights with dropout, and gradients of scores, (keys, rows), of a tile that needs a mask."""
-    scores = tl.dot(keys, tl.trans(rows), input_precision=precision) * scale
-    if bias:
-        scores -= slope * tl.abs(near[None, :] - key_index[:, None]).to(tl.float32)
-    seen = (key_index[:, None] >= lower[None, :]) & (key_index[:, None] < upper[None, :])
-    weights = tl.where(seen, tl.exp2(scores - row_shift[None, :]), 0.0)
-    grad_weights = tl.dot(values, tl.trans(flow), input_precision=precision)
-    kept_part = weights
-    if seed is not None:
-        kept = tl.trans(kept_weights(tl.load(seed), stream, first_row, start, threshold, block_m, block_n))
-        grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
-        kept_part = tl.where(kept, weights, 0.0)
-    return kept_part, tl.where(seen, weights * (grad_weights - row_mean[None, :]), 0.0)

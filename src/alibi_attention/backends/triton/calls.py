@@ -13,6 +13,7 @@ from alibi_attention.backends.triton import device as devices
 from alibi_attention.backends.triton.backward import query_kernel, rows_kernel
 from alibi_attention.backends.triton.backward_keys import key_kernel
 from alibi_attention.backends.triton.forward import forward_kernel
+from alibi_attention.backends.triton.mend import mend_forward_kernel, mend_key_kernel, mend_query_kernel
 from alibi_attention.horizon import BLOCK_Q, blocks_of
 from alibi_attention.problem import Problem, Saved
 from alibi_attention.visibility import row_ranges
@@ -39,9 +40,10 @@ def forward(
         **arguments.visibility(problem),
         **arguments.strides(query=query, key=key, value=value),
         "query": query, "key": key, "value": value, "out": out, "lse": lse, "plan": None, "order": None,
-        "bias": True,
+        "bias": True, **_marks(problem, config),
     }  # fmt: skip
     _run(forward_kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
+    _mend_rows(mend_forward_kernel, problem, given)
     return out, lse, plan
 
 
@@ -73,19 +75,34 @@ def backward(problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor)
     grad_slopes = lse.new_zeros(problem.batch, problem.num_heads, blocks if problem.learned_slopes else 0)
     given = {
         **shared, "lse": lse, "grad_lse": grad_lse, "grad_query": grad_query, "grad_slopes": grad_slopes,
-        "plan": None, "learned": problem.learned_slopes,
+        "plan": None, "learned": problem.learned_slopes, **_marks(problem, query_config),
     }  # fmt: skip
     _run(query_kernel, problem, _blocks(problem, problem.q_len, query_config.constants["block_m"]), query_config, given)
+    _mend_rows(mend_query_kernel, problem, given)
 
     block_n = key_config.constants["block_n"]
     grad_key, grad_value = key.new_empty(key.shape), value.new_empty(value.shape)
+    grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, block_n),)
     given = {
-        **shared, "shift_left": shift_left, "shift_right": shift_right, "grad_key": grad_key,
+        **shared, "spoilt": lse.new_empty(grid, dtype=torch.int32), "shift_left": shift_left, "shift_right": shift_right, "grad_key": grad_key,
         "grad_value": grad_value, "ranges": None, "key_rows": _rows_by_key_block(problem, block_n),
     }  # fmt: skip
-    grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, block_n),)
     _run(key_kernel, problem, grid, key_config, given)
+    mend = _config("mend", problem)
+    _run(mend_key_kernel, problem, grid, mend._replace(constants={**mend.constants, "block_n": block_n}), given)
     return Gradients(grad_query, grad_key, grad_value, grad_slopes.sum(-1))
+
+
+def _marks(problem: Problem, config: configs.Config) -> dict[str, Any]:
+    """Room for the kernel to note which of its blocks of rows are not finite."""
+    rows = config.constants["block_m"]
+    marks = torch.empty(_blocks(problem, problem.q_len, rows), dtype=torch.int32, device=problem.device)
+    return {"spoilt": marks, "spoilt_rows": rows}
+
+
+def _mend_rows(kernel: Any, problem: Problem, given: dict[str, Any]) -> None:
+    config = _config("mend", problem)
+    _run(kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
 
 
 def _rows(

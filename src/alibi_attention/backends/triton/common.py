@@ -69,22 +69,6 @@ def any_not_finite(x, rows):
 
 
 @triton.jit
-def add_not_finite(
-    total, terms, stride, first, lower, upper, count, width: tl.constexpr, block: tl.constexpr, number: tl.constexpr
-):  # fmt: skip
-    """Adds to each row of ``total`` the infinities and NaN among terms first..first + number - 1 that the row sees.
-
-    A product would spread them to every row, as 0 * NaN. Row r sees the terms j with lower <= j < upper.
-    """
-    element = tl.arange(0, block)
-    for at in range(first, tl.minimum(first + number, count)):
-        term = tl.load(terms + at.to(tl.int64) * stride + element, mask=element < width, other=0.0).to(tl.float32)
-        reaches = ((at >= lower) & (at < upper))[:, None] & (is_finite(term) == 0)[None, :]
-        total += tl.where(reaches, tl.zeros_like(total) + term[None, :], 0.0)
-    return total
-
-
-@triton.jit
 def clamp(x, low, high):
     return tl.minimum(tl.maximum(x, low), high)
 

@@ -39,6 +39,9 @@ _NVIDIA: dict[str, dict[int, dict[int, Config]]] = {
         4: {64: _tiles(32, 32, 4, 1), 128: _tiles(16, 32, 8, 1), 256: _tiles(16, 16, 8, 1)},
     },
 }
+# Blocks that met an infinity or a NaN: rare, so small tiles that fit anywhere.
+for _table in (_NVIDIA,):
+    _table["mend"] = {size: dict.fromkeys((64, 128, 256), _tiles(16, 16, 4, 1)) for size in (2, 4)}
 _AMD = _NVIDIA
 
 

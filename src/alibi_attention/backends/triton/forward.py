@@ -11,9 +11,7 @@ from alibi_attention.backends.triton.common import (
     LOG2E,
     LOWEST,
     PLAN_QUERIES,
-    add_not_finite,
     any_not_finite,
-    is_finite,
     kept_weights,
     key_tiles,
     masked_count,
@@ -82,7 +80,7 @@ def sweep(
 
 @triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
 def forward_kernel(
-    query, key, value, slopes, out, lse, plan, order, seed, offsets, key_range, position_of, lower_of, upper_of,
+    query, key, value, slopes, out, lse, spoilt, plan, order, seed, offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     slope_batch, slope_head, num_heads, group, q_len, k_len,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, threshold, keep_scale,
@@ -142,7 +140,7 @@ def forward_kernel(
         key_part = tl.load(
             key_tile + start.to(tl.int64) * key_row, mask=key_inside & inside[None, :], other=0.0
         )
-        scores, _ = masked_scores(
+        scores, seen = masked_scores(
             rows, key_part, start + column, limit, near, lower, upper, scale, slope, bias, precision
         )
         risen = tl.maximum(peak, tl.max(scores, 1))
@@ -172,32 +170,8 @@ def forward_kernel(
             key_inside, value_inside, head_dim, value_dim, block_d, block_v,
         )  # fmt: skip
 
-    # 0 * NaN: a value that is not finite has reached rows that do not see it. Once more, with such values apart.
-    if any_not_finite(total, sees) > 0:
-        total = tl.zeros([block_m, block_v], tl.float32)
-        every = masked_count(count, 0, 0, count, count, apart, block_n)
-        for index in tl.range(0, every, num_stages=1):
-            start, limit = masked_tile(index, base, count, 0, 0, count, count, apart, block_n)
-            inside = start + column < tl.minimum(limit, k_len)
-            key_part = tl.load(
-                key_tile + start.to(tl.int64) * key_row, mask=key_inside & inside[None, :], other=0.0
-            )
-            scores, seen = masked_scores(
-                rows, key_part, start + column, limit, near, lower, upper, scale, slope, bias, precision
-            )
-            weights = tl.where(seen, tl.exp2(scores - peak[:, None]), 0.0)
-            if seed is not None:
-                kept = kept_weights(tl.load(seed), stream, first_row, start, threshold, block_m, block_n)
-                weights = tl.where(kept, weights, 0.0)
-            value_part = tl.load(
-                value_tile + start.to(tl.int64) * value_row, mask=value_inside & inside[:, None], other=0.0
-            )
-            clean = tl.where(is_finite(value_part), value_part, 0.0)
-            total = tl.dot(weights.to(clean.dtype), clean, total, input_precision=precision)
-            total = add_not_finite(
-                total, values, value_row, start, lower, tl.minimum(upper, limit), k_len, value_dim, block_v, block_n
-            )
-
+    # 0 * NaN: a value that is not finite has reached rows that do not see it, and `mend` has to look again.
+    tl.store(spoilt + pair.to(tl.int64) * blocks + block, any_not_finite(total, sees))
     has_mass = sees & (mass != 0.0)
     share = keep_scale / tl.where(has_mass, mass, 1.0)
     total = tl.where(has_mass[:, None], total * share[:, None], 0.0)
