@@ -8,22 +8,25 @@ import torch
 from torch import Tensor
 
 from alibi_attention.backends.base import Gradients
-from alibi_attention.backends.triton import arguments, configs, launch
+from alibi_attention.backends.triton import arguments, configs, plans
 from alibi_attention.backends.triton import device as devices
 from alibi_attention.backends.triton.backward import query_kernel, rows_kernel
 from alibi_attention.backends.triton.backward_keys import key_kernel
+from alibi_attention.backends.triton.decode import merge_kernel, split_kernel
 from alibi_attention.backends.triton.forward import forward_kernel
 from alibi_attention.backends.triton.mend import mend_forward_kernel, mend_key_kernel, mend_query_kernel
-from alibi_attention.horizon import BLOCK_Q, blocks_of
+from alibi_attention.backends.triton.start import common, start
+from alibi_attention.horizon import BLOCK_K, blocks_of
 from alibi_attention.problem import Problem, Saved
 from alibi_attention.visibility import row_ranges
 
 ROWS_AT_ONCE = 64
+# Rows that one program of a decoding step may hold: the queries of the heads that share a key.
+MOST_ROWS = 64
+LEAST_DECODED = 512
+MOST_SPLITS = 64
 
-
-def plan_shape(problem: Problem) -> tuple[int, ...]:
-    """For each (batch, head): three numbers for each block of queries, and its place in the order of launch; flat."""
-    return (problem.batch * problem.num_heads * (3 * blocks_of(problem.q_len, BLOCK_Q) + 1),)
+plan_shape = plans.plan_shape
 
 
 def forward(
@@ -34,17 +37,52 @@ def forward(
     out = query.new_empty(*rows, problem.value_dim)
     lse = query.new_empty(rows, dtype=torch.float32)
     plan = query.new_empty(plan_shape(problem), dtype=torch.int32)
-    config = _config("forward", problem)
+    seen = arguments.visibility(problem)
+    made = plans.make(problem, query, key, value, slopes, seen, plan)
     given = {
-        **_common(problem, slopes),
-        **arguments.visibility(problem),
-        **arguments.strides(query=query, key=key, value=value),
-        "query": query, "key": key, "value": value, "out": out, "lse": lse, "plan": None, "order": None,
-        "bias": True, **_marks(problem, config),
+        **common(problem, slopes), **seen, **arguments.strides(query=query, key=key, value=value),
+        "query": query, "key": key, "value": value, "out": out, "lse": lse, "plan": made.tiles, "order": made.order,
+        "bias": True,
     }  # fmt: skip
-    _run(forward_kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
-    _mend_rows(mend_forward_kernel, problem, given)
+    if is_decoding(problem):
+        _decode(problem, given)
+    else:
+        config = _config("forward", problem)
+        given |= _marks(problem, config)
+        start(forward_kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
+    if problem.q_len > 1:
+        # One query a head: what its row does not see has not been read.
+        _mend_rows(mend_forward_kernel, problem, given)
     return out, lse, plan
+
+
+def is_decoding(problem: Problem) -> bool:
+    """Whether the keys are split among programs, a few rows having too little work to go around."""
+    few = problem.q_len * problem.group_size <= MOST_ROWS and problem.q_len <= 16
+    return few and problem.k_len >= LEAST_DECODED and not problem.is_packed and problem.dropout_p == 0.0
+
+
+def _decode(problem: Problem, given: dict[str, Any]) -> None:
+    config = _config("decode", problem)
+    shared, rows = problem.batch * problem.num_kv_heads, problem.batch * problem.num_heads * problem.q_len
+    splits = _splits(problem, shared)
+    tensor = given["lse"]
+    given |= {
+        "peaks": tensor.new_empty(rows, splits), "masses": tensor.new_empty(rows, splits),
+        "totals": tensor.new_empty(rows, splits, problem.value_dim), "splits": splits,
+        "spoilt": torch.empty(rows, dtype=torch.int32, device=problem.device), "spoilt_rows": 1,
+        "block_s": max(2, 1 << (splits - 1).bit_length()),
+        "rows_of_group": max(16, 1 << (problem.q_len * problem.group_size - 1).bit_length()),
+    }  # fmt: skip
+    start(split_kernel, problem, (shared * splits,), config, given)
+    start(merge_kernel, problem, (rows,), configs.Config({}, 4, 1), given)
+
+
+def _splits(problem: Problem, shared: int) -> int:
+    """Programs for each key head: about four for each processor, each with a tile at least."""
+    wanted = -(-4 * devices.processors(problem.device) // shared)
+    most = min(MOST_SPLITS, blocks_of(problem.k_len, BLOCK_K))
+    return 1 << (max(1, min(wanted, most)).bit_length() - 1)
 
 
 def backward(problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
@@ -52,13 +90,14 @@ def backward(problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor)
     out, lse, grad_lse = saved.out.contiguous(), saved.lse.contiguous(), grad_lse.contiguous()
     grad_out = arguments.contiguous_rows(grad_out)
     seen = arguments.visibility(problem)
-    common = _common(problem, saved.slopes)
+    shared_given = common(problem, saved.slopes)
+    plan = plans.view(problem, saved.plan)
     query_config, key_config = _config("query", problem), _config("key", problem)
     mean, shift, shift_left = (torch.empty_like(lse) for _ in range(3))
     shift_right = torch.empty_like(lse) if arguments.is_two_sided(problem) else None
     flow = arguments.strides(flow=grad_out)
     _rows(
-        problem, key_config, common, seen, flow,
+        problem, key_config, shared_given, seen, flow,
         {
             "out": out, "lse": lse, "grad_out": grad_out, "grad_lse": grad_lse, "mean": mean, "shift": shift,
             "shift_left": shift_left, "shift_right": shift_right,
@@ -66,8 +105,8 @@ def backward(problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor)
     )  # fmt: skip
     places = arguments.strides(query=query, key=key, value=value)
     shared = {
-        **common, **seen, **flow, **places, "query": query, "key": key, "value": value, "grad_out": grad_out,
-        "mean": mean, "shift": shift, "score_scale": problem.scale, "order": None, "bias": True,
+        **shared_given, **seen, **flow, **places, "query": query, "key": key, "value": value, "grad_out": grad_out,
+        "mean": mean, "shift": shift, "score_scale": problem.scale, "bias": True,
     }  # fmt: skip
 
     blocks = blocks_of(problem.q_len, query_config.constants["block_m"])
@@ -75,9 +114,9 @@ def backward(problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor)
     grad_slopes = lse.new_zeros(problem.batch, problem.num_heads, blocks if problem.learned_slopes else 0)
     given = {
         **shared, "lse": lse, "grad_lse": grad_lse, "grad_query": grad_query, "grad_slopes": grad_slopes,
-        "plan": None, "learned": problem.learned_slopes, **_marks(problem, query_config),
+        "plan": plan.tiles, "order": plan.order, "learned": problem.learned_slopes, **_marks(problem, query_config),
     }  # fmt: skip
-    _run(query_kernel, problem, _blocks(problem, problem.q_len, query_config.constants["block_m"]), query_config, given)
+    start(query_kernel, problem, _blocks(problem, problem.q_len, query_config.constants["block_m"]), query_config, given)
     _mend_rows(mend_query_kernel, problem, given)
 
     block_n = key_config.constants["block_n"]
@@ -85,11 +124,12 @@ def backward(problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor)
     grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, block_n),)
     given = {
         **shared, "spoilt": lse.new_empty(grid, dtype=torch.int32), "shift_left": shift_left, "shift_right": shift_right, "grad_key": grad_key,
-        "grad_value": grad_value, "ranges": None, "key_rows": _rows_by_key_block(problem, block_n),
+        "grad_value": grad_value, "ranges": plans.ranges(problem, plan, seen, block_n), "order": plan.key_order,
+        "key_rows": _rows_by_key_block(problem, block_n),
     }  # fmt: skip
-    _run(key_kernel, problem, grid, key_config, given)
+    start(key_kernel, problem, grid, key_config, given)
     mend = _config("mend", problem)
-    _run(mend_key_kernel, problem, grid, mend._replace(constants={**mend.constants, "block_n": block_n}), given)
+    start(mend_key_kernel, problem, grid, mend._replace(constants={**mend.constants, "block_n": block_n}), given)
     return Gradients(grad_query, grad_key, grad_value, grad_slopes.sum(-1))
 
 
@@ -102,16 +142,16 @@ def _marks(problem: Problem, config: configs.Config) -> dict[str, Any]:
 
 def _mend_rows(kernel: Any, problem: Problem, given: dict[str, Any]) -> None:
     config = _config("mend", problem)
-    _run(kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
+    start(kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
 
 
 def _rows(
-    problem: Problem, key_config: configs.Config, common: dict[str, Any], seen: dict[str, Any], flow: dict[str, int],
+    problem: Problem, key_config: configs.Config, shared: dict[str, Any], seen: dict[str, Any], flow: dict[str, int],
     tensors: dict[str, Any],
 ) -> None:  # fmt: skip
-    given = {**common, **seen, **flow, **tensors, "tile": key_config.constants["block_m"]}
+    given = {**shared, **seen, **flow, **tensors, "tile": key_config.constants["block_m"]}
     config = configs.Config({"block_m": ROWS_AT_ONCE}, 4, 1)
-    _run(rows_kernel, problem, _blocks(problem, problem.q_len, ROWS_AT_ONCE), config, given)
+    start(rows_kernel, problem, _blocks(problem, problem.q_len, ROWS_AT_ONCE), config, given)
 
 
 def _rows_by_key_block(problem: Problem, block: int) -> Tensor | None:
@@ -135,36 +175,8 @@ def _rows_by_key_block(problem: Problem, block: int) -> Tensor | None:
 
 
 def _config(kernel: str, problem: Problem) -> configs.Config:
-    width = configs.width_of(problem.head_dim, problem.value_dim)
-    return configs.config_for(kernel, _architecture(problem), problem.dtype.itemsize, width)
-
-
-def _architecture(problem: Problem) -> str:
-    architecture = devices.target(problem.device)
-    assert architecture is not None, problem.device
-    return architecture
-
-
-def _common(problem: Problem, slopes: Tensor) -> dict[str, Any]:
-    return {
-        **arguments.slope_arguments(slopes),
-        **arguments.scales(problem),
-        "num_heads": problem.num_heads,
-        "group": problem.group_size,
-        "head_dim": problem.head_dim,
-        "value_dim": problem.value_dim,
-        "block_d": configs.padded(problem.head_dim),
-        "block_v": configs.padded(problem.value_dim),
-        "two_sided": arguments.is_two_sided(problem),
-        "precision": configs.precision_for(_architecture(problem), problem.dtype.itemsize),
-    }
+    return configs.config_for(kernel, *configs.kind(problem))
 
 
 def _blocks(problem: Problem, length: int, block: int) -> tuple[int]:
     return (problem.batch * problem.num_heads * blocks_of(length, block),)
-
-
-def _run(kernel: Any, problem: Problem, grid: tuple[int, ...], config: configs.Config, given: dict[str, Any]) -> None:
-    """Starts a kernel with those of the given arguments that it takes."""
-    taken = {name: given[name] for name in kernel.arg_names if name not in config.constants}
-    launch.run(kernel, grid, config, problem.device, taken)

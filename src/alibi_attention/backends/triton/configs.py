@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from alibi_attention.backends.triton import device
+from alibi_attention.problem import Problem
+
 
 class Config(NamedTuple):
     """How a kernel is compiled and how many of its programs there are.
@@ -42,6 +45,10 @@ _NVIDIA: dict[str, dict[int, dict[int, Config]]] = {
 # Blocks that met an infinity or a NaN: rare, so small tiles that fit anywhere.
 for _table in (_NVIDIA,):
     _table["mend"] = {size: dict.fromkeys((64, 128, 256), _tiles(16, 16, 4, 1)) for size in (2, 4)}
+    _table["summary"] = {size: dict.fromkeys((64, 128, 256), Config({}, 4, 1)) for size in (2, 4)}
+    _table["plan"] = {size: dict.fromkeys((64, 128, 256), Config({"block_m": 128}, 8, 1)) for size in (2, 4)}
+    _table["plan_few"] = {size: dict.fromkeys((64, 128, 256), Config({"block_m": 16}, 4, 1)) for size in (2, 4)}
+    _table["decode"] = {size: dict.fromkeys((64, 128, 256), Config({"block_n": 64}, 4, 2)) for size in (2, 4)}
 _AMD = _NVIDIA
 
 
@@ -60,7 +67,14 @@ def config_for(kernel: str, architecture: str, element_size: int, width: int) ->
     return table[kernel][element_size][max(64, width)]
 
 
-def precision_for(architecture: str, element_size: int) -> str:
+def kind(problem: Problem) -> tuple[str, int, int]:
+    """Architecture, bytes of an element, and width of a call."""
+    architecture = device.target(problem.device)
+    assert architecture is not None, problem.device
+    return architecture, problem.dtype.itemsize, width_of(problem.head_dim, problem.value_dim)
+
+
+def precision_for(architecture: str, element_size: int, width: int) -> str:  # noqa: ARG001
     """How products of float32 are formed. Those of 16-bit numbers are exact, and none is asked for."""
     if element_size == 2 or not architecture.startswith("sm_"):
         return "ieee"
