@@ -120,6 +120,24 @@ def relocated(tensor: Tensor, device: str) -> Tensor:
 
 
 @contextlib.contextmanager
+def blocks(device: str, block_m: int, block_n: int) -> Iterator[None]:
+    """In the interpreter, every kernel in tiles of so many rows and keys; a GPU runs what is shipped for it."""
+    if device != "cpu":
+        yield
+        return
+    from alibi_attention.backends.triton import configs
+
+    def chosen(kernel: str, *rest: Any) -> configs.Config:
+        config = shipped(kernel, *rest)
+        sizes = {name: size for name, size in (("block_m", block_m), ("block_n", block_n)) if name in config.constants}
+        return config._replace(constants={**config.constants, **sizes})
+
+    shipped = configs.config_for
+    with mock.patch.object(configs, "config_for", chosen):
+        yield
+
+
+@contextlib.contextmanager
 def poisoned_allocations() -> Iterator[None]:
     """What is allocated within and never written is NaN, or an integer that is wrong everywhere."""
 

@@ -44,7 +44,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "sm_80": Architecture(GPUTarget("cuda", 80, 32), 163 * KIB, (255, 65536), 32, r"HMMA\.", "mma.sync"),
-    "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227 * KIB, (255, 65536), 32, r"HGMMA\.", "wgmma.mma_async"),
+    "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227 * KIB, (255, 65536), 32, r"HGMMA\.|HMMA\.", "wgmma.mma_async"),
     "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227 * KIB, (255, 65536), 32, r"UTC\w*MMA|HMMA\.", "tcgen05.mma"),
     "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64 * KIB, (512, 131072), 64, r"v_mfma_", ""),
 }
@@ -57,7 +57,7 @@ class Variant:
     Attributes:
         signature: type of every argument: "*bf16", "i32", "fp32", "constexpr", ...
         constants: values of the constexpr arguments, and of arguments specialised to a value.
-        aligned: names of arguments known to be multiples of 16.
+        attributes: what Triton may assume of arguments, by place.
         options: num_warps, num_stages, ...
         scores: score elements a pass of the main loop works on.
     """
@@ -65,8 +65,8 @@ class Variant:
     name: str
     kernel: Any
     signature: Mapping[str, str]
-    constants: Mapping[str, Any]
-    aligned: tuple[str, ...] = ()
+    constants: Mapping[Any, Any]
+    attributes: Mapping[tuple[int, ...], Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     scores: int = 0
 
@@ -111,7 +111,10 @@ class Report:
 
     @cached_property
     def main_loop(self) -> Counter[str]:
-        """Instructions by name of the innermost loop with the most matrix instructions; empty without such a loop."""
+        """Instructions by name of the shortest loop with the most matrix instructions; empty without such a loop.
+
+        Of loops that multiply the same, that over tiles with masks is longer.
+        """
         is_matrix = re.compile(self.architecture.tensor_op)
         best: Counter[str] = Counter()
         most = 0
@@ -147,9 +150,7 @@ class Report:
 def build(variant: Variant, architecture: str) -> Report:
     """Compile (Triton's own cache is used, and is safe among processes) and read the result."""
     machine = ARCHITECTURES[architecture]
-    names = list(variant.signature)
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
-    source = ASTSource(variant.kernel, dict(variant.signature), dict(variant.constants), attributes)
+    source = ASTSource(variant.kernel, dict(variant.signature), dict(variant.constants), dict(variant.attributes))
     compiled = triton.compile(source, target=machine.target, options=dict(variant.options))
     if machine.target.backend == "hip":
         return _read_amd(variant, machine, compiled)
@@ -267,8 +268,8 @@ def _natural_loops(code: Code) -> list[frozenset[int]]:
         for header in targets:
             if source in dominators and header in dominators[source]:
                 bodies.setdefault(header, set()).update(_body(header, source, predecessors))
-    ordered = sorted(bodies.values(), key=len)
-    return [frozenset(at for start in body for at in range(start, blocks[start])) for body in ordered]
+    loops = [frozenset(at for start in body for at in range(start, blocks[start])) for body in bodies.values()]
+    return sorted(loops, key=len)
 
 
 def _body(header: int, source: int, predecessors: Mapping[int, Iterable[int]]) -> set[int]:

@@ -17,10 +17,8 @@ def attend(architecture: str, bias: str, *, head_dim: int = 64, num_warps: int =
     constants = {"head_dim": head_dim, "block_m": 128, "block_n": 64, "bias": bias}
     options = {"num_warps": num_warps, "num_stages": 2}
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
-    variant = Variant(
-        f"attend {bias}", kernels.attend_full_tiles, signature, constants,
-        ("q", "k", "v", "o", "slopes", "bounds"), options, 128 * 64,
-    )  # fmt: skip
+    aligned = {(at,): [["tt.divisibility", 16]] for at, kind in enumerate(types.values()) if kind.startswith("*")}
+    variant = Variant(f"attend {bias}", kernels.attend_full_tiles, signature, constants, aligned, options, 128 * 64)
     return build(variant, architecture)
 
 
