@@ -1,5 +1,8 @@
 """What backward needs of each row, and the gradient of queries and slopes: a block of queries sweeps its keys again."""
 
+# Triton's language has no static types, and its loops no underscore for what is not wanted.
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 import triton
@@ -76,9 +79,7 @@ def masked_grad(
     bias: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """Weights, and gradients of them, of a tile that needs a mask; keys and values are (dim, keys)."""
-    scores, seen = masked_scores(
-        rows, key_part, key_index, limit, near, lower, upper, scale, slope, bias, precision
-    )
+    scores, seen = masked_scores(rows, key_part, key_index, limit, near, lower, upper, scale, slope, bias, precision)
     weights = tl.where(seen, tl.exp2(scores - shift[:, None]), 0.0)
     return weights, tl.dot(flow, value_part, input_precision=precision), seen
 
@@ -126,7 +127,7 @@ def sweep_back(
 
 @triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
 def query_kernel(
-    query, key, value, slopes, lse, grad_out, grad_lse, mean, shift, grad_query, grad_slopes, spoilt, plan, order, seed,
+    query, key, value, slopes, grad_out, grad_lse, mean, shift, grad_query, grad_slopes, spoilt, plan, order, seed,
     offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
@@ -191,12 +192,8 @@ def query_kernel(
     for index in tl.range(0, edges, num_stages=1):
         start, limit = masked_tile(index, base, count, a, b, c, d, apart, block_n)
         used = start + column < tl.minimum(limit, k_len)
-        key_part = tl.load(
-            key_tile + start.to(tl.int64) * key_row, mask=key_inside & used[None, :], other=0.0
-        )
-        value_part = tl.load(
-            value_tile + start.to(tl.int64) * value_row, mask=value_inside & used[None, :], other=0.0
-        )
+        key_part = tl.load(key_tile + start.to(tl.int64) * key_row, mask=key_inside & used[None, :], other=0.0)
+        value_part = tl.load(value_tile + start.to(tl.int64) * value_row, mask=value_inside & used[None, :], other=0.0)
         weights, grad_weights, seen = masked_grad(
             rows, flow, key_part, value_part, start + column, limit, near, lower, upper, row_shift,
             scale, slope, bias, precision,
@@ -231,7 +228,7 @@ def query_kernel(
         mask=inside[:, None] & (element < head_dim)[None, :],
     )
     if learned:
-        # The gradients of a row's scores add up to that of its lse, so what lies between it and its nearest key is known.
+        # The gradients of a row's scores add up to that of its lse: the way to its nearest key is common to them.
         has_mass = sees & (row_shift != INF)
         stray = tl.abs(position - near.to(tl.int64)).to(tl.float32)
         row_grad_lse = tl.load(grad_lse + flat, mask=has_mass, other=0.0)

@@ -1,5 +1,9 @@
 """The gradients of keys and values: a block of keys sweeps the queries that see it, of every head that shares it."""
 
+# Triton's language has no static types, and its loops no underscore for what is not wanted.
+# mypy: ignore-errors
+# ruff: noqa: RUF059
+
 from __future__ import annotations
 
 import triton
@@ -186,7 +190,7 @@ def key_kernel(
         key_rows += block * 4
     end = tl.minimum(start + block_n, k_len)
 
-    for member in range(0, group):
+    for member in range(group):
         head = kv_head * group + member
         pair = batch * num_heads + head
         slope = tl.load(slopes + batch * slope_batch + head * slope_head) * LOG2E

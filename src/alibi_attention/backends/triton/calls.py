@@ -44,14 +44,15 @@ def forward(
         "query": query, "key": key, "value": value, "out": out, "lse": lse, "plan": made.tiles, "order": made.order,
         "bias": True,
     }  # fmt: skip
-    if is_decoding(problem):
+    decoding = is_decoding(problem)
+    if decoding:
         _decode(problem, given)
     else:
         config = _config("forward", problem)
         given |= _marks(problem, config)
         start(forward_kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
-    if problem.q_len > 1:
-        # One query a head: what its row does not see has not been read.
+    if not (decoding and problem.q_len == 1):
+        # With one query a head, what is not seen has not been read.
         _mend_rows(mend_forward_kernel, problem, given)
     return out, lse, plan
 
@@ -109,23 +110,24 @@ def backward(problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor)
         "mean": mean, "shift": shift, "score_scale": problem.scale, "bias": True,
     }  # fmt: skip
 
-    blocks = blocks_of(problem.q_len, query_config.constants["block_m"])
+    block_m, block_n = query_config.constants["block_m"], key_config.constants["block_n"]
     grad_query = query.new_empty(query.shape)
-    grad_slopes = lse.new_zeros(problem.batch, problem.num_heads, blocks if problem.learned_slopes else 0)
+    blocks = blocks_of(problem.q_len, block_m) if problem.learned_slopes else 0
+    grad_slopes = lse.new_zeros(problem.batch, problem.num_heads, blocks)
     given = {
-        **shared, "lse": lse, "grad_lse": grad_lse, "grad_query": grad_query, "grad_slopes": grad_slopes,
-        "plan": plan.tiles, "order": plan.order, "learned": problem.learned_slopes, **_marks(problem, query_config),
+        **shared, "grad_lse": grad_lse, "grad_query": grad_query, "grad_slopes": grad_slopes, "plan": plan.tiles,
+        "order": plan.order, "learned": problem.learned_slopes, **_marks(problem, query_config),
     }  # fmt: skip
-    start(query_kernel, problem, _blocks(problem, problem.q_len, query_config.constants["block_m"]), query_config, given)
+    start(query_kernel, problem, _blocks(problem, problem.q_len, block_m), query_config, given)
     _mend_rows(mend_query_kernel, problem, given)
 
-    block_n = key_config.constants["block_n"]
     grad_key, grad_value = key.new_empty(key.shape), value.new_empty(value.shape)
     grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, block_n),)
     given = {
-        **shared, "spoilt": lse.new_empty(grid, dtype=torch.int32), "shift_left": shift_left, "shift_right": shift_right, "grad_key": grad_key,
+        **shared, "shift_left": shift_left, "shift_right": shift_right, "grad_key": grad_key,
         "grad_value": grad_value, "ranges": plans.ranges(problem, plan, seen, block_n), "order": plan.key_order,
         "key_rows": _rows_by_key_block(problem, block_n),
+        "spoilt": torch.empty(grid, dtype=torch.int32, device=problem.device),
     }  # fmt: skip
     start(key_kernel, problem, grid, key_config, given)
     mend = _config("mend", problem)

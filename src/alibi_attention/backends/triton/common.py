@@ -1,5 +1,8 @@
 """What the kernels share: what a row sees, the bias of a tile, dropout, and terms that are not finite."""
 
+# Triton's language has no static types, and its loops no underscore for what is not wanted.
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 import triton

@@ -1,11 +1,24 @@
 """A few queries against many keys: the keys are split among programs, and a second kernel merges what they found."""
 
+# Triton's language has no static types, and its loops no underscore for what is not wanted.
+# mypy: ignore-errors
+# ruff: noqa: RUF059
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from alibi_attention.backends.triton.common import INF, LN2, LOG2E, LOWEST, PLAN_KEYS, any_not_finite, ceil_div, rows_seen
+from alibi_attention.backends.triton.common import (
+    INF,
+    LN2,
+    LOG2E,
+    LOWEST,
+    PLAN_KEYS,
+    any_not_finite,
+    ceil_div,
+    rows_seen,
+)
 
 
 @triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "splits"])

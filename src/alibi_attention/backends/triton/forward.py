@@ -1,5 +1,9 @@
 """The forward kernel: a block of queries sweeps its tiles of keys with a running maximum and sum."""
 
+# Triton's language has no static types, and its loops no underscore for what is not wanted.
+# mypy: ignore-errors
+# ruff: noqa: RUF059
+
 from __future__ import annotations
 
 import triton
@@ -117,9 +121,7 @@ def forward_kernel(
     element, value_element = tl.arange(0, block_d), tl.arange(0, block_v)
     query_inside = sees[:, None] & (element < head_dim)[None, :]
     queries = query + batch.to(tl.int64) * query_batch + head.to(tl.int64) * query_head
-    rows = tl.load(
-        queries + row.to(tl.int64)[:, None] * query_row + element[None, :], mask=query_inside, other=0.0
-    )
+    rows = tl.load(queries + row.to(tl.int64)[:, None] * query_row + element[None, :], mask=query_inside, other=0.0)
     keys = key + batch.to(tl.int64) * key_batch + key_head_index.to(tl.int64) * key_head
     values = value + batch.to(tl.int64) * value_batch + key_head_index.to(tl.int64) * value_head
     column = tl.arange(0, block_n)
@@ -137,9 +139,7 @@ def forward_kernel(
     for index in tl.range(0, edges, num_stages=1):
         start, limit = masked_tile(index, base, count, a, b, c, d, apart, block_n)
         inside = start + column < tl.minimum(limit, k_len)
-        key_part = tl.load(
-            key_tile + start.to(tl.int64) * key_row, mask=key_inside & inside[None, :], other=0.0
-        )
+        key_part = tl.load(key_tile + start.to(tl.int64) * key_row, mask=key_inside & inside[None, :], other=0.0)
         scores, seen = masked_scores(
             rows, key_part, start + column, limit, near, lower, upper, scale, slope, bias, precision
         )

@@ -7,6 +7,10 @@ share of that. Blocks are added up from the farthest, in units of what the row m
 fp32 rounds is charged to the row. docs/maths.md, section 7.
 """
 
+# Triton's language has no static types, and its loops no underscore for what is not wanted.
+# mypy: ignore-errors
+# ruff: noqa: RUF059
+
 from __future__ import annotations
 
 import triton
@@ -61,7 +65,7 @@ def summary_kernel(
     if chunk == 0:
         tl.store(center + shared.to(tl.int64) * head_dim + element, mean, mask=element < head_dim)
 
-    for index in range(0, tiles_at_once):
+    for index in range(tiles_at_once):
         tile = chunk * tiles_at_once + index
         at = tile * PLAN_KEYS + tl.arange(0, PLAN_KEYS)
         seen = (at >= start) & (at < end)
@@ -82,7 +86,7 @@ def summary_kernel(
 
 @triton.jit
 def skippable(
-    side: tl.constexpr, stand, room, slope, series, size, radii, radius_step, reach, tiles, sink, first_seen
+    side: tl.constexpr, stand, room, slope, series, size, radii, radius_step, reach, tiles, sink
 ):  # fmt: skip
     """How many of the farthest tiles on one side may go, with all of them counted, and with the sink left out.
 
@@ -188,7 +192,8 @@ def plan_kernel(
     keys = key + batch.to(tl.int64) * key_batch + kv_head.to(tl.int64) * key_head
 
     # What a row holds at least: its nearest key, or the keys around the block's first row, whichever is more.
-    own = tl.load(keys + near.to(tl.int64)[:, None] * key_row + element[None, :], mask=sees[:, None] & inside, other=0.0)
+    own = keys + near.to(tl.int64)[:, None] * key_row + element[None, :]
+    own = tl.load(own, mask=sees[:, None] & inside, other=0.0)
     floor = scale * tl.sum(wide * own.to(tl.float32), 1)
     lowest = tl.min(tl.where(sees, near, k_len), 0)
     highest = tl.max(tl.where(sees, near, 0), 0)
@@ -238,7 +243,7 @@ def plan_kernel(
     sink = tl.where(with_sink, start // PLAN_KEYS, -1)
     gone, gone_but_sink = skippable(
         1, lowest, tl.min(tl.where(sees, room + slope * (near - lowest).to(tl.float32), 1e30), 0), safe_slope, series,
-        widest, radii, radius_step, reach, tiles, sink, seen_first,
+        widest, radii, radius_step, reach, tiles, sink,
     )  # fmt: skip
     gone = tl.where(allowed, gone, 0)
     gone_but_sink = tl.where(allowed, gone_but_sink, 0)
@@ -247,7 +252,7 @@ def plan_kernel(
     if two_sided:
         gone_right, rest = skippable(
             -1, highest, tl.min(tl.where(sees, room + slope * (highest - near).to(tl.float32), 1e30), 0), safe_slope,
-            series, widest, radii, radius_step, reach, tiles, tl.full([], -1, tl.int32), seen_first,
+            series, widest, radii, radius_step, reach, tiles, tl.full([], -1, tl.int32),
         )  # fmt: skip
         end = tl.minimum(end, tiles - tl.where(allowed, gone_right, 0))
     first = tl.where(gains, gone_but_sink, gone)
@@ -300,7 +305,7 @@ def envelope_kernel(plan, late, early, sink_rows, blocks):
     sink_first = tl.full([], NEVER, tl.int32)
     sink_end = tl.full([], 0, tl.int32)
     chunks = (blocks + CHUNK - 1) // CHUNK
-    for number in range(0, chunks):
+    for number in range(chunks):
         at = (chunks - 1 - number) * CHUNK + index
         first = tl.load(entries + at * 3, mask=at < blocks, other=0)
         end = tl.load(entries + at * 3 + 1, mask=at < blocks, other=0)
@@ -314,7 +319,7 @@ def envelope_kernel(plan, late, early, sink_rows, blocks):
     tl.store(sink_rows + pair * 2, sink_first)
     tl.store(sink_rows + pair * 2 + 1, sink_end)
     greatest = tl.full([], 0, tl.int32)
-    for number in range(0, chunks):
+    for number in range(chunks):
         at = number * CHUNK + index
         end = tl.load(entries + at * 3 + 1, mask=at < blocks, other=0)
         first = tl.load(entries + at * 3, mask=at < blocks, other=0)
@@ -341,7 +346,7 @@ def ranges_kernel(
     end_high = end_low + blocks
     first_low = tl.zeros([CHUNK], tl.int32)
     first_high = first_low + blocks
-    for _ in range(0, steps):
+    for _ in range(steps):
         middle = (end_low + end_high) // 2
         open_ = end_low < end_high
         found = tl.load(late + flat + middle, mask=open_, other=0) <= last_tile

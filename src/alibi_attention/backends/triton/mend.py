@@ -5,6 +5,10 @@ note which of their blocks came out not finite; these kernels return at once for
 not finite to the rows that see it and to no others. They are apart because they would cost the main ones registers.
 """
 
+# Triton's language has no static types, and its loops no underscore for what is not wanted.
+# mypy: ignore-errors
+# ruff: noqa: RUF059
+
 from __future__ import annotations
 
 import triton
@@ -32,7 +36,7 @@ def add_terms_not_finite(
 ):  # fmt: skip
     """Adds to each row of ``total`` the infinities and NaN among terms first..first + number - 1 that the row sees."""
     element = tl.arange(0, block)
-    for index in range(0, tl.minimum(number, count - first)):
+    for index in range(tl.minimum(number, count - first)):
         at = first + index
         term = tl.load(terms + at.to(tl.int64) * stride + element, mask=element < width, other=0.0).to(tl.float32)
         reaches = ((at >= lower) & (at < upper))[:, None] & (is_finite(term) == 0)[None, :]
@@ -46,9 +50,9 @@ def add_rows_not_finite(
     lower_of, upper_of, shift, width: tl.constexpr, block: tl.constexpr, number: tl.constexpr,
     only_with_mass: tl.constexpr,
 ):  # fmt: skip
-    """Adds to each key of ``total`` the infinities and NaN of those rows among ``number`` from ``first`` that see it."""
+    """Adds to each key of ``total`` the infinities and NaN of those rows, ``number`` from ``first``, that see it."""
     element = tl.arange(0, block)
-    for index in range(0, tl.minimum(number, q_len - first)):
+    for index in range(tl.minimum(number, q_len - first)):
         at = first + index
         position, near, lower, upper, sees = rows_seen(
             at, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
@@ -75,10 +79,11 @@ def mend_forward_kernel(
     pair = tl.program_id(0) // blocks
     first_row = tl.program_id(0) % blocks * block_m
     marks = (q_len + spoilt_rows - 1) // spoilt_rows
-    if tl.load(spoilt + pair.to(tl.int64) * marks + first_row // spoilt_rows) == 0:
+    row = first_row + tl.arange(0, block_m)
+    found = tl.load(spoilt + pair.to(tl.int64) * marks + row // spoilt_rows, mask=row < q_len, other=0)
+    if tl.max(found, 0) == 0:
         return
     batch, head = pair // num_heads, pair % num_heads
-    row = first_row + tl.arange(0, block_m)
     position, near, lower, upper, sees = rows_seen(
         row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
     )
@@ -152,10 +157,11 @@ def mend_query_kernel(
     pair = tl.program_id(0) // blocks
     first_row = tl.program_id(0) % blocks * block_m
     marks = (q_len + spoilt_rows - 1) // spoilt_rows
-    if tl.load(spoilt + pair.to(tl.int64) * marks + first_row // spoilt_rows) == 0:
+    row = first_row + tl.arange(0, block_m)
+    found = tl.load(spoilt + pair.to(tl.int64) * marks + row // spoilt_rows, mask=row < q_len, other=0)
+    if tl.max(found, 0) == 0:
         return
     batch, head = pair // num_heads, pair % num_heads
-    row = first_row + tl.arange(0, block_m)
     position, near, lower, upper, sees = rows_seen(
         row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
     )
@@ -252,7 +258,7 @@ def mend_key_kernel(
     if key_rows is not None:
         key_rows += block * 4
     end = tl.minimum(start + block_n, k_len)
-    for member in range(0, group):
+    for member in range(group):
         head = kv_head * group + member
         pair = batch * num_heads + head
         slope = tl.load(slopes + batch * slope_batch + head * slope_head) * LOG2E

@@ -21,6 +21,8 @@ from alibi_attention.bench.gpu.worker import Plan
 from alibi_attention.bench.results import TrialResult, trial_result
 
 _POLL = 0.1
+# Until a process has first told something it has torch to load and a device to wake, which takes no part in a stall.
+_WAKING = 60.0
 _MOST_RESTARTS = 25
 
 
@@ -103,7 +105,7 @@ class Measuring:
         plan = replace(self._plan, trials=left, excluded=self._excluded)
         plan.write(self._folder / "plan.json")
         process = Process(["-m", "alibi_attention.bench.gpu.worker", str(self._folder)], self._folder / "worker.log")
-        seen, moved = self._stamps(), time.monotonic()
+        seen, moved = self._stamps(), time.monotonic() + _WAKING
         try:
             while process.status is None:
                 time.sleep(_POLL)
