@@ -505,7 +505,8 @@ def test_without_a_gpu_the_command_says_what_stays_owed(capsys: pytest.CaptureFi
 
 def test_the_command_lists_its_cases(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--list"]) == 0
-    assert all(name in capsys.readouterr().out for name in GPU_CASES)
+    told = capsys.readouterr().out
+    assert all(name in told for name in GPU_CASES)
 
 
 def test_the_whole_takes_less_than_eight_minutes() -> None:
