@@ -79,11 +79,14 @@ def lines(*, whole: bool) -> Iterator[Line]:
         for dtype in _DTYPES:
             for head_dim in (16, 64, 80, 128, 256):
                 for feature, options in FEATURES.items():
-                    if whole or (dtype, head_dim, feature) in _QUICK:
+                    if whole or f"{architecture} {dtype} {head_dim} {feature}" in _QUICK:
                         yield Line(architecture, dtype, head_dim, feature, options)
 
 
-_QUICK = {("bf16", 64, "causal"), ("bf16", 128, "both ways"), ("fp32", 64, "causal"), ("bf16", 64, "decode")}
+_QUICK = {
+    *(f"{architecture} bf16 64 causal" for architecture in ARCHITECTURES),
+    "sm_90 bf16 128 both ways", "sm_80 fp32 64 causal", "gfx942 fp32 64 causal", "sm_90 bf16 64 decode",
+}  # fmt: skip
 
 
 def look(line: Line, only: Sequence[str] = ()) -> list[dict[str, Any]]:
