@@ -189,7 +189,7 @@ def query_kernel(
     lean = tl.zeros([block_m], tl.float32)
     stream = pair
     edges = masked_count(count, a, b, c, d, apart, block_n)
-    for index in tl.range(0, edges, num_stages=1):
+    for index in range(edges):
         start, limit = masked_tile(index, base, count, a, b, c, d, apart, block_n)
         used = start + column < tl.minimum(limit, k_len)
         key_part = tl.load(key_tile + start.to(tl.int64) * key_row, mask=key_inside & used[None, :], other=0.0)

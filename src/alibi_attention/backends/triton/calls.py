@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention.backends.base import Gradients
-from alibi_attention.backends.triton import arguments, configs, plans
+from alibi_attention.backends.triton import arguments, configs, plans, tune
 from alibi_attention.backends.triton import device as devices
 from alibi_attention.backends.triton.backward import query_kernel, rows_kernel
 from alibi_attention.backends.triton.backward_keys import key_kernel
@@ -20,7 +20,6 @@ from alibi_attention.horizon import BLOCK_K, blocks_of
 from alibi_attention.problem import Problem, Saved
 from alibi_attention.visibility import row_ranges
 
-ROWS_AT_ONCE = 64
 # Rows that one program of a decoding step may hold: the queries of the heads that share a key.
 MOST_ROWS = 64
 LEAST_DECODED = 512
@@ -48,9 +47,8 @@ def forward(
     if decoding:
         _decode(problem, given)
     else:
-        config = _config("forward", problem)
-        given |= _marks(problem, config)
-        start(forward_kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
+        config = tune.pick("forward", problem, lambda trial: _over_queries(forward_kernel, problem, trial, given))
+        given |= _over_queries(forward_kernel, problem, config, given)
     if not (decoding and problem.q_len == 1):
         # With one query a head, what is not seen has not been read.
         _mend_rows(mend_forward_kernel, problem, given)
@@ -88,51 +86,60 @@ def _splits(problem: Problem, shared: int) -> int:
 
 def backward(problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
     query, key, value = (arguments.contiguous_rows(t) for t in (saved.query, saved.key, saved.value))
-    out, lse, grad_lse = saved.out.contiguous(), saved.lse.contiguous(), grad_lse.contiguous()
-    grad_out = arguments.contiguous_rows(grad_out)
-    seen = arguments.visibility(problem)
-    shared_given = common(problem, saved.slopes)
-    plan = plans.view(problem, saved.plan)
-    query_config, key_config = _config("query", problem), _config("key", problem)
+    lse, grad_out = saved.lse.contiguous(), arguments.contiguous_rows(grad_out)
     mean, shift, shift_left = (torch.empty_like(lse) for _ in range(3))
-    shift_right = torch.empty_like(lse) if arguments.is_two_sided(problem) else None
-    flow = arguments.strides(flow=grad_out)
-    _rows(
-        problem, key_config, shared_given, seen, flow,
-        {
-            "out": out, "lse": lse, "grad_out": grad_out, "grad_lse": grad_lse, "mean": mean, "shift": shift,
-            "shift_left": shift_left, "shift_right": shift_right,
-        },
-    )  # fmt: skip
-    places = arguments.strides(query=query, key=key, value=value)
-    shared = {
-        **shared_given, **seen, **flow, **places, "query": query, "key": key, "value": value, "grad_out": grad_out,
-        "mean": mean, "shift": shift, "score_scale": problem.scale, "bias": True,
-    }  # fmt: skip
-
-    block_m, block_n = query_config.constants["block_m"], key_config.constants["block_n"]
-    grad_query = query.new_empty(query.shape)
-    blocks = blocks_of(problem.q_len, block_m) if problem.learned_slopes else 0
-    grad_slopes = lse.new_zeros(problem.batch, problem.num_heads, blocks)
+    plan = plans.view(problem, saved.plan)
+    grads = Gradients(query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape), lse)
     given = {
-        **shared, "grad_lse": grad_lse, "grad_query": grad_query, "grad_slopes": grad_slopes, "plan": plan.tiles,
-        "order": plan.order, "learned": problem.learned_slopes, **_marks(problem, query_config),
+        **common(problem, saved.slopes), **arguments.visibility(problem),
+        **arguments.strides(query=query, key=key, value=value, flow=grad_out),
+        "query": query, "key": key, "value": value, "out": saved.out.contiguous(), "lse": lse, "grad_out": grad_out,
+        "grad_lse": grad_lse.contiguous(), "mean": mean, "shift": shift, "shift_left": shift_left,
+        "shift_right": torch.empty_like(lse) if arguments.is_two_sided(problem) else None,
+        "grad_query": grads.query, "grad_key": grads.key, "grad_value": grads.value, "score_scale": problem.scale,
+        "bias": True, "learned": problem.learned_slopes,
     }  # fmt: skip
-    start(query_kernel, problem, _blocks(problem, problem.q_len, block_m), query_config, given)
-    _mend_rows(mend_query_kernel, problem, given)
+    # First the keys: their tiles of rows decide a part of what is noted of each row.
+    config = tune.pick("key", problem, lambda trial: _keys(problem, plan, trial, given))
+    _keys(problem, plan, config, given)
+    given |= {"plan": plan.tiles, "order": plan.order}
+    config = tune.pick("query", problem, lambda trial: _queries(problem, trial, given))
+    return grads._replace(slopes=_queries(problem, config, given))
 
-    grad_key, grad_value = key.new_empty(key.shape), value.new_empty(value.shape)
+
+def _keys(problem: Problem, plan: plans.Plan, config: configs.Config, given: dict[str, Any]) -> None:
+    """What backward needs of each row, then the gradients of keys and values."""
+    block_m, block_n = config.constants["block_m"], config.constants["block_n"]
+    rows = _config("rows", problem)
+    grid = _blocks(problem, problem.q_len, rows.constants["block_m"])
+    start(rows_kernel, problem, grid, rows, {**given, "tile": block_m})
     grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, block_n),)
     given = {
-        **shared, "shift_left": shift_left, "shift_right": shift_right, "grad_key": grad_key,
-        "grad_value": grad_value, "ranges": plans.ranges(problem, plan, seen, block_n), "order": plan.key_order,
+        **given, "ranges": plans.ranges(problem, plan, given, block_n), "order": plan.key_order,
         "key_rows": _rows_by_key_block(problem, block_n),
         "spoilt": torch.empty(grid, dtype=torch.int32, device=problem.device),
     }  # fmt: skip
-    start(key_kernel, problem, grid, key_config, given)
+    start(key_kernel, problem, grid, config, given)
     mend = _config("mend", problem)
     start(mend_key_kernel, problem, grid, mend._replace(constants={**mend.constants, "block_n": block_n}), given)
-    return Gradients(grad_query, grad_key, grad_value, grad_slopes.sum(-1))
+
+
+def _queries(problem: Problem, config: configs.Config, given: dict[str, Any]) -> Tensor:
+    """The gradients of queries, and that of slopes, (batch, num_heads), out of one number for each block of rows."""
+    blocks = blocks_of(problem.q_len, config.constants["block_m"]) if problem.learned_slopes else 0
+    slopes: Tensor = given["lse"].new_zeros(problem.batch, problem.num_heads, blocks)
+    given = {**given, "grad_slopes": slopes}
+    given |= _over_queries(query_kernel, problem, config, given)
+    _mend_rows(mend_query_kernel, problem, given)
+    return slopes.sum(-1)
+
+
+def _over_queries(kernel: Any, problem: Problem, config: configs.Config, given: dict[str, Any]) -> dict[str, Any]:
+    """Starts a kernel over blocks of rows; returns its notes of which of them are not finite."""
+    marks = _marks(problem, config)
+    grid = _blocks(problem, problem.q_len, config.constants["block_m"])
+    start(kernel, problem, grid, config, {**given, **marks})
+    return marks
 
 
 def _marks(problem: Problem, config: configs.Config) -> dict[str, Any]:
@@ -145,15 +152,6 @@ def _marks(problem: Problem, config: configs.Config) -> dict[str, Any]:
 def _mend_rows(kernel: Any, problem: Problem, given: dict[str, Any]) -> None:
     config = _config("mend", problem)
     start(kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
-
-
-def _rows(
-    problem: Problem, key_config: configs.Config, shared: dict[str, Any], seen: dict[str, Any], flow: dict[str, int],
-    tensors: dict[str, Any],
-) -> None:  # fmt: skip
-    given = {**shared, **seen, **flow, **tensors, "tile": key_config.constants["block_m"]}
-    config = configs.Config({"block_m": ROWS_AT_ONCE}, 4, 1)
-    start(rows_kernel, problem, _blocks(problem, problem.q_len, ROWS_AT_ONCE), config, given)
 
 
 def _rows_by_key_block(problem: Problem, block: int) -> Tensor | None:

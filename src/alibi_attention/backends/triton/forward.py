@@ -136,7 +136,7 @@ def forward_kernel(
     stream = pair
     # The tiles at the edges first: the keys nearest to the rows are among them, so the maximum hardly moves afterwards.
     edges = masked_count(count, a, b, c, d, apart, block_n)
-    for index in tl.range(0, edges, num_stages=1):
+    for index in range(edges):
         start, limit = masked_tile(index, base, count, a, b, c, d, apart, block_n)
         inside = start + column < tl.minimum(limit, k_len)
         key_part = tl.load(key_tile + start.to(tl.int64) * key_row, mask=key_inside & inside[None, :], other=0.0)

@@ -17,10 +17,6 @@ from alibi_attention.problem import Problem
 # Below this many keys the pre-pass, three short kernels, costs about what the tiles it saves would: at 2048 the dense
 # sweep of 32 heads is some tens of microseconds.
 LEAST_KEYS = 2048
-# Keys around a block's first row whose mass is summed for the floor.
-_NEAREST = 128
-_TILES_AT_ONCE = 8
-_SAMPLES = 64
 
 
 class Plan(NamedTuple):
@@ -75,26 +71,23 @@ def make(
         radius = key.new_empty(problem.batch, problem.num_kv_heads, tiles, dtype=torch.float32)
         summary = {
             **given, "key": key, "value": value, "center": center, "radius": radius, "tiles": tiles,
-            "kv_heads": problem.num_kv_heads, "samples": _SAMPLES, "tiles_at_once": _TILES_AT_ONCE,
+            "kv_heads": problem.num_kv_heads,
         }  # fmt: skip
-        grid = (shared * blocks_of(tiles, _TILES_AT_ONCE),)
-        start(summary_kernel, problem, grid, configs.config_for("summary", *_kind(problem)), summary)
+        config = configs.config_for("summary", *configs.kind(problem))
+        grid = (shared * blocks_of(tiles, config.constants["tiles_at_once"]),)
+        start(summary_kernel, problem, grid, config, summary)
         largest = radius.amax(-1)
     given |= {
         "query": query, "key": key, "center": center, "radius": radius, "largest": largest, "plan": plan.tiles,
         "order": plan.order, "key_order": plan.key_order, "tiles": tiles,
         "pairs": problem.batch * problem.num_heads, **_radius_strides(radius),
         "scale": problem.scale, "budget": math.log(problem.tolerance / (2 if given["two_sided"] else 1)),
-        "learned": problem.learned_slopes, "with_sink": not problem.is_packed, "nearest": _NEAREST,
+        "learned": problem.learned_slopes, "with_sink": not problem.is_packed,
     }  # fmt: skip
-    config = configs.config_for("plan" if problem.q_len > 16 else "plan_few", *_kind(problem))
+    config = configs.config_for("plan" if problem.q_len > 16 else "plan_few", *configs.kind(problem))
     grid = (problem.batch * problem.num_heads * blocks_of(problem.q_len, BLOCK_Q),)
     start(plan_kernel, problem, grid, config, given)
     return plan
-
-
-def _kind(problem: Problem) -> tuple[str, int, int]:
-    return configs.kind(problem)
 
 
 def _radius_strides(radius: Tensor) -> dict[str, int]:
