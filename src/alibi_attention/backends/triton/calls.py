@@ -117,11 +117,12 @@ def _keys(problem: Problem, plan: plans.Plan, config: configs.Config, given: dic
     given = {
         **given, "ranges": plans.ranges(problem, plan, given, block_n), "order": plan.key_order,
         "key_rows": _rows_by_key_block(problem, block_n),
-        "spoilt": torch.empty(grid, dtype=torch.int32, device=problem.device),
+        "spoilt": torch.empty(grid, dtype=torch.int32, device=problem.device), "spoilt_rows": block_n,
     }  # fmt: skip
     start(key_kernel, problem, grid, config, given)
     mend = _config("mend", problem)
-    start(mend_key_kernel, problem, grid, mend._replace(constants={**mend.constants, "block_n": block_n}), given)
+    grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, mend.constants["block_n"]),)
+    start(mend_key_kernel, problem, grid, mend, {**given, "precision": "ieee"})
 
 
 def _queries(problem: Problem, config: configs.Config, given: dict[str, Any]) -> Tensor:
@@ -151,7 +152,13 @@ def _marks(problem: Problem, config: configs.Config) -> dict[str, Any]:
 
 def _mend_rows(kernel: Any, problem: Problem, given: dict[str, Any]) -> None:
     config = _config("mend", problem)
-    start(kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
+    start(
+        kernel,
+        problem,
+        _blocks(problem, problem.q_len, config.constants["block_m"]),
+        config,
+        {**given, "precision": "ieee"},
+    )
 
 
 def _rows_by_key_block(problem: Problem, block: int) -> Tensor | None:

@@ -35,12 +35,20 @@ def _fixed(constants: dict[str, int], num_warps: int) -> dict[int, dict[int, Con
 # Float32 keeps two parts of each operand in registers (three products of tf32), hence its small tiles.
 _EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
     # Blocks that met an infinity or a NaN.
-    "mend": _fixed({"block_m": 16, "block_n": 16}, 4),
+    "mend": _fixed({"block_m": 16, "block_n": 16}, 8),
     "rows": _fixed({"block_m": 32}, 4),
     "summary": _fixed({"tiles_at_once": 8, "samples": 64}, 8),
     "plan": _fixed({"block_m": 128, "nearest": 128}, 8),
     "plan_few": _fixed({"block_m": 16, "nearest": 128}, 4),
-    "decode": _fixed({"block_n": 64}, 4),
+    # Bound by memory: what matters is how many bytes are on their way.
+    "decode": {
+        size: {
+            64: Config({"block_n": 64}, 4, 3),
+            128: Config({"block_n": 64}, 4, 2),
+            256: Config({"block_n": 32}, 4, 1),
+        }
+        for size in (2, 4)
+    },
 }
 _FLOAT32: dict[str, dict[int, Config]] = {
     "forward": {64: _tiles(64, 16, 4, 2), 128: _tiles(16, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},

@@ -227,16 +227,20 @@ def mend_key_kernel(
     query, key, value, slopes, grad_out, mean, shift, grad_key, grad_value, spoilt, ranges, seed,
     offsets, key_range, position_of, lower_of, upper_of, key_rows,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
+    flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, spoilt_rows,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, score_scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """`key_kernel` for blocks marked in ``spoilt``, (key heads, blocks of ``block_n``)."""
+    """`key_kernel` for blocks marked in ``spoilt``, (key heads, blocks of ``spoilt_rows`` keys); ``ranges`` and
+    ``key_rows`` are for those blocks too.
+    """
     blocks = (k_len + block_n - 1) // block_n
     shared = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
-    if tl.load(spoilt + shared.to(tl.int64) * blocks + block) == 0:
+    marks = (k_len + spoilt_rows - 1) // spoilt_rows
+    mark = block * block_n // spoilt_rows
+    if tl.load(spoilt + shared.to(tl.int64) * marks + mark) == 0:
         return
     kv_heads = num_heads // group
     batch, kv_head = shared // kv_heads, shared % kv_heads
@@ -256,7 +260,7 @@ def mend_key_kernel(
     grad_keys = tl.zeros([block_n, block_d], tl.float32)
     grad_values = tl.zeros([block_n, block_v], tl.float32)
     if key_rows is not None:
-        key_rows += block * 4
+        key_rows += mark * 4
     end = tl.minimum(start + block_n, k_len)
     for member in range(group):
         head = kv_head * group + member
@@ -267,7 +271,7 @@ def mend_key_kernel(
         flows = grad_out + batch.to(tl.int64) * flow_batch + head.to(tl.int64) * flow_head
         entry = ranges
         if ranges is not None:
-            entry = ranges + (pair.to(tl.int64) * blocks + block) * 2
+            entry = ranges + (pair.to(tl.int64) * marks + mark) * 2
         base, count, a, b, c, d = query_tiles(
             start, end, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, key_rows, entry,
             block_m, block_n, two_sided,
