@@ -18,7 +18,7 @@ from stand_in import Recorded, Start, record, standing_in, variant_of
 from torch import Tensor
 
 from alibi_attention import KVCache, alibi_attention
-from alibi_attention.backends.triton import TritonBackend, configs, launch
+from alibi_attention.backends.triton import TritonBackend, configs, launch, tune
 from alibi_attention.backends.triton import device as devices
 from alibi_attention.dispatch import choose, explain_backends
 from alibi_attention.problem import Problem
@@ -322,6 +322,46 @@ def test_missing_and_old_tritons_are_named_with_the_remedy(monkeypatch: pytest.M
     finally:
         monkeypatch.undo()
         devices.missing.cache_clear()
+
+
+# Autotuning
+
+
+def test_autotuning_is_on_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    call, tried = problem(), []
+    monkeypatch.setattr(devices, "target", lambda device: "sm_90")  # noqa: ARG005
+    monkeypatch.setattr(tune, "_CHOSEN", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+
+    def seconds(config: configs.Config, run: Any) -> float:
+        tried.append(config)
+        run(config)
+        return 1.0 if config == wanted else 2.0
+
+    monkeypatch.setattr(tune, "_seconds", seconds)
+    shipped = configs.config_for("forward", *configs.kind(call))
+    wanted = tune._others("forward")[3]
+    ran: list[configs.Config] = []
+    capturing = False
+    assert tune.pick("forward", call, ran.append) == shipped
+    monkeypatch.setenv("ALIBI_TRITON_AUTOTUNE", "1")
+    capturing = True
+    assert tune.pick("forward", call, ran.append) == shipped
+    assert not ran, "nothing is tried unasked, or while a graph is captured"
+    capturing = False
+    assert tune.pick("forward", call, ran.append) == wanted
+    assert ran == tried == [shipped, *tune._others("forward")]
+    # Found once: again, and under a capture, it is there.
+    capturing = True
+    assert tune.pick("forward", call, ran.append) == wanted
+    assert len(tried) == 1 + len(tune._others("forward"))
+    assert tune.pick("forward", call._replace(q_len=call.q_len * 8), ran.append) == shipped
+
+
+def test_without_asking_nothing_is_timed() -> None:
+    # A stand-in counts starts: each kernel once, none tried.
+    names = [start.name for start in record("sm_90").starts]
+    assert names.count("forward_kernel") == names.count("query_kernel") == names.count("key_kernel") == 1
 
 
 def test_the_recorder_records() -> None:
