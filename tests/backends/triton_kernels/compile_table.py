@@ -114,17 +114,16 @@ def look(line: Line, only: Sequence[str] = ()) -> list[dict[str, Any]]:
 def _without_matrices(start: Start, report: Report) -> list[str]:
     if start.name not in MULTIPLYING:
         return []
+    wanted = report.architecture.virtual
+    if report.variant.signature["query"] == "*fp32" and start.everything["precision"] == "ieee" and wanted:
+        # Products of float32 proper: NVIDIA has no matrix instructions for them.
+        return []
     if report.tensor_ops == 0:
         return ["no matrix instructions"]
     # What a warp group or a tensor memory multiplies has 64 rows or more; smaller tiles use those of a warp.
     large = start.config.constants["block_m"] >= 64 and start.config.constants["block_n"] >= 32
-    if (
-        large
-        and report.variant.signature["query"] != "*fp32"
-        and report.architecture.virtual
-        and not report.virtual_ops
-    ):
-        return [f"no {report.architecture.virtual}"]
+    if large and wanted and report.variant.signature["query"] != "*fp32" and not report.virtual_ops:
+        return [f"no {wanted}"]
     return []
 
 

@@ -28,6 +28,11 @@ TABLES = {
     "forward_kernel": ("forward",),
     "query_kernel": ("query",),
     "key_kernel": ("key",),
+    "rows_kernel": ("rows",),
+    "summary_kernel": ("summary",),
+    "mend_forward_kernel": ("mend",),
+    "mend_query_kernel": ("mend",),
+    "mend_key_kernel": ("mend",),
     "plan_kernel": ("plan", "plan_few"),
     "split_kernel": ("decode",),
 }
@@ -159,11 +164,10 @@ def test_memory_is_linear_in_the_length(recorded: Recorded) -> None:
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942"])
 @pytest.mark.parametrize("call", ["causal", "wide", "float32", "decoding"])
 def test_what_is_started_is_shipped(architecture: str, call: str) -> None:
-    family = "gfx" if architecture.startswith("gfx") else "sm"
     shipped: dict[str, list[configs.Config]] = {}
-    for each in configs.shipped():
-        if each["family"] == family:
-            shipped.setdefault(each["kernel"], []).append(each["config"])
+    for family, kernel, _, _, config in configs.shipped():
+        if family == configs.family_of(architecture):
+            shipped.setdefault(kernel, []).append(config)
     seen = 0
     for start in record(architecture, **CALLS[call]).starts:
         tables = TABLES.get(start.name, ())
@@ -198,10 +202,13 @@ def test_dropout_has_a_seed_and_nothing_else_has() -> None:
 
 
 def test_products_of_float32_are_formed_on_purpose() -> None:
-    def precisions(architecture: str, dtype: torch.dtype) -> set[str]:
-        starts = record(architecture, dtype=dtype).starts
-        return {start.everything["precision"] for start in starts if "precision" in start.everything}
+    # Of the kernels that do the work; those that mend form them in float32 proper.
+    def precisions(architecture: str, dtype: torch.dtype, head_dim: int = 64) -> set[str]:
+        starts = record(architecture, dtype=dtype, head_dim=head_dim).starts
+        sweeping = ("forward_kernel", "query_kernel", "key_kernel")
+        return {start.everything["precision"] for start in starts if start.name in sweeping}
 
+    assert precisions("sm_90", torch.float32, 256) == {"ieee"}
     assert precisions("sm_90", torch.float32) == {"tf32x3"}
     assert precisions("gfx942", torch.float32) == {"ieee"}
     assert precisions("sm_90", torch.bfloat16) == {"ieee"}
