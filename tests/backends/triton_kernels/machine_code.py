@@ -94,7 +94,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Report:
-    """What one variant takes on one architecture; ``spills`` in bytes, or spilled registers on AMD."""
+    """What one variant takes on one architecture; ``spills`` in bytes a thread, or spilled registers on AMD."""
 
     variant: Variant
     architecture: Architecture
@@ -173,7 +173,7 @@ def _read_nvidia(variant: Variant, machine: Architecture, compiled: Any) -> Repo
     return Report(
         variant, machine,
         registers=int(found["REG"]),
-        spills=int(found["STACK"]) + int(found["LOCAL"]) + memory_spills,
+        spills=int(found["STACK"]) + int(found["LOCAL"]) or memory_spills,
         shared=compiled.metadata.shared,
         tensor_ops=_count(code, machine.tensor_op),
         virtual_ops=compiled.asm["ptx"].count(machine.virtual),

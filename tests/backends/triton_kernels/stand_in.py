@@ -145,7 +145,8 @@ def variant_of(start: Start, architecture: str, **changes: Any) -> Variant:
     bind = create_function_from_signature(start.kernel.signature, start.kernel.params, backend)
     bound, specialization, _ = bind(**given, **options)
     _, signature, constants, attributes = start.kernel._pack_args(backend, options, bound, specialization, {})
-    sizes = start.config.constants
+    sizes = start.everything
+    rows = sizes.get("block_m", sizes.get("rows_of_group", 0))
     return Variant(
         name=f"{start.name} {architecture}",
         kernel=start.kernel,
@@ -153,7 +154,7 @@ def variant_of(start: Start, architecture: str, **changes: Any) -> Variant:
         constants=constants,
         attributes=attributes,
         options=options,
-        scores=sizes.get("block_m", 0) * sizes.get("block_n", 0),
+        scores=rows * sizes.get("block_n", 0),
     )
 
 
