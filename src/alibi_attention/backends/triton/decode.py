@@ -146,6 +146,7 @@ def merge_kernel(
     stray = tl.abs(position - near.to(tl.int64)).to(tl.float32)
     log_mass = highest * LN2 + tl.log2(tl.where(has_mass, whole, 1.0)) * LN2 - nats * stray
     here = number.to(tl.int64) + tl.arange(0, 1)
+    log_mass = tl.where(highest == INF, INF, log_mass)
     tl.store(lse + here, tl.where(has_mass, log_mass, -INF))
     tl.store(
         out + here[:, None] * value_dim + element[None, :], result.to(out.dtype.element_ty),

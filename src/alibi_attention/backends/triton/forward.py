@@ -177,7 +177,8 @@ def forward_kernel(
     total = tl.where(has_mass[:, None], total * share[:, None], 0.0)
     stray = tl.abs(position - near.to(tl.int64)).to(tl.float32)
     log_mass = peak * LN2 + tl.log2(tl.where(has_mass, mass, 1.0)) * LN2 - nats * stray
-    log_mass = tl.where(has_mass, log_mass, -INF)
+    # A score of +inf is a mass of +inf, though its weight, inf less inf, is no number.
+    log_mass = tl.where(has_mass, tl.where(peak == INF, INF, log_mass), -INF)
     flat = pair.to(tl.int64) * q_len + row
     inside = row < q_len
     tl.store(lse + flat, log_mass, mask=inside)
