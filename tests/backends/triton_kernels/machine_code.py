@@ -191,7 +191,8 @@ def _read_amd(variant: Variant, machine: Architecture, compiled: Any) -> Report:
     return Report(
         variant, machine,
         registers=number("vgpr_count"),
-        spills=number("vgpr_spill_count") + number("sgpr_spill_count"),
+        # Scalar registers spill into lanes of vector registers, not to memory.
+        spills=number("vgpr_spill_count"),
         shared=compiled.metadata.shared,
         tensor_ops=_count(code, machine.tensor_op),
         virtual_ops=0,
