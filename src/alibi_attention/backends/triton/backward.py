@@ -12,11 +12,11 @@ from alibi_attention.backends.triton.common import (
     INF,
     LOG2E,
     PLAN_QUERIES,
-    any_not_finite,
     kept_weights,
     key_tiles,
     masked_count,
     masked_tile,
+    rows_not_finite,
     rows_seen,
 )
 from alibi_attention.backends.triton.forward import masked_scores
@@ -32,8 +32,8 @@ def rows_kernel(
 ):  # fmt: skip
     """Per row: do . out - dlse, and the lse in bits of scores about the nearest key; +inf for a row without mass.
 
-    ``shift_left`` and ``shift_right`` are that lse with the bias of a row within its tile of ``tile`` rows added, for
-    keys to its left and to its right.
+    ``shift_left`` and ``shift_right`` are the lse itself in bits, with the bias of a row within its tile of ``tile``
+    rows added, for keys to its left and to its right.
     """
     blocks = (q_len + block_m - 1) // block_m
     pair = tl.program_id(0) // blocks
@@ -63,11 +63,9 @@ def rows_kernel(
     stray = tl.abs(position - near.to(tl.int64)).to(tl.float32)
     bits = tl.where(has_mass, (log_mass + nats * stray) * LOG2E, INF)
     tl.store(shift + flat, bits, mask=inside)
-    _, tile_near, _, _, _ = rows_seen(
-        row // tile * tile, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of,
-        upper_of,
-    )  # fmt: skip
-    within = nats * LOG2E * (near - tile_near).to(tl.float32)
+    # Where a tile of rows sees keys whole, positions rise with rows by one, past the keys as well.
+    within = nats * LOG2E * (row % tile).to(tl.float32)
+    bits = tl.where(has_mass, log_mass * LOG2E, INF)
     tl.store(shift_left + flat, bits + within, mask=inside)
     if shift_right is not None:
         tl.store(shift_right + flat, bits - within, mask=inside)
@@ -221,7 +219,7 @@ def query_kernel(
         )  # fmt: skip
 
     # As in forward.
-    tl.store(spoilt + pair.to(tl.int64) * blocks + block, any_not_finite(grad, sees))
+    tl.store(spoilt + flat, rows_not_finite(grad), mask=inside)
     tl.store(
         grad_query + flat[:, None] * head_dim + element[None, :],
         (grad * score_scale).to(grad_query.dtype.element_ty),

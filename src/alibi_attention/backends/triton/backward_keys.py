@@ -13,11 +13,11 @@ from alibi_attention.backends.triton.common import (
     INF,
     LOG2E,
     PLAN_QUERIES,
-    any_not_finite,
     ceil_div,
     clamp,
     floor_div,
     kept_weights,
+    rows_not_finite,
     rows_seen,
 )
 
@@ -37,7 +37,8 @@ def query_tiles(
 
     Returns:
         base: first row, on a tile; count: tiles from there on; [a, b): the tiles of them whose rows see every key on
-        their left; [c, d): those whose rows see every key on their right.
+        their left; [c, d): those whose rows see every key on their right; in both,
+        row + offset is the row's position.
     """
     if key_rows is not None:
         # Packed: the same four bounds, found beforehand.
@@ -74,14 +75,13 @@ def query_tiles(
         before = as_row(start - offset + 1, q_len)
         c = tl.minimum(ceil_div(whole - base, block), a)
         d = clamp(floor_div(tl.minimum(whole_end, before) - base, block), c, a)
-    return base, count, a, b, c, d
+    return base, count, a, b, c, d, offset
 
 
 @triton.jit
 def sweep_queries(
     side: tl.constexpr, begin, end, base, grad_key, grad_value, keys, values, queries, flows, query_step, flow_step,
-    mean, shift, batch, start, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of,
-    scale, slope, seed, stream, threshold, keep_scale,
+    mean, shift, start, offset, scale, slope, seed, stream, threshold, keep_scale,
     block_m: tl.constexpr, block_n: tl.constexpr, bias: tl.constexpr, precision: tl.constexpr,
     query_inside, flow_inside, head_dim: tl.constexpr, value_dim: tl.constexpr,
     block_d: tl.constexpr, block_v: tl.constexpr,
@@ -92,6 +92,7 @@ def sweep_queries(
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     inner = side * slope * (tl.arange(0, block_n) - edge).to(tl.float32)
+    nearest = (base + offset - start - edge).to(tl.float32)
     index = tl.arange(0, block_m)
     for tile in range(begin, end):
         first_row = base + tile * block_m
@@ -102,12 +103,9 @@ def sweep_queries(
         row_shift = tl.load(shift + first_row + index)
         product = tl.dot(keys, tl.trans(rows), input_precision=precision)
         if bias:
-            position, near, lower, upper, sees = rows_seen(
-                first_row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of,
-                upper_of,
-            )  # fmt: skip
-            far = side * slope * (start + edge - near).to(tl.float32)
-            weights = tl.exp2((product * scale + (inner + far)[:, None]) - row_shift[None, :])
+            distance = nearest + (first_row - base).to(tl.float32)
+            far = inner - side * slope * distance
+            weights = tl.exp2((product * scale + far[:, None]) - row_shift[None, :])
         else:
             weights = tl.exp2(product * scale - row_shift[None, :])
         if value_dim == block_v:
@@ -204,7 +202,7 @@ def key_kernel(
         entry = ranges
         if ranges is not None:
             entry = ranges + (pair.to(tl.int64) * blocks + block) * 2
-        base, count, a, b, c, d = query_tiles(
+        base, count, a, b, c, d, shifted = query_tiles(
             start, end, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, key_rows, entry,
             block_m, block_n, two_sided,
         )  # fmt: skip
@@ -234,22 +232,19 @@ def key_kernel(
             grad_keys = tl.dot(grad_scores.to(rows.dtype), rows, grad_keys, input_precision=precision)
         grad_keys, grad_values = sweep_queries(
             1, a, b, base, grad_keys, grad_values, keys, values, query_tile, flow_tile, query_row, flow_row,
-            mean + flat, shift_left + flat, batch, start, q_len, k_len, offset, left, right, offsets, key_range,
-            position_of, lower_of, upper_of, scale, slope, seed, pair, threshold, keep_scale, block_m, block_n, bias,
-            precision, query_inside, flow_inside, head_dim, value_dim, block_d, block_v,
+            mean + flat, shift_left + flat, start, shifted, scale, slope, seed, pair, threshold, keep_scale,
+            block_m, block_n, bias, precision, query_inside, flow_inside, head_dim, value_dim, block_d, block_v,
         )  # fmt: skip
         if two_sided:
             grad_keys, grad_values = sweep_queries(
                 -1, c, d, base, grad_keys, grad_values, keys, values, query_tile, flow_tile, query_row, flow_row,
-                mean + flat, shift_right + flat, batch, start, q_len, k_len, offset, left, right, offsets, key_range,
-                position_of, lower_of, upper_of, scale, slope, seed, pair, threshold, keep_scale, block_m, block_n,
-                bias, precision, query_inside, flow_inside, head_dim, value_dim, block_d, block_v,
+                mean + flat, shift_right + flat, start, shifted, scale, slope, seed, pair, threshold, keep_scale,
+                block_m, block_n, bias, precision, query_inside, flow_inside, head_dim, value_dim, block_d, block_v,
             )  # fmt: skip
 
-    # As in forward: a query or a gradient that is not finite has reached keys its row does not see.
-    bad = tl.maximum(any_not_finite(grad_keys, key_here), any_not_finite(grad_values, key_here))
-    tl.store(spoilt + shared.to(tl.int64) * blocks + block, bad)
     flat_key = shared.to(tl.int64) * k_len + key_index
+    # As in forward: a query or a gradient that is not finite may have reached keys its row does not see.
+    tl.store(spoilt + flat_key, tl.maximum(rows_not_finite(grad_keys), rows_not_finite(grad_values)), mask=key_here)
     tl.store(
         grad_key + flat_key[:, None] * head_dim + element[None, :],
         (grad_keys * score_scale).to(grad_key.dtype.element_ty), mask=key_inside,

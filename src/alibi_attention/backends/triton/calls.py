@@ -41,14 +41,14 @@ def forward(
     given = {
         **common(problem, slopes), **seen, **arguments.strides(query=query, key=key, value=value),
         "query": query, "key": key, "value": value, "out": out, "lse": lse, "plan": made.tiles, "order": made.order,
-        "bias": True,
+        "bias": True, "spoilt": torch.empty_like(lse, dtype=torch.int32),
     }  # fmt: skip
     decoding = is_decoding(problem)
     if decoding:
         _decode(problem, given)
     else:
         config = tune.pick("forward", problem, lambda trial: _over_queries(forward_kernel, problem, trial, given))
-        given |= _over_queries(forward_kernel, problem, config, given)
+        _over_queries(forward_kernel, problem, config, given)
     if not (decoding and problem.q_len == 1):
         # With one query a head, what is not seen has not been read.
         _mend_rows(mend_forward_kernel, problem, given)
@@ -69,7 +69,6 @@ def _decode(problem: Problem, given: dict[str, Any]) -> None:
     given |= {
         "peaks": tensor.new_empty(rows, splits), "masses": tensor.new_empty(rows, splits),
         "totals": tensor.new_empty(rows, splits, problem.value_dim), "splits": splits,
-        "spoilt": torch.empty(rows, dtype=torch.int32, device=problem.device), "spoilt_rows": 1,
         "block_s": max(2, 1 << (splits - 1).bit_length()),
         "rows_of_group": max(16, 1 << (problem.q_len * problem.group_size - 1).bit_length()),
     }  # fmt: skip
@@ -117,7 +116,7 @@ def _keys(problem: Problem, plan: plans.Plan, config: configs.Config, given: dic
     given = {
         **given, "ranges": plans.ranges(problem, plan, given, block_n), "order": plan.key_order,
         "key_rows": _rows_by_key_block(problem, block_n),
-        "spoilt": torch.empty(grid, dtype=torch.int32, device=problem.device), "spoilt_rows": block_n,
+        "spoilt": given["key"].new_empty(given["key"].shape[:3], dtype=torch.int32), "range_keys": block_n,
     }  # fmt: skip
     start(key_kernel, problem, grid, config, given)
     mend = _config("mend", problem)
@@ -129,25 +128,14 @@ def _queries(problem: Problem, config: configs.Config, given: dict[str, Any]) ->
     """The gradients of queries, and that of slopes, (batch, num_heads), out of one number for each block of rows."""
     blocks = blocks_of(problem.q_len, config.constants["block_m"]) if problem.learned_slopes else 0
     slopes: Tensor = given["lse"].new_zeros(problem.batch, problem.num_heads, blocks)
-    given = {**given, "grad_slopes": slopes}
-    given |= _over_queries(query_kernel, problem, config, given)
+    given = {**given, "grad_slopes": slopes, "spoilt": torch.empty_like(given["lse"], dtype=torch.int32)}
+    _over_queries(query_kernel, problem, config, given)
     _mend_rows(mend_query_kernel, problem, given)
     return slopes.sum(-1)
 
 
-def _over_queries(kernel: Any, problem: Problem, config: configs.Config, given: dict[str, Any]) -> dict[str, Any]:
-    """Starts a kernel over blocks of rows; returns its notes of which of them are not finite."""
-    marks = _marks(problem, config)
-    grid = _blocks(problem, problem.q_len, config.constants["block_m"])
-    start(kernel, problem, grid, config, {**given, **marks})
-    return marks
-
-
-def _marks(problem: Problem, config: configs.Config) -> dict[str, Any]:
-    """Room for the kernel to note which of its blocks of rows are not finite."""
-    rows = config.constants["block_m"]
-    marks = torch.empty(_blocks(problem, problem.q_len, rows), dtype=torch.int32, device=problem.device)
-    return {"spoilt": marks, "spoilt_rows": rows}
+def _over_queries(kernel: Any, problem: Problem, config: configs.Config, given: dict[str, Any]) -> None:
+    start(kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
 
 
 def _mend_rows(kernel: Any, problem: Problem, given: dict[str, Any]) -> None:

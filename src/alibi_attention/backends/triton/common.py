@@ -66,9 +66,9 @@ def is_finite(x):
 
 
 @triton.jit
-def any_not_finite(x, rows):
-    """How many elements of (rows, columns) are not finite, in the rows that count."""
-    return tl.max(tl.max(tl.where(rows[:, None] & (is_finite(x) == 0), 1, 0), 1), 0)
+def rows_not_finite(x):
+    """1 for each row of ``x`` with an element that is not finite, 0 for others."""
+    return tl.max(tl.where(is_finite(x), 0, 1), 1)
 
 
 @triton.jit

@@ -15,8 +15,8 @@ from alibi_attention.backends.triton.common import (
     LOG2E,
     LOWEST,
     PLAN_KEYS,
-    any_not_finite,
     ceil_div,
+    rows_not_finite,
     rows_seen,
 )
 
@@ -152,4 +152,4 @@ def merge_kernel(
         out + here[:, None] * value_dim + element[None, :], result.to(out.dtype.element_ty),
         mask=(element < value_dim)[None, :],
     )  # fmt: skip
-    tl.store(spoilt + number, any_not_finite(result, sees))
+    tl.store(spoilt + here, rows_not_finite(result))

@@ -15,11 +15,11 @@ from alibi_attention.backends.triton.common import (
     LOG2E,
     LOWEST,
     PLAN_QUERIES,
-    any_not_finite,
     kept_weights,
     key_tiles,
     masked_count,
     masked_tile,
+    rows_not_finite,
     rows_seen,
 )
 
@@ -170,8 +170,6 @@ def forward_kernel(
             key_inside, value_inside, head_dim, value_dim, block_d, block_v,
         )  # fmt: skip
 
-    # 0 * NaN: a value that is not finite has reached rows that do not see it, and `mend` has to look again.
-    tl.store(spoilt + pair.to(tl.int64) * blocks + block, any_not_finite(total, sees))
     has_mass = sees & (mass != 0.0)
     share = keep_scale / tl.where(has_mass, mass, 1.0)
     total = tl.where(has_mass[:, None], total * share[:, None], 0.0)
@@ -181,6 +179,8 @@ def forward_kernel(
     log_mass = tl.where(has_mass, tl.where(peak == INF, INF, log_mass), -INF)
     flat = pair.to(tl.int64) * q_len + row
     inside = row < q_len
+    # 0 * NaN: where a result is not finite, a value may have reached rows that do not see it; `mend` looks again.
+    tl.store(spoilt + flat, rows_not_finite(total), mask=inside)
     tl.store(lse + flat, log_mass, mask=inside)
     tl.store(
         out + flat[:, None] * value_dim + value_element[None, :],

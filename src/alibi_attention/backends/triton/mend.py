@@ -65,22 +65,21 @@ def add_rows_not_finite(
     return total
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "spoilt_rows"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
 def mend_forward_kernel(
     query, key, value, slopes, out, lse, spoilt, plan, seed, offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    slope_batch, slope_head, num_heads, group, q_len, k_len, spoilt_rows,
+    slope_batch, slope_head, num_heads, group, q_len, k_len,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """`forward_kernel` for blocks marked in ``spoilt``, (pairs, blocks of ``spoilt_rows``), from their lse."""
+    """`forward_kernel` for blocks with a row marked in ``spoilt``, (batch, num_heads, q_len), from their lse."""
     blocks = (q_len + block_m - 1) // block_m
     pair = tl.program_id(0) // blocks
     first_row = tl.program_id(0) % blocks * block_m
-    marks = (q_len + spoilt_rows - 1) // spoilt_rows
     row = first_row + tl.arange(0, block_m)
-    found = tl.load(spoilt + pair.to(tl.int64) * marks + row // spoilt_rows, mask=row < q_len, other=0)
+    found = tl.load(spoilt + pair.to(tl.int64) * q_len + row, mask=row < q_len, other=0)
     if tl.max(found, 0) == 0:
         return
     batch, head = pair // num_heads, pair % num_heads
@@ -142,23 +141,22 @@ def mend_forward_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "spoilt_rows"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
 def mend_query_kernel(
     query, key, value, slopes, grad_out, mean, shift, grad_query, spoilt, plan, seed,
     offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, spoilt_rows,
+    flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, score_scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """`query_kernel` for blocks marked in ``spoilt``; the gradient of slopes needs no mending."""
+    """`query_kernel` for blocks with a row marked in ``spoilt``; the gradient of slopes needs no mending."""
     blocks = (q_len + block_m - 1) // block_m
     pair = tl.program_id(0) // blocks
     first_row = tl.program_id(0) % blocks * block_m
-    marks = (q_len + spoilt_rows - 1) // spoilt_rows
     row = first_row + tl.arange(0, block_m)
-    found = tl.load(spoilt + pair.to(tl.int64) * marks + row // spoilt_rows, mask=row < q_len, other=0)
+    found = tl.load(spoilt + pair.to(tl.int64) * q_len + row, mask=row < q_len, other=0)
     if tl.max(found, 0) == 0:
         return
     batch, head = pair // num_heads, pair % num_heads
@@ -222,30 +220,30 @@ def mend_query_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "spoilt_rows"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "range_keys"])
 def mend_key_kernel(
     query, key, value, slopes, grad_out, mean, shift, grad_key, grad_value, spoilt, ranges, seed,
     offsets, key_range, position_of, lower_of, upper_of, key_rows,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, spoilt_rows,
+    flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, range_keys,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, score_scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """`key_kernel` for blocks marked in ``spoilt``, (key heads, blocks of ``spoilt_rows`` keys); ``ranges`` and
-    ``key_rows`` are for those blocks too.
+    """`key_kernel` for blocks with a key marked in ``spoilt``, (batch, kv_heads, k_len); ``ranges`` and ``key_rows``
+    are for blocks of ``range_keys`` keys.
     """
     blocks = (k_len + block_n - 1) // block_n
     shared = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
-    marks = (k_len + spoilt_rows - 1) // spoilt_rows
-    mark = block * block_n // spoilt_rows
-    if tl.load(spoilt + shared.to(tl.int64) * marks + mark) == 0:
+    start = tl.program_id(0) % blocks * block_n
+    key_index = start + tl.arange(0, block_n)
+    found = tl.load(spoilt + shared.to(tl.int64) * k_len + key_index, mask=key_index < k_len, other=0)
+    if tl.max(found, 0) == 0:
         return
+    ranged = (k_len + range_keys - 1) // range_keys
+    own_range = start // range_keys
     kv_heads = num_heads // group
     batch, kv_head = shared // kv_heads, shared % kv_heads
-    start = block * block_n
-    key_index = start + tl.arange(0, block_n)
     element, value_element = tl.arange(0, block_d), tl.arange(0, block_v)
     key_inside = (key_index < k_len)[:, None] & (element < head_dim)[None, :]
     value_inside = (key_index < k_len)[:, None] & (value_element < value_dim)[None, :]
@@ -260,7 +258,7 @@ def mend_key_kernel(
     grad_keys = tl.zeros([block_n, block_d], tl.float32)
     grad_values = tl.zeros([block_n, block_v], tl.float32)
     if key_rows is not None:
-        key_rows += mark * 4
+        key_rows += own_range * 4
     end = tl.minimum(start + block_n, k_len)
     for member in range(group):
         head = kv_head * group + member
@@ -271,8 +269,8 @@ def mend_key_kernel(
         flows = grad_out + batch.to(tl.int64) * flow_batch + head.to(tl.int64) * flow_head
         entry = ranges
         if ranges is not None:
-            entry = ranges + (pair.to(tl.int64) * marks + mark) * 2
-        base, count, a, b, c, d = query_tiles(
+            entry = ranges + (pair.to(tl.int64) * ranged + own_range) * 2
+        base, count, a, b, c, d, shifted = query_tiles(
             start, end, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, key_rows, entry,
             block_m, block_n, two_sided,
         )  # fmt: skip
