@@ -134,6 +134,10 @@ def repair_bfloat16() -> None:
     ScanOps.apply_impl = _refusing("scan")
 
 
+def _nothing(fn: Any) -> None:
+    """In place of patching what is patched already."""
+
+
 def quicken() -> None:
     """Spare the interpreter half of its time: it patches Triton's language anew at every call of a device function."""
     call = interpreter.InterpretedFunction.__call__
@@ -144,15 +148,15 @@ def quicken() -> None:
     def quick_call(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Within a launch once for each module is enough: what is patched stays so until its end.
         module = self.fn.__module__
-        if not _LAUNCH or module not in _LAUNCH[-1].patched:
-            if _LAUNCH:
-                _LAUNCH[-1].patched.add(module)
-            return call(self, *args, **kwargs)
-        interpreter._patch_lang = lambda fn: None  # noqa: ARG005
+        known = bool(_LAUNCH) and module in _LAUNCH[-1].patched
+        if _LAUNCH:
+            _LAUNCH[-1].patched.add(module)
+        # Set anew either way: a function that is known may call one that is not.
+        before, interpreter._patch_lang = interpreter._patch_lang, _nothing if known else patch
         try:
             return call(self, *args, **kwargs)
         finally:
-            interpreter._patch_lang = patch
+            interpreter._patch_lang = before
 
     def quick_look_up(of: Any) -> np.dtype[Any]:
         if not isinstance(of, tl.dtype) or isinstance(of, (tl.pointer_type, tl.block_type)):

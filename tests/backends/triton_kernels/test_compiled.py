@@ -38,7 +38,7 @@ def test_a_known_fault_may_not_grow_or_change_its_kind(monkeypatch: pytest.Monke
     assert not is_known("another", "spills 1")
 
 
-@pytest.mark.parametrize("line", lines(whole=False), ids=lambda line: line.name)
+@pytest.mark.parametrize("line", list(lines(whole=False)), ids=lambda line: line.name)
 def test_the_code_keeps_within_the_machine(line: Line) -> None:
     (found,) = table([line])
     assert found
