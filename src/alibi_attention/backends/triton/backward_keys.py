@@ -207,7 +207,7 @@ def key_kernel(
             block_m, block_n, two_sided,
         )  # fmt: skip
         edges = count - (b - a) - (d - c)
-        for number in range(edges):
+        for number in tl.range(0, edges, num_stages=1):
             at = number + tl.where(number >= c, d - c, 0)
             at += tl.where(at >= a, b - a, 0)
             first_row = base + at * block_m

@@ -62,8 +62,13 @@ _SIXTEEN_BITS: dict[str, dict[str, dict[int, Config]]] = {
         "key": {64: _tiles(32, 128, 8, 2), 128: _tiles(32, 64, 8, 2), 256: _tiles(16, 32, 8, 1)},
     },
     "sm_90": {
-        "forward": {64: _tiles(128, 128, 8, 3), 128: _tiles(128, 64, 8, 3), 256: _tiles(128, 32, 8, 2)},
+        "forward": {64: _tiles(128, 128, 8, 3), 128: _tiles(128, 64, 8, 3), 256: _tiles(64, 32, 8, 2)},
         "query": {64: _tiles(128, 64, 8, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(64, 32, 8, 2)},
+        "key": {64: _tiles(32, 128, 8, 2), 128: _tiles(32, 32, 4, 2), 256: _tiles(16, 32, 8, 1)},
+    },
+    "sm_100": {
+        "forward": {64: _tiles(128, 128, 8, 3), 128: _tiles(128, 64, 8, 3), 256: _tiles(128, 32, 8, 2)},
+        "query": {64: _tiles(64, 64, 4, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(64, 32, 8, 2)},
         "key": {64: _tiles(32, 128, 8, 2), 128: _tiles(32, 64, 8, 2), 256: _tiles(16, 32, 8, 1)},
     },
     "gfx942": {
@@ -72,7 +77,6 @@ _SIXTEEN_BITS: dict[str, dict[str, dict[int, Config]]] = {
         "key": {64: _tiles(32, 64, 4, 1), 128: _tiles(32, 32, 4, 1), 256: _tiles(16, 16, 4, 1)},
     },
 }
-_SIXTEEN_BITS["sm_100"] = _SIXTEEN_BITS["sm_90"]
 TABLES = {
     family: {**_EVERYWHERE, **{kernel: {2: sixteen[kernel], 4: _FLOAT32[kernel]} for kernel in sixteen}}
     for family, sixteen in _SIXTEEN_BITS.items()
