@@ -30,6 +30,13 @@ def _fixed(constants: dict[str, int], num_warps: int) -> dict[int, dict[int, Con
     return {size: dict.fromkeys((64, 128, 256), Config(constants, num_warps, 1)) for size in (2, 4)}
 
 
+def _plan(rows: int, size: int, width: int) -> Config:
+    """The keys summed for the floor of a row: fewer, or none, where a tile of them would not fit in 64 KiB."""
+    if rows == 16:
+        return Config({"block_m": rows, "nearest": min(128, (1 << 15) // (size * width))}, 4, 1)
+    return Config({"block_m": rows, "nearest": 128 if size * width <= 128 else 64 if size * width == 256 else 0}, 8, 1)
+
+
 # By kernel, bytes of an element, and width: the greater head dimension padded to a power of two, at least 64. Each is
 # the largest tile tried that compiles, causal, without a register spilt to memory; nothing here has been timed.
 # Float32 keeps two parts of each operand in registers (three products of tf32), hence its small tiles.
@@ -38,8 +45,8 @@ _EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
     "mend": _fixed({"block_m": 16, "block_n": 16}, 8),
     "rows": _fixed({"block_m": 32}, 4),
     "summary": _fixed({"tiles_at_once": 8, "samples": 64}, 8),
-    "plan": _fixed({"block_m": 128, "nearest": 128}, 8),
-    "plan_few": _fixed({"block_m": 16, "nearest": 128}, 4),
+    "plan": {size: {width: _plan(128, size, width) for width in (64, 128, 256)} for size in (2, 4)},
+    "plan_few": {size: {width: _plan(16, size, width) for width in (64, 128, 256)} for size in (2, 4)},
     # Bound by memory: what matters is how many bytes are on their way.
     "decode": {
         size: {

@@ -191,24 +191,26 @@ def plan_kernel(
     about_center = scale * tl.sum(wide * middle[None, :], 1)
     keys = key + batch.to(tl.int64) * key_batch + kv_head.to(tl.int64) * key_head
 
-    # What a row holds at least: its nearest key, or the keys around the block's first row, whichever is more.
+    # What a row holds at least: its nearest key, or the keys around the block's first row, whichever is more
+    # (without the latter where a tile of them has no room).
     own = keys + near.to(tl.int64)[:, None] * key_row + element[None, :]
     own = tl.load(own, mask=sees[:, None] & inside, other=0.0)
     floor = scale * tl.sum(wide * own.to(tl.float32), 1)
     lowest = tl.min(tl.where(sees, near, k_len), 0)
     highest = tl.max(tl.where(sees, near, 0), 0)
-    at = tl.maximum(lowest - nearest // 2 + 1, 0) + tl.arange(0, nearest)
-    around = tl.load(
-        keys + at.to(tl.int64)[None, :] * key_row + element[:, None],
-        mask=(at < k_len)[None, :] & (element < head_dim)[:, None], other=0.0,
-    )  # fmt: skip
-    scores = tl.dot(rows, around, input_precision=precision) * scale
-    scores -= slope * tl.abs(near[:, None] - at[None, :]).to(tl.float32)
-    visible = (at[None, :] >= lower[:, None]) & (at[None, :] < upper[:, None])
-    scores = tl.where(visible, scores, -INF)
-    peak = tl.maximum(tl.max(scores, 1), floor)
-    mass = tl.sum(tl.exp(scores - peak[:, None]), 1)
-    floor = tl.maximum(floor, peak + tl.log(mass))
+    if nearest > 0:
+        at = tl.maximum(lowest - nearest // 2 + 1, 0) + tl.arange(0, nearest)
+        around = tl.load(
+            keys + at.to(tl.int64)[None, :] * key_row + element[:, None],
+            mask=(at < k_len)[None, :] & (element < head_dim)[:, None], other=0.0,
+        )  # fmt: skip
+        scores = tl.dot(rows, around, input_precision=precision) * scale
+        scores -= slope * tl.abs(near[:, None] - at[None, :]).to(tl.float32)
+        visible = (at[None, :] >= lower[:, None]) & (at[None, :] < upper[:, None])
+        scores = tl.where(visible, scores, -INF)
+        peak = tl.maximum(tl.max(scores, 1), floor)
+        mass = tl.sum(tl.exp(scores - peak[:, None]), 1)
+        floor = tl.maximum(floor, peak + tl.log(mass))
 
     radii = radius + batch.to(tl.int64) * radius_batch + kv_head.to(tl.int64) * radius_head
     if largest is not None:
