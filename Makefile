@@ -20,7 +20,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint sanitize clean
+.PHONY: help run test check lint sanitize gpu kernels clean
 
 # Only what is installed in the environment is imported.
 unexport PYTHONPATH
@@ -65,6 +65,12 @@ lint: $(tools) ## ruff and mypy (strict), clang-format and clang-tidy, alone
 
 sanitize: ## the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 	$(MAKE) -C csrc/tests sanitize
+
+gpu: ## check and measure the GPU kernels on this machine's GPU, under eight minutes; torch and Triton are all it needs
+	$(PYTHON) benchmarks/gpu.py
+
+kernels: $(tools) ## compile every GPU kernel for every architecture, without a GPU, and inspect the code (long)
+	PYTHONPATH=src $(BIN)/python tests/backends/triton_kernels/compile_table.py --jobs 2
 
 clean: ## remove the environments, caches and build products
 	rm -rf .venv .venv-run .venv-test build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,12 +8,13 @@ from alibi_attention.backends.base import Backend
 from alibi_attention.backends.blocked import BlockedBackend
 from alibi_attention.backends.cpu import CpuBackend
 from alibi_attention.backends.definition import ReferenceBackend
+from alibi_attention.backends.triton import TritonBackend
 from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.problem import Problem
 
 # In order of preference. The reference is never chosen: it is asked for.
 _BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (CpuBackend(), BlockedBackend(), ReferenceBackend())
+    backend.name: backend for backend in (CpuBackend(), TritonBackend(), BlockedBackend(), ReferenceBackend())
 }
 _CHOSEN_BY_NAME_ONLY = {"reference"}
 

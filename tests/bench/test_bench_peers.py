@@ -223,7 +223,7 @@ def test_tiles_are_counted() -> None:
 def test_the_block_mask_of_flex(first: int) -> None:
     trial = small("forward-horizon", keys=512)
     start = torch.tensor([0, 0, first, 2])[None, None]
-    mask = peers_flex._block_mask(trial, start)
+    mask = peers_flex.block_mask(trial.queries, trial.keys, start)
     rows, columns = torch.arange(4)[:, None], torch.arange(4)
     expected = (columns <= rows) & (columns >= start[0, 0, :, None])
     assert torch.equal(mask.to_dense()[0, 0].bool(), expected)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from operator_cases import Case
 from torch import Tensor
 
 from alibi_attention.call import call_arguments, problem_of
@@ -11,6 +12,9 @@ from alibi_attention.dispatch import reasons
 from alibi_attention.problem import Problem
 from alibi_attention.reference import dropout_scale
 from alibi_attention.visibility import distances, row_ranges, visible
+
+if TYPE_CHECKING:
+    from operator_cases import Case
 
 _DEFAULTS = dict.fromkeys(
     ["scale", "query_offset", "key_mask", "cu_seqlens", "cu_seqlens_k", "window", "tolerance", "backend"]
@@ -38,7 +42,7 @@ def plain_torch(case: Case) -> tuple[Tensor, ...]:
     leaves = [t.detach().clone().requires_grad_() for t in case.tensors]
     query, key, value, slopes = leaves
     rows = row_ranges(problem)
-    keys = torch.arange(problem.k_len)
+    keys = torch.arange(problem.k_len, device=problem.device)
     seen = visible(rows, keys).unsqueeze(1)
     wide_key, wide_value = (t.repeat_interleave(problem.group_size, dim=1) for t in (key, value))
     scores = (query @ wide_key.transpose(-1, -2)).to(work) * problem.scale
@@ -67,7 +71,7 @@ def _rounding(case: Case, want: tuple[Tensor, ...]) -> tuple[float, ...]:
     problem = problem_for(case)
     query, key, value, slopes, grad_out = (t.double() for t in (*case.tensors, case.grad_out))
     wide_key, wide_value = (t.repeat_interleave(problem.group_size, dim=1) for t in (key, value))
-    rows, keys = row_ranges(problem), torch.arange(problem.k_len)
+    rows, keys = row_ranges(problem), torch.arange(problem.k_len, device=problem.device)
     seen, distance = visible(rows, keys).unsqueeze(1), distances(rows, keys, torch.float64).unsqueeze(1)
     bias = slopes[..., None, None].expand(problem.batch, problem.num_heads, 1, 1) * distance
     scores = ((query @ wide_key.mT) * problem.scale - bias).masked_fill(~seen, -torch.inf)

@@ -111,8 +111,7 @@ def comparisons(trial: TrialResult) -> Iterator[Comparison]:
                 continue
             found = ratio(ours.counted.seconds, peer.counted.seconds)
             if found is not None:
-                asked = ours.default and peer.name in trial.target_peers and not trial.target_mean
-                yield Comparison(trial, ours, peer, found, trial.target_ratio if asked else None)
+                yield Comparison(trial, ours, peer, found, trial.asked(peer.name) if ours.default else None)
 
 
 def against_us(results: Results) -> list[tuple[str, list[str]]]:

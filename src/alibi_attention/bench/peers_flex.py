@@ -14,19 +14,19 @@ from alibi_attention.bench.inputs import Group
 from alibi_attention.bench.peer import Attend, Peer
 from alibi_attention.certificate import certify
 
-_BLOCK = 128
+BLOCK = 128
 # A kernel compiled for one length; torch gives up compiling the same function anew after a few.
 _COMPILERS = ("c++", "g++", "clang++")
 
 
 def _flex(trial: Trial, group: Group) -> Attend:
-    return _compiled(trial, group, torch.zeros(1, 1, -(-trial.queries // _BLOCK), dtype=torch.int64))
+    return _compiled(trial, group, torch.zeros(1, 1, -(-trial.queries // BLOCK), dtype=torch.int64))
 
 
 def _flex_with_horizon(trial: Trial, group: Group) -> Attend:
     found = certify(group.query, group.key, group.slopes, value=group.value, tolerance=trial.case.tolerance)
     first = torch.where(found.sink_keys, 0, found.first_key) if found.sink_keys.any() else found.first_key
-    return _compiled(trial, group, first // _BLOCK)
+    return _compiled(trial, group, first // BLOCK)
 
 
 def _compiled(trial: Trial, group: Group, first_block: Tensor) -> Attend:
@@ -35,7 +35,7 @@ def _compiled(trial: Trial, group: Group, first_block: Tensor) -> Attend:
     # Otherwise the ninth length of a run would be measured uncompiled, with nothing but a warning.
     torch._dynamo.reset()
     kernel = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    mask = _block_mask(trial, first_block)
+    mask = block_mask(trial.queries, trial.keys, first_block)
     query, key, value, slopes = group.query, group.key, group.value, group.slopes
 
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:  # noqa: ARG001
@@ -50,24 +50,27 @@ def _compiled(trial: Trial, group: Group, first_block: Tensor) -> Attend:
     return attend
 
 
-def _block_mask(trial: Trial, first_block: Tensor) -> Any:
+def block_mask(queries: int, keys: int, first_block: Tensor) -> Any:
     """Causal blocks of 128 x 128 from the first on, (1, heads or 1, query blocks); built without an L x L mask."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    query_blocks, key_blocks = -(-trial.queries // _BLOCK), -(-trial.keys // _BLOCK)
-    rows = torch.arange(query_blocks)
+    query_blocks, key_blocks = -(-queries // BLOCK), -(-keys // BLOCK)
+    device = first_block.device
+    rows = torch.arange(query_blocks, device=device)
     full = rows - first_block
     # Indices count up from the first block; those past the number of full ones are not looked at.
-    indices = (first_block[..., None] + torch.arange(key_blocks)).clamp_max(key_blocks - 1).to(torch.int32)
+    indices = (
+        (first_block[..., None] + torch.arange(key_blocks, device=device)).clamp_max(key_blocks - 1).to(torch.int32)
+    )
     diagonal = rows[:, None].expand(*first_block.shape, key_blocks).to(torch.int32)
     return BlockMask.from_kv_blocks(
         torch.ones_like(full, dtype=torch.int32),
         diagonal.contiguous(),
         full.to(torch.int32).contiguous(),
         indices.contiguous(),
-        BLOCK_SIZE=_BLOCK,
+        BLOCK_SIZE=BLOCK,
         mask_mod=_causal,
-        seq_lengths=(trial.queries, trial.keys),
+        seq_lengths=(queries, keys),
     )
 
 
@@ -80,8 +83,8 @@ def _refuses(trial: Trial) -> str | None:
         return "FlexAttention has no backward on the CPU"
     if trial.queries != trial.keys:
         return "as many queries as keys alone"
-    if trial.keys % _BLOCK:
-        return f"lengths that are multiples of {_BLOCK} alone"
+    if trial.keys % BLOCK:
+        return f"lengths that are multiples of {BLOCK} alone"
     if not (os.environ.get("CXX") or any(map(shutil.which, _COMPILERS))):
         return "needs a C++ compiler, and finds none"
     return None

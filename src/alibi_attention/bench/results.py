@@ -70,6 +70,7 @@ class TrialResult:
         limits: what is asked by itself, as `bench.case.Limits`.
         tiles: computed tiles of ``tile_rows`` queries by 64 keys; ``kept_share`` is their share of the visible ones.
         load: as the system says.
+        targets: the ratios asked for by peer, where they differ from peer to peer.
     """
 
     case: str
@@ -93,6 +94,7 @@ class TrialResult:
     limits: dict[str, Any] = field(default_factory=dict)
     tile_rows: int = 128
     entries: list[Entry] = field(default_factory=list)
+    targets: dict[str, float] = field(default_factory=dict)
 
     def entry(self, name: str | None) -> Entry | None:
         return next((entry for entry in self.entries if entry.name == name), None)
@@ -105,10 +107,17 @@ class TrialResult:
     def target_peers(self) -> list[str]:
         return [] if self.target_peer is None else [self.target_peer, *self.target_also]
 
+    def asked(self, peer: str) -> float | None:
+        """The ratio asked for against a peer at this size, or None."""
+        return self.targets.get(peer, self.target_ratio if peer in self.target_peers and not self.target_mean else None)
+
 
 @dataclass
 class Results:
-    """A run. ``status`` is "incomplete" until every size has been measured, then "complete"."""
+    """A run. ``status`` is "incomplete" until every size has been measured, then "complete".
+
+    ``suite`` says what the kernels' checks found, where they ran beside (bench/gpu/suite.py).
+    """
 
     machine: dict[str, Any]
     settings: dict[str, Any]
@@ -116,6 +125,7 @@ class Results:
     status: str = "incomplete"
     seconds: float = 0.0
     schema_version: int = SCHEMA_VERSION
+    suite: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Replace the file as a whole."""
@@ -142,13 +152,14 @@ def read_results(path: Path) -> Results:
         got = f"{path} of version {version}" if version is not None else f"{path}, which has no version"
         raise BenchError("FILES", expected=f"results of version {SCHEMA_VERSION}", got=got, remedy=remedy)
     try:
-        trials = [_trial(trial) for trial in value.pop("trials")]
+        trials = [trial_result(trial) for trial in value.pop("trials")]
         return Results(trials=trials, **value)
     except (KeyError, TypeError) as error:
         raise BenchError("FILES", expected="results as written", got=f"{path} ({error})", remedy=remedy) from None
 
 
-def _trial(value: dict[str, Any]) -> TrialResult:
+def trial_result(value: dict[str, Any]) -> TrialResult:
+    """A size from the dictionary it was written as."""
     entries = [_entry(entry) for entry in value.pop("entries")]
     return TrialResult(entries=entries, **value)
 

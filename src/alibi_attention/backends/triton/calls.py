@@ -1,0 +1,177 @@
+"""Which kernels a call starts, with which arguments. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alibi_attention.backends.base import Gradients
+from alibi_attention.backends.triton import arguments, configs, plans, tune
+from alibi_attention.backends.triton import device as devices
+from alibi_attention.backends.triton.backward import query_kernel, rows_kernel
+from alibi_attention.backends.triton.backward_keys import key_kernel
+from alibi_attention.backends.triton.decode import merge_kernel, split_kernel
+from alibi_attention.backends.triton.forward import forward_kernel
+from alibi_attention.backends.triton.mend import mend_forward_kernel, mend_key_kernel, mend_query_kernel
+from alibi_attention.backends.triton.start import common, start
+from alibi_attention.horizon import BLOCK_K, blocks_of
+from alibi_attention.problem import Problem, Saved
+from alibi_attention.visibility import row_ranges
+
+# Rows that one program of a decoding step may hold: the queries of the heads that share a key.
+MOST_ROWS = 64
+LEAST_DECODED = 512
+MOST_SPLITS = 64
+
+plan_shape = plans.plan_shape
+
+
+def forward(
+    problem: Problem, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (arguments.contiguous_rows(t) for t in (query, key, value))
+    rows = (problem.batch, problem.num_heads, problem.q_len)
+    out = query.new_empty(*rows, problem.value_dim)
+    lse = query.new_empty(rows, dtype=torch.float32)
+    plan = query.new_empty(plan_shape(problem), dtype=torch.int32)
+    seen = arguments.visibility(problem)
+    made = plans.make(problem, query, key, value, slopes, seen, plan)
+    given = {
+        **common(problem, slopes), **seen, **arguments.strides(query=query, key=key, value=value),
+        "query": query, "key": key, "value": value, "out": out, "lse": lse, "plan": made.tiles, "order": made.order,
+        "bias": True, "spoilt": torch.empty_like(lse, dtype=torch.int32),
+    }  # fmt: skip
+    decoding = is_decoding(problem)
+    if decoding:
+        _decode(problem, given)
+    else:
+        config = tune.pick("forward", problem, lambda trial: _over_queries(forward_kernel, problem, trial, given))
+        _over_queries(forward_kernel, problem, config, given)
+    if not (decoding and problem.q_len == 1):
+        # With one query a head, what is not seen has not been read.
+        _mend_rows(mend_forward_kernel, problem, given)
+    return out, lse, plan
+
+
+def is_decoding(problem: Problem) -> bool:
+    """Whether the keys are split among programs, a few rows having too little work to go around."""
+    few = problem.q_len * problem.group_size <= MOST_ROWS and problem.q_len <= 16
+    return few and problem.k_len >= LEAST_DECODED and not problem.is_packed and problem.dropout_p == 0.0
+
+
+def _decode(problem: Problem, given: dict[str, Any]) -> None:
+    config = _config("decode", problem)
+    shared, rows = problem.batch * problem.num_kv_heads, problem.batch * problem.num_heads * problem.q_len
+    splits = _splits(problem, shared)
+    tensor = given["lse"]
+    given |= {
+        "peaks": tensor.new_empty(rows, splits), "masses": tensor.new_empty(rows, splits),
+        "totals": tensor.new_empty(rows, splits, problem.value_dim), "splits": splits,
+        "block_s": max(2, 1 << (splits - 1).bit_length()),
+        "rows_of_group": max(16, 1 << (problem.q_len * problem.group_size - 1).bit_length()),
+    }  # fmt: skip
+    start(split_kernel, problem, (shared * splits,), config, given)
+    start(merge_kernel, problem, (rows,), configs.Config({}, 4, 1), given)
+
+
+def _splits(problem: Problem, shared: int) -> int:
+    """Programs for each key head: about four for each processor, each with a tile at least."""
+    wanted = -(-4 * devices.processors(problem.device) // shared)
+    most = min(MOST_SPLITS, blocks_of(problem.k_len, BLOCK_K))
+    return 1 << (max(1, min(wanted, most)).bit_length() - 1)
+
+
+def backward(problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
+    query, key, value = (arguments.contiguous_rows(t) for t in (saved.query, saved.key, saved.value))
+    lse, grad_out = saved.lse.contiguous(), arguments.contiguous_rows(grad_out)
+    mean, shift, shift_left = (torch.empty_like(lse) for _ in range(3))
+    plan = plans.view(problem, saved.plan)
+    grads = Gradients(query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape), lse)
+    given = {
+        **common(problem, saved.slopes), **arguments.visibility(problem),
+        **arguments.strides(query=query, key=key, value=value, flow=grad_out),
+        "query": query, "key": key, "value": value, "out": saved.out.contiguous(), "lse": lse, "grad_out": grad_out,
+        "grad_lse": grad_lse.contiguous(), "mean": mean, "shift": shift, "shift_left": shift_left,
+        "shift_right": torch.empty_like(lse) if arguments.is_two_sided(problem) else None,
+        "grad_query": grads.query, "grad_key": grads.key, "grad_value": grads.value, "score_scale": problem.scale,
+        "bias": True, "learned": problem.learned_slopes,
+    }  # fmt: skip
+    # First the keys: their tiles of rows decide a part of what is noted of each row.
+    config = tune.pick("key", problem, lambda trial: _keys(problem, plan, trial, given))
+    _keys(problem, plan, config, given)
+    given |= {"plan": plan.tiles, "order": plan.order}
+    config = tune.pick("query", problem, lambda trial: _queries(problem, trial, given))
+    return grads._replace(slopes=_queries(problem, config, given))
+
+
+def _keys(problem: Problem, plan: plans.Plan, config: configs.Config, given: dict[str, Any]) -> None:
+    """What backward needs of each row, then the gradients of keys and values."""
+    block_m, block_n = config.constants["block_m"], config.constants["block_n"]
+    rows = _config("rows", problem)
+    grid = _blocks(problem, problem.q_len, rows.constants["block_m"])
+    start(rows_kernel, problem, grid, rows, {**given, "tile": block_m})
+    grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, block_n),)
+    given = {
+        **given, "ranges": plans.ranges(problem, plan, given, block_n), "order": plan.key_order,
+        "key_rows": _rows_by_key_block(problem, block_n),
+        "spoilt": given["key"].new_empty(given["key"].shape[:3], dtype=torch.int32), "range_keys": block_n,
+    }  # fmt: skip
+    start(key_kernel, problem, grid, config, given)
+    mend = _config("mend", problem)
+    grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, mend.constants["block_n"]),)
+    start(mend_key_kernel, problem, grid, mend, {**given, "precision": "ieee"})
+
+
+def _queries(problem: Problem, config: configs.Config, given: dict[str, Any]) -> Tensor:
+    """The gradients of queries, and that of slopes, (batch, num_heads), out of one number for each block of rows."""
+    blocks = blocks_of(problem.q_len, config.constants["block_m"]) if problem.learned_slopes else 0
+    slopes: Tensor = given["lse"].new_zeros(problem.batch, problem.num_heads, blocks)
+    given = {**given, "grad_slopes": slopes, "spoilt": torch.empty_like(given["lse"], dtype=torch.int32)}
+    _over_queries(query_kernel, problem, config, given)
+    _mend_rows(mend_query_kernel, problem, given)
+    return slopes.sum(-1)
+
+
+def _over_queries(kernel: Any, problem: Problem, config: configs.Config, given: dict[str, Any]) -> None:
+    start(kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
+
+
+def _mend_rows(kernel: Any, problem: Problem, given: dict[str, Any]) -> None:
+    config = _config("mend", problem)
+    start(
+        kernel,
+        problem,
+        _blocks(problem, problem.q_len, config.constants["block_m"]),
+        config,
+        {**given, "precision": "ieee"},
+    )
+
+
+def _rows_by_key_block(problem: Problem, block: int) -> Tensor | None:
+    """(key blocks, 4) for a packed call: first and end of the rows that see any key of a block, and that see them all.
+
+    Both bounds of what a row sees rise with the row.
+    """
+    if not problem.is_packed:
+        return None
+    _, lower, upper = (part[0].contiguous() for part in row_ranges(problem))
+    start = torch.arange(0, problem.k_len, block, device=problem.device)
+    return torch.stack(
+        [
+            torch.searchsorted(upper, start, right=True),
+            torch.searchsorted(lower, (start + block).clamp_max(problem.k_len)),
+            torch.searchsorted(upper, start + block),
+            torch.searchsorted(lower, start, right=True),
+        ],
+        dim=1,
+    ).to(torch.int32)
+
+
+def _config(kernel: str, problem: Problem) -> configs.Config:
+    return configs.config_for(kernel, *configs.kind(problem))
+
+
+def _blocks(problem: Problem, length: int, block: int) -> tuple[int]:
+    return (problem.batch * problem.num_heads * blocks_of(length, block),)

@@ -1,0 +1,141 @@
+"""Sizes of tiles: one choice for each kernel, width of head, size of element and family of devices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from alibi_attention.backends.triton import device
+from alibi_attention.problem import Problem
+
+
+class Config(NamedTuple):
+    """How a kernel is compiled and how many of its programs there are.
+
+    Attributes:
+        constants: the sizes that are compiled in, by the name of the kernel's argument.
+        num_warps, num_stages: as Triton means them.
+    """
+
+    constants: dict[str, int]
+    num_warps: int
+    num_stages: int
+
+
+def _tiles(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Config:
+    return Config({"block_m": block_m, "block_n": block_n}, num_warps, num_stages)
+
+
+def _fixed(constants: dict[str, int], num_warps: int) -> dict[int, dict[int, Config]]:
+    """One choice for every width and element, for what is limited by memory or rare."""
+    return {size: dict.fromkeys((64, 128, 256), Config(constants, num_warps, 1)) for size in (2, 4)}
+
+
+def _plan(rows: int, size: int, width: int) -> Config:
+    """The keys summed for the floor of a row: fewer, or none, where a tile of them would not fit in 64 KiB."""
+    if rows == 16:
+        return Config({"block_m": rows, "nearest": min(128, (1 << 15) // (size * width))}, 4, 1)
+    return Config({"block_m": rows, "nearest": 128 if size * width <= 128 else 64 if size * width == 256 else 0}, 8, 1)
+
+
+# By kernel, bytes of an element, and width: the greater head dimension padded to a power of two, at least 64. Each is
+# the largest tile tried that compiles, causal, without a register spilt to memory; nothing here has been timed.
+# Float32 keeps two parts of each operand in registers (three products of tf32), hence its small tiles.
+_EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
+    # Blocks that met an infinity or a NaN.
+    "mend": _fixed({"block_m": 16, "block_n": 16}, 8),
+    "rows": _fixed({"block_m": 32}, 4),
+    "summary": _fixed({"tiles_at_once": 8, "samples": 64}, 8),
+    "plan": {size: {width: _plan(128, size, width) for width in (64, 128, 256)} for size in (2, 4)},
+    "plan_few": {size: {width: _plan(16, size, width) for width in (64, 128, 256)} for size in (2, 4)},
+    # Bound by memory: what matters is how many bytes are on their way.
+    "decode": {
+        size: {
+            64: Config({"block_n": 64}, 4, 3),
+            128: Config({"block_n": 64}, 4, 2),
+            256: Config({"block_n": 32}, 4, 1),
+        }
+        for size in (2, 4)
+    },
+}
+_FLOAT32: dict[str, dict[int, Config]] = {
+    "forward": {64: _tiles(64, 16, 4, 2), 128: _tiles(16, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},
+    "query": {64: _tiles(32, 32, 4, 1), 128: _tiles(16, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
+    "key": {64: _tiles(32, 32, 4, 1), 128: _tiles(16, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
+}
+_SIXTEEN_BITS: dict[str, dict[str, dict[int, Config]]] = {
+    "sm_80": {
+        "forward": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 32, 8, 3), 256: _tiles(32, 32, 4, 2)},
+        "query": {64: _tiles(64, 32, 4, 2), 128: _tiles(64, 32, 4, 2), 256: _tiles(16, 32, 4, 1)},
+        "key": {64: _tiles(32, 128, 8, 2), 128: _tiles(32, 64, 8, 2), 256: _tiles(16, 32, 8, 1)},
+    },
+    "sm_90": {
+        "forward": {64: _tiles(128, 128, 8, 3), 128: _tiles(128, 64, 8, 3), 256: _tiles(64, 32, 8, 2)},
+        "query": {64: _tiles(128, 64, 8, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(64, 32, 8, 2)},
+        "key": {64: _tiles(32, 128, 8, 2), 128: _tiles(32, 32, 4, 2), 256: _tiles(16, 32, 8, 1)},
+    },
+    "sm_100": {
+        "forward": {64: _tiles(128, 128, 8, 3), 128: _tiles(128, 64, 8, 3), 256: _tiles(128, 32, 8, 2)},
+        "query": {64: _tiles(64, 64, 4, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(64, 32, 8, 2)},
+        "key": {64: _tiles(32, 128, 8, 2), 128: _tiles(32, 64, 8, 2), 256: _tiles(16, 32, 8, 1)},
+    },
+    "gfx942": {
+        "forward": {64: _tiles(128, 64, 8, 2), 128: _tiles(128, 32, 8, 2), 256: _tiles(64, 32, 8, 1)},
+        "query": {64: _tiles(64, 32, 4, 2), 128: _tiles(64, 32, 4, 1), 256: _tiles(64, 16, 8, 1)},
+        "key": {64: _tiles(32, 64, 4, 1), 128: _tiles(32, 32, 4, 1), 256: _tiles(16, 16, 4, 1)},
+    },
+}
+TABLES = {
+    family: {**_EVERYWHERE, **{kernel: {2: sixteen[kernel], 4: _FLOAT32[kernel]} for kernel in sixteen}}
+    for family, sixteen in _SIXTEEN_BITS.items()
+}
+
+
+def family_of(architecture: str) -> str:
+    """The table an architecture uses: its own, or that of the smallest shared memory."""
+    if architecture.startswith("gfx"):
+        return "gfx942"
+    return architecture if architecture in TABLES else "sm_80"
+
+
+def width_of(head_dim: int, value_dim: int) -> int:
+    """The least power of two, from 16, that holds both."""
+    return max(16, 1 << (max(head_dim, value_dim) - 1).bit_length())
+
+
+def padded(dim: int) -> int:
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+def config_for(kernel: str, architecture: str, element_size: int, width: int) -> Config:
+    """The configuration a call runs with."""
+    return TABLES[family_of(architecture)][kernel][element_size][max(64, width)]
+
+
+def kind(problem: Problem) -> tuple[str, int, int]:
+    """Architecture, bytes of an element, and width of a call."""
+    architecture = device.target(problem.device)
+    assert architecture is not None, problem.device
+    return architecture, problem.dtype.itemsize, width_of(problem.head_dim, problem.value_dim)
+
+
+def precision_for(architecture: str, element_size: int, width: int) -> str:
+    """How products of float32 are formed; those of 16-bit numbers are exact, and none is asked for.
+
+    "tf32x3" splits each operand in two and forms three products on tensor cores, to within 2^-21 or so; at width 256
+    the parts no longer fit in registers, and products are float32 ("ieee"), as they are on AMD. Plain tf32 is never
+    used: its error of 2^-11 is not SDPA's.
+    """
+    if element_size == 4 and architecture.startswith("sm_") and width <= 128:
+        return "tf32x3"
+    return "ieee"
+
+
+def shipped() -> list[tuple[str, str, int, int, Config]]:
+    """Every choice in the tables: family, kernel, bytes of an element, width, and the choice."""
+    return [
+        (family, kernel, size, width, config)
+        for family, table in TABLES.items()
+        for kernel, sizes in table.items()
+        for size, widths in sizes.items()
+        for width, config in widths.items()
+    ]

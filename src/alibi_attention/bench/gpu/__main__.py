@@ -1,0 +1,85 @@
+"""The command: ``python benchmarks/gpu.py``; ``python -m alibi_attention.bench.gpu`` where the package is installed."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from alibi_attention.bench.errors import BenchError
+from alibi_attention.bench.gpu.cases import GPU_CASES, gpu_trials
+from alibi_attention.bench.gpu.run import Budget, GpuRun, spare_workers
+from alibi_attention.bench.gpu.verdicts import report
+
+RESULTS = Path("benchmarks/results")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/gpu.py",
+        description="Check the Triton kernels on this machine's GPU and measure them against the peers there, "
+        "in under eight minutes. Needs torch and Triton.",
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of {', '.join(GPU_CASES)}; all by default")
+    parser.add_argument(
+        "--output", type=Path, help="a new .json file; by default benchmarks/results/gpu-NAME-DATE.json"
+    )
+    parser.add_argument("--minutes", type=float, default=7.5, help="for everything; 7.5 by default")
+    parser.add_argument("--no-suite", action="store_true", help="no checks, benchmarks alone")
+    parser.add_argument("--no-benchmarks", action="store_true", help="no benchmarks, checks alone")
+    parser.add_argument("--list", action="store_true", help="cases, and measure nothing")
+    options = parser.parse_args(arguments)
+    if options.list:
+        for case in GPU_CASES.values():
+            print(f"{case.name}: {case.title}; against {', '.join(case.peers)}")
+        return 0
+    try:
+        trials = gpu_trials(options.cases)
+    except BenchError as error:
+        parser.error(str(error))
+    if not torch.cuda.is_available():
+        print("No GPU that torch can use. Nothing was measured; the targets stay owed.", file=sys.stderr)
+        return 2
+    output = options.output or RESULTS / f"gpu-{_slug(torch.cuda.get_device_name(0))}-{_now()}.json"
+    if output.exists() or output.suffix != ".json":
+        parser.error(f"--output: expected a new .json file, got {output}")
+    run = GpuRun(
+        [] if options.no_benchmarks else trials, output, budget=_budget(options.minutes, options.no_benchmarks),
+        with_suite=not options.no_suite, workers=spare_workers(), tell=_say,
+    )  # fmt: skip
+    try:
+        results = run.run()
+    except KeyboardInterrupt:
+        print(f"Stopped. What was known until then is in {output}, marked incomplete.", file=sys.stderr)
+        return 130
+    print(f"\n{report(results)}\n\nWritten to {output} ({results.status}, {results.seconds:.0f} s)")
+    return 1 if results.suite.get("failed") else 0
+
+
+def _budget(minutes: float, checks_alone: bool) -> Budget:
+    whole = 60.0 * minutes - 5.0
+    base = Budget()
+    suite = whole - 25.0 if checks_alone else min(base.suite, whole / 3.0)
+    return replace(base, whole=whole, suite=suite)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _now() -> str:
+    return f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Checks first, and compilation beside them; then benchmarks until time is up; results on disk all the while."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from alibi_attention.bench.case import short
+from alibi_attention.bench.gpu.cases import FASTEST, GpuTrial
+from alibi_attention.bench.gpu.suite import Findings, Suite
+from alibi_attention.bench.gpu.trial import GpuSettings
+from alibi_attention.bench.gpu.watch import Measuring, Process
+from alibi_attention.bench.gpu.worker import Plan
+from alibi_attention.bench.machine import machine
+from alibi_attention.bench.results import Results, TrialResult
+from alibi_attention.bench.tables import milliseconds
+
+SCRIPT = Path(__file__).resolve().parents[4] / "tests" / "backends" / "triton_kernels" / "kernel_suite.py"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long what may take, in seconds from the start.
+
+    Attributes:
+        suite: the checks, and compilation beside them.
+        whole: everything; under eight minutes with a margin for the last process to end.
+        stall: how long one step of a benchmark may go without an answer.
+    """
+
+    suite: float = 150.0
+    whole: float = 445.0
+    stall: float = 75.0
+
+
+@dataclass
+class GpuRun:
+    """One run.
+
+    Attributes:
+        trials: sizes to measure, in order; none for checks alone.
+        with_suite: whether to run the checks.
+        workers: processes for checks and for compilation, each.
+        cases: random calls among the checks.
+        tell: is given lines for people.
+    """
+
+    trials: Sequence[GpuTrial]
+    output: Path
+    device: str = "cuda"
+    settings: GpuSettings = field(default_factory=GpuSettings)
+    budget: Budget = field(default_factory=Budget)
+    with_suite: bool = True
+    workers: int = 4
+    cases: int = 150
+    script: Path = SCRIPT
+    tell: Callable[[str], None] = print
+
+    def run(self) -> Results:
+        """Run, and keep ``output`` up to date; what stops it (Ctrl-C too) leaves what is known."""
+        begin = time.monotonic()
+        results = Results(machine(), {
+            **asdict(self.settings), **asdict(self.budget), "device": self.device,
+            "cases": list(dict.fromkeys(trial.case.name for trial in self.trials)),
+            "peers": list(dict.fromkeys(peer for trial in self.trials for peer in trial.case.peers)),
+        })  # fmt: skip
+        results.write(self.output)
+        folder = Path(tempfile.mkdtemp(prefix="alibi-gpu-"))
+        try:
+            self._checks(folder, results)
+            self._benchmarks(folder, results, begin)
+        finally:
+            results.seconds = time.monotonic() - begin
+            results.write(self.output)
+            shutil.rmtree(folder, ignore_errors=True)
+        return results
+
+    def _checks(self, folder: Path, results: Results) -> None:
+        if not self.with_suite:
+            results.suite = Findings(reason="it was not asked for").summary()
+            return
+        warming = self._warmed(folder)
+        suite = Suite(self.script, folder, self.workers, self.budget.suite, self.cases)
+        try:
+            found = suite.wait(lambda found: self.tell(found.line()))
+        finally:
+            suite.end()
+            for process in warming:
+                process.end()
+            results.suite = suite.findings().summary()
+            results.write(self.output)
+        self.tell(found.line())
+        for name, reason in found.failed.items():
+            self.tell(f"  FAILED {name}: {reason}")
+
+    def _warmed(self, folder: Path) -> list[Process]:
+        """Processes that compile, into the caches on disk, what the benchmarks will need."""
+        found = []
+        for part in range(min(self.workers, len(self.trials))):
+            mine = {number: trial for number, trial in enumerate(self.trials) if number % self.workers == part}
+            place = folder / f"warm-{part}"
+            Plan(self.device, mine, self.settings, warm=True).write(place / "plan.json")
+            found.append(Process(["-m", "alibi_attention.bench.gpu.worker", str(place)], place / "worker.log"))
+        return found
+
+    def _benchmarks(self, folder: Path, results: Results, begin: float) -> None:
+        place = folder / "measured"
+        place.mkdir()
+        if not self.trials:
+            results.status = "complete"
+            return
+        measuring = Measuring(place, Plan(self.device, dict(enumerate(self.trials)), self.settings), self.budget.stall)
+        told: set[int] = set()
+
+        def changed(found: dict[int, TrialResult]) -> None:
+            results.machine["gpu"] = results.machine.get("gpu") or _json(place / "machine.json")
+            results.trials = [with_targets(found[number], self.trials[number]) for number in sorted(found)]
+            results.write(self.output)
+            for number, trial in found.items():
+                if trial.complete and number not in told:
+                    told.add(number)
+                    self.tell(_line(trial, time.monotonic() - begin))
+
+        found = measuring.run(begin + self.budget.whole, changed)
+        changed(found)
+        if results.machine.get("gpu") is None:
+            results.machine["gpu"] = {"name": "unknown: the measuring process never began", "last words": _log(place)}
+        whole = len(found) == len(self.trials) and all(trial.complete for trial in found.values())
+        results.status = "complete" if whole else "incomplete"
+
+
+def with_targets(result: TrialResult, trial: GpuTrial) -> TrialResult:
+    """The result with what was asked for; `FASTEST` becomes the peer that was."""
+    asked = dict(trial.targets)
+    ratio = asked.pop(FASTEST, None)
+    if ratio is not None:
+        peers = [entry for entry in result.entries if not entry.ours and entry.seconds is not None]
+        fastest = min(peers, key=lambda entry: entry.seconds or 0.0, default=None)
+        asked[FASTEST if fastest is None else fastest.name] = ratio
+    first = next(iter(asked), None)
+    return replace(result, targets=asked, target_peer=first, target_ratio=None if first is None else asked[first])
+
+
+def _line(trial: TrialResult, seconds: float) -> str:
+    parts = [
+        f"{entry.name} {milliseconds(entry.seconds)} ms" if entry.seconds is not None else f"{entry.name} –"
+        for entry in trial.entries
+    ]
+    note = f"  ({trial.note})" if trial.note else ""
+    return f"[{seconds:4.0f} s] {trial.case}, D={trial.head_dim}, {short(trial.keys)}: {', '.join(parts)}{note}"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _log(place: Path) -> str:
+    try:
+        return (place / "worker.log").read_text(encoding="utf-8", errors="replace")[-2000:]
+    except OSError:
+        return ""
+
+
+def spare_workers() -> int:
+    """As many processes as leave the machine responsive."""
+    return max(1, min(6, (os.cpu_count() or 2) // 3))

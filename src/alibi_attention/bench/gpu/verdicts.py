@@ -1,0 +1,113 @@
+"""What was asked and what came of it, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from alibi_attention.bench.case import short
+from alibi_attention.bench.compare import comparisons, refusals
+from alibi_attention.bench.gpu.cases import FASTEST
+from alibi_attention.bench.results import Results, TrialResult
+from alibi_attention.bench.summary import times
+from alibi_attention.bench.tables import NONE, Table, milliseconds
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One target: ``found`` is the ratio, or None with the reason in ``why``."""
+
+    trial: TrialResult
+    peer: str
+    target: float
+    found: float | None
+    why: str
+
+    @property
+    def word(self) -> str:
+        if self.found is None:
+            return "owed"
+        return "met" if self.found >= self.target else "MISSED"
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Every target of the run, those that could not be tested among them."""
+    return [verdict for trial in results.trials for verdict in _of_trial(trial)]
+
+
+def _of_trial(trial: TrialResult) -> Iterator[Verdict]:
+    found = {each.peer.name: each for each in comparisons(trial) if each.ours.default}
+    for peer, target in trial.targets.items():
+        if peer in found:
+            each = found[peer]
+            spread = f"{times(each.ratio.low)}–{times(each.ratio.high)} over {each.ratio.rounds} rounds"
+            yield Verdict(trial, peer, target, each.ratio.median, spread)
+        else:
+            yield Verdict(trial, peer, target, None, _why_not(trial, peer))
+
+
+def _why_not(trial: TrialResult, peer: str) -> str:
+    ours, theirs = trial.default, trial.entry(peer)
+    if ours is not None and ours.refused:
+        return f"{ours.name}: {ours.refused}"
+    if theirs is not None and theirs.refused:
+        return f"{peer}: {theirs.refused}"
+    if peer == FASTEST:
+        return "no dense peer was measured"
+    return trial.note or "not reached in time"
+
+
+def verdict_table(results: Results) -> Table:
+    """Targets, with the ratio found and its range."""
+    rows = []
+    for each in verdicts(results):
+        found = NONE if each.found is None else times(each.found)
+        size = [each.trial.case, str(each.trial.head_dim), short(each.trial.keys), each.peer]
+        rows.append([*size, f"{each.target:g}x", found, each.word, each.why])
+    header = ["case", "D", "length", "against", "target", "found", "verdict", "range, or why not"]
+    return Table("Targets", header, rows, labels=4)
+
+
+def time_lines(results: Results) -> list[str]:
+    """Milliseconds of everyone at every size, with error and speed where they are known."""
+    lines = []
+    for trial in results.trials:
+        kept = f", {trial.kept_share:.1%} of the tiles kept" if trial.kept_share is not None else ""
+        lines.append(f"{trial.case}, D={trial.head_dim}, {short(trial.keys)}, {trial.heads} heads{kept}")
+        for entry in trial.entries:
+            if entry.seconds is None:
+                continue
+            error = "" if entry.error is None else f", error {entry.error:.1e}"
+            lines.append(f"    {entry.name:<14} {milliseconds(entry.seconds):>10} ms{error}")
+    return lines
+
+
+def report(results: Results) -> str:
+    """Everything worth reading at the end of a run."""
+    parts = []
+    if results.trials:
+        table = verdict_table(results)
+        if table.rows:
+            parts += ["Targets: time of the peer over ours, in the same rounds", _aligned([table.header, *table.rows])]
+        parts += ["", "Times", *time_lines(results)]
+    left = refusals(results)
+    if left:
+        parts += ["", "Peers not measured", *left]
+    suite = results.suite
+    if suite.get("reason"):
+        parts += ["", f"Checks not run: {suite['reason']}"]
+    elif suite:
+        left_out = len(suite["left_out"])
+        parts += ["", f"Checks: {suite['passed']} passed, {len(suite['failed'])} failed, {left_out} left out for time"]
+        parts += [f"    FAILED {name}: {reason}" for name, reason in suite["failed"].items()]
+    return "\n".join(parts)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Columns of one width each; the last runs free."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return "\n".join(lines)

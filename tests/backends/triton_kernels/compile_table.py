@@ -1,0 +1,198 @@
+"""Every shipped kernel compiled for every architecture, without a GPU, and what is wrong with the result.
+
+    PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py                     the whole table (long)
+    PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py --only "sm_90 forward"   lines with these words
+
+Each line is compiled in a process of its own, --jobs at a time, because a compiler that fails an assertion takes its
+process along; Triton's cache makes the second run quick. Exit status 1 where a line has a fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from machine_code import ARCHITECTURES, Report, build
+from stand_in import Start, key_of, record, variant_of
+
+# At most so many instructions for each score element more than the same kernel without a bias.
+MOST_FOR_THE_BIAS = 1.2
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Kernels that multiply matrices: the others have none of their instructions to show.
+MULTIPLYING = ("forward_kernel", "query_kernel", "key_kernel")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A call, the kernels of which are compiled: ``options`` as `stand_in.record` takes them."""
+
+    architecture: str
+    dtype: str
+    head_dim: int
+    feature: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture} {self.dtype} D={self.head_dim} {self.feature}"
+
+    def starts(self) -> list[Start]:
+        """What the package would start, each piece of code once."""
+        options = {
+            name: torch.empty(*shape, dtype=dtype, device="meta") if isinstance(shape, tuple) else shape
+            for name, (shape, dtype) in self.options.items()
+        }
+        found = record(self.architecture, head_dim=self.head_dim, dtype=_DTYPES[self.dtype], **options).starts
+        return list({key_of(variant_of(start, self.architecture)): start for start in found}.values())
+
+
+def _plain(**options: Any) -> dict[str, Any]:
+    return {name: (value, None) for name, value in options.items()}
+
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "causal": {},
+    "both ways": _plain(is_causal=False),
+    "grouped": _plain(kv_heads=2, transposed=True),
+    "dropout": _plain(dropout_p=0.1),
+    "padded": {"key_mask": ((2, 300), torch.bool)},
+    "packed": {**_plain(batch=1), "cu_seqlens": ((4,), torch.int32)},
+    "learned": _plain(learned_slopes=True, tolerance=0.0),
+    "decode": _plain(q_len=1, k_len=4096, cached=True, gradients=False),
+    "decode grouped": _plain(q_len=1, k_len=4096, cached=True, gradients=False, kv_heads=1),
+}
+
+
+def lines(*, whole: bool) -> Iterator[Line]:
+    """All of the table, or what a quick look compiles of it."""
+    for architecture in ARCHITECTURES:
+        for dtype in _DTYPES:
+            for head_dim in (16, 64, 80, 128, 256):
+                for feature, options in FEATURES.items():
+                    if whole or f"{architecture} {dtype} {head_dim} {feature}" in _QUICK:
+                        yield Line(architecture, dtype, head_dim, feature, options)
+
+
+_QUICK = {
+    *(f"{architecture} bf16 64 causal" for architecture in ARCHITECTURES),
+    "sm_90 bf16 128 both ways", "sm_80 fp32 64 causal", "gfx942 fp32 64 causal", "sm_90 bf16 64 decode",
+}  # fmt: skip
+
+
+def look(line: Line, only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A record for each kernel of the line: what it takes, and its faults in words."""
+    found = []
+    for start in line.starts():
+        name = f"{line.name} {start.name}"
+        if not all(word in name for word in only):
+            continue
+        try:
+            report = build(variant_of(start, line.architecture), line.architecture)
+            faults = [*report.faults(), *_without_matrices(start, report), *_dear_bias(line, start, report)]
+            counts = {"warps": start.config.num_warps, "stages": start.config.num_stages}
+            found.append({
+                "kernel": name, "registers": report.registers, "spills": report.spills, "shared": report.shared,
+                "matrix": report.tensor_ops, "config": {**start.config.constants, **counts},
+                "per_score": round(report.per_score, 2) if report.variant.scores else None, "faults": faults,
+            })  # fmt: skip
+        except Exception as error:
+            text = (str(error).strip().splitlines() or [""])[0]
+            found.append({"kernel": name, "faults": [f"does not compile: {type(error).__name__}: {text[:200]}"]})
+    return found
+
+
+def _without_matrices(start: Start, report: Report) -> list[str]:
+    if start.name not in MULTIPLYING:
+        return []
+    wanted = report.architecture.virtual
+    if report.variant.signature["query"] == "*fp32" and start.everything["precision"] == "ieee" and wanted:
+        # Products of float32 proper: NVIDIA has no matrix instructions for them.
+        return []
+    if report.tensor_ops == 0:
+        return ["no matrix instructions"]
+    # What a warp group or a tensor memory multiplies has 64 rows or more; smaller tiles use those of a warp.
+    large = start.config.constants["block_m"] >= 64 and start.config.constants["block_n"] >= 32
+    if large and wanted and report.variant.signature["query"] != "*fp32" and not report.virtual_ops:
+        return [f"no {wanted}"]
+    return []
+
+
+def _dear_bias(line: Line, start: Start, report: Report) -> list[str]:
+    # A decoding step waits for memory, and most of the rows of its tile are padding.
+    if start.name not in MULTIPLYING or not report.main_loop:
+        return []
+    without = build(variant_of(start, line.architecture, bias=False), line.architecture)
+    extra = report.per_score - without.per_score
+    if extra > MOST_FOR_THE_BIAS:
+        return [f"the bias costs {extra:.2f} instructions a score ({report.per_score:.2f} for {without.per_score:.2f})"]
+    return []
+
+
+def table(wanted: Sequence[Line], only: Sequence[str] = (), jobs: int = 1) -> Iterator[list[dict[str, Any]]]:
+    """Records of each line, in order, each from a process of its own."""
+
+    def in_process(line: Line) -> list[dict[str, Any]]:
+        command = [sys.executable, __file__, "--line", line.name, "--only", " ".join(only)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = [json.loads(text) for text in done.stdout.splitlines() if text.startswith('{"kernel"')]
+        if done.returncode not in (0, 1):
+            last = (done.stderr.strip().splitlines() or [""])[-1]
+            found.append({"kernel": line.name, "faults": [f"the compiler ended with {done.returncode}: {last[:200]}"]})
+        return found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(in_process, wanted)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compile the Triton kernels ahead of time and inspect the code.")
+    parser.add_argument("--only", default="", help="words that a line's name must have")
+    parser.add_argument("--quick", action="store_true", help="the few lines that the tests compile")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help="with --quick: write the faults into known_faults.json")
+    parser.add_argument("--line", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    only = options.only.split()
+    every = list(lines(whole=not options.quick))
+    if options.line:
+        (line,) = (each for each in lines(whole=True) if each.name == options.line)
+        for found in look(line, only):
+            print(json.dumps(found), flush=True)
+        return 0
+    of_line = [word for word in only if not word.endswith("_kernel")]
+    wanted = [line for line in every if all(word in line.name for word in of_line)]
+    count = faulty = 0
+    known = {}
+    for found in table(wanted, only, options.jobs):
+        for each in found:
+            count, faulty = count + 1, faulty + bool(each["faults"])
+            if each["faults"]:
+                known[each["kernel"]] = each["faults"]
+            print(f"{'FAULT' if each['faults'] else 'ok   '} {_text(each)}", flush=True)
+    print(f"{count} kernels, {faulty} with faults")
+    if options.record:
+        path = Path(__file__).with_name("known_faults.json")
+        path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    return 1 if faulty else 0
+
+
+def _text(found: dict[str, Any]) -> str:
+    sizes = ", ".join(f"{name} {value}" for name, value in found.get("config", {}).items())
+    taken = ", ".join(
+        f"{found[name]} {name}" for name in ("registers", "shared", "matrix", "per_score") if found.get(name)
+    )
+    return f"{found['kernel']}: {taken} ({sizes})" + "".join(f"; {fault}" for fault in found["faults"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+"""What the compiler made of a kernel: registers, spills, shared memory, tensor-core instructions, and the main loop.
+
+Works without a GPU: Triton's wheel carries the assemblers and disassemblers of NVIDIA; code for AMD comes as text.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of GPU, and what a block of threads may take of it.
+
+    Attributes:
+        shared: bytes of shared memory a block can have.
+        registers: of a thread, and of all threads of a block together.
+        lanes: threads of a warp.
+        tensor_op: pattern of its matrix instructions in machine code.
+        virtual: what they are called one stage earlier, in PTX; "" where there is no such stage.
+    """
+
+    target: GPUTarget
+    shared: int
+    registers: tuple[int, int]
+    lanes: int
+    tensor_op: str
+    virtual: str
+
+
+ARCHITECTURES = {
+    "sm_80": Architecture(GPUTarget("cuda", 80, 32), 163 * KIB, (255, 65536), 32, r"HMMA\.", "mma.sync"),
+    "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227 * KIB, (255, 65536), 32, r"HGMMA\.|HMMA\.", "wgmma.mma_async"),
+    "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227 * KIB, (255, 65536), 32, r"UTC\w*MMA|HMMA\.", "tcgen05.mma"),
+    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64 * KIB, (512, 131072), 64, r"v_mfma_", ""),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with one set of compile-time values.
+
+    Attributes:
+        signature: type of every argument: "*bf16", "i32", "fp32", "constexpr", ...
+        constants: values of the constexpr arguments, and of arguments specialised to a value.
+        attributes: what Triton may assume of arguments, by place.
+        options: num_warps, num_stages, ...
+        scores: score elements a pass of the main loop works on.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constants: Mapping[Any, Any]
+    attributes: Mapping[tuple[int, ...], Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    scores: int = 0
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    jumps_to: str | None = None
+    conditional: bool = False
+    ends: bool = False
+
+
+@dataclass(frozen=True)
+class Code:
+    """Instructions in order, and where labels point."""
+
+    instructions: list[Instruction]
+    labels: dict[str, int]
+
+    @cached_property
+    def loops(self) -> list[frozenset[int]]:
+        """The instructions of each natural loop, the shortest first, so inner ones before those around them."""
+        return _natural_loops(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one variant takes on one architecture; ``spills`` in bytes a thread, or spilled registers on AMD."""
+
+    variant: Variant
+    architecture: Architecture
+    registers: int
+    spills: int
+    shared: int
+    tensor_ops: int
+    virtual_ops: int
+    code: Code
+
+    @property
+    def threads(self) -> int:
+        return int(self.variant.options.get("num_warps", 4)) * self.architecture.lanes
+
+    @cached_property
+    def main_loop(self) -> Counter[str]:
+        """Instructions by name of the shortest loop with the most matrix instructions; empty without such a loop.
+
+        Of loops that multiply the same, that over tiles with masks is longer.
+        """
+        is_matrix = re.compile(self.architecture.tensor_op)
+        best: Counter[str] = Counter()
+        most = 0
+        inner: list[frozenset[int]] = []
+        for loop in self.code.loops:
+            names = Counter(self.code.instructions[at].name for at in loop)
+            matrices = sum(number for name, number in names.items() if is_matrix.match(name))
+            if not matrices or any(each < loop for each in inner):
+                continue
+            inner.append(loop)
+            if matrices > most:
+                best, most = names, matrices
+        return best
+
+    @property
+    def per_score(self) -> float:
+        """Instructions that threads execute for each score element, by the length of the main loop."""
+        return self.main_loop.total() * self.threads / self.variant.scores
+
+    def faults(self) -> list[str]:
+        """What breaks a limit of the architecture, in words."""
+        each, all_together = self.architecture.registers
+        found = []
+        if self.spills:
+            found.append(f"spills {self.spills}")
+        if self.registers > each or self.registers * self.threads > all_together:
+            found.append(f"{self.registers} registers for {self.threads} threads")
+        if self.shared > self.architecture.shared:
+            found.append(f"{self.shared} bytes of shared memory, there are {self.architecture.shared}")
+        return found
+
+
+def build(variant: Variant, architecture: str) -> Report:
+    """Compile (Triton's own cache is used, and is safe among processes) and read the result."""
+    machine = ARCHITECTURES[architecture]
+    source = ASTSource(variant.kernel, dict(variant.signature), dict(variant.constants), dict(variant.attributes))
+    compiled = triton.compile(source, target=machine.target, options=dict(variant.options))
+    if machine.target.backend == "hip":
+        return _read_amd(variant, machine, compiled)
+    return _read_nvidia(variant, machine, compiled)
+
+
+def _tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _read_nvidia(variant: Variant, machine: Architecture, compiled: Any) -> Report:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run(_tool("cuobjdump"), "-res-usage", file.name)
+        text = _run(_tool("nvdisasm"), "-c", file.name)
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    code = parse_sass(text)
+    memory_spills = sum(each.name.split(".")[0] in ("STL", "LDL") for each in code.instructions)
+    return Report(
+        variant, machine,
+        registers=int(found["REG"]),
+        spills=int(found["STACK"]) + int(found["LOCAL"]) or memory_spills,
+        shared=compiled.metadata.shared,
+        tensor_ops=_count(code, machine.tensor_op),
+        virtual_ops=compiled.asm["ptx"].count(machine.virtual),
+        code=code,
+    )  # fmt: skip
+
+
+def _read_amd(variant: Variant, machine: Architecture, compiled: Any) -> Report:
+    text = compiled.asm["amdgcn"]
+    code = parse_gcn(text)
+
+    def number(key: str) -> int:
+        return int(re.search(rf"\.{key}:\s+(\d+)", text).group(1))  # type: ignore[union-attr]
+
+    return Report(
+        variant, machine,
+        registers=number("vgpr_count"),
+        # Scalar registers spill into lanes of vector registers, not to memory.
+        spills=number("vgpr_spill_count"),
+        shared=compiled.metadata.shared,
+        tensor_ops=_count(code, machine.tensor_op),
+        virtual_ops=0,
+        code=code,
+    )  # fmt: skip
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _count(code: Code, pattern: str) -> int:
+    return sum(re.match(pattern, each.name) is not None for each in code.instructions)
+
+
+_SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)(.*?);")
+_LABEL = re.compile(r"^(\.L_x_\w+|\.LBB\w+):")
+
+
+def parse_sass(text: str) -> Code:
+    """The listing of ``nvdisasm -c``; NOPs are padding."""
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := _LABEL.match(line):
+            labels[label.group(1)] = len(instructions)
+            continue
+        found = _SASS.search(line)
+        if not found or found.group(2) == "NOP":
+            continue
+        predicate, name, rest = found.groups()
+        target = re.search(r"`\((\.L_x_\w+)\)", rest) if name.split(".")[0] in ("BRA", "BRX") else None
+        # Uniform branches name their predicate among the operands.
+        conditional = predicate is not None or re.match(r"\s*!?U?P\d", rest) is not None
+        instructions.append(
+            Instruction(
+                name, target.group(1) if target else None, conditional,
+                ends=name.split(".")[0] in ("EXIT", "RET") and not conditional,
+            )
+        )  # fmt: skip
+    return Code(instructions, labels)
+
+
+def parse_gcn(text: str) -> Code:
+    """The assembly Triton keeps for AMD."""
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := _LABEL.match(line):
+            labels[label.group(1)] = len(instructions)
+            continue
+        found = re.match(r"^\s+([sv]_\w+|ds_\w+|buffer_\w+|global_\w+|flat_\w+)\s*(\S*)", line)
+        if not found or found.group(1) in ("s_nop", "s_code_end"):
+            continue
+        name, operand = found.groups()
+        jumps = name == "s_branch" or name.startswith("s_cbranch")
+        instructions.append(
+            Instruction(name, operand if jumps else None, name.startswith("s_cbranch"), ends=name == "s_endpgm")
+        )
+    return Code(instructions, labels)
+
+
+def _natural_loops(code: Code) -> list[frozenset[int]]:
+    """Bodies of back edges, whose target dominates their source; those of one header are one loop."""
+    blocks = _blocks(code)
+    successors = {start: _successors(code, end) for start, end in blocks.items()}
+    dominators = _dominators(successors)
+    predecessors: dict[int, set[int]] = {start: set() for start in blocks}
+    for source, targets in successors.items():
+        for target in targets:
+            predecessors[target].add(source)
+    bodies: dict[int, set[int]] = {}
+    for source, targets in successors.items():
+        for header in targets:
+            if source in dominators and header in dominators[source]:
+                bodies.setdefault(header, set()).update(_body(header, source, predecessors))
+    loops = [frozenset(at for start in body for at in range(start, blocks[start])) for body in bodies.values()]
+    return sorted(loops, key=len)
+
+
+def _body(header: int, source: int, predecessors: Mapping[int, Iterable[int]]) -> set[int]:
+    body, waiting = {header, source}, [source]
+    while waiting:
+        block = waiting.pop()
+        if block == header:
+            continue
+        for each in predecessors[block]:
+            if each not in body:
+                body.add(each)
+                waiting.append(each)
+    return body
+
+
+def _blocks(code: Code) -> dict[int, int]:
+    """First instruction to end of every basic block."""
+    size = len(code.instructions)
+    starts = {0, *code.labels.values()}
+    starts.update(at + 1 for at, each in enumerate(code.instructions) if each.jumps_to or each.ends)
+    ordered = sorted(start for start in starts if start < size)
+    return dict(zip(ordered, [*ordered[1:], size], strict=True))
+
+
+def _successors(code: Code, end: int) -> set[int]:
+    last, size = code.instructions[end - 1], len(code.instructions)
+    found = set()
+    if last.jumps_to is not None and last.jumps_to in code.labels:
+        found.add(code.labels[last.jumps_to])
+    falls_through = not last.ends and (last.jumps_to is None or last.conditional)
+    if falls_through:
+        found.add(end)
+    return {each for each in found if each < size}
+
+
+def _dominators(successors: Mapping[int, set[int]]) -> dict[int, set[int]]:
+    """Of the blocks that can be reached from the first."""
+    order: list[int] = []
+    seen, waiting = {0}, [0]
+    while waiting:
+        block = waiting.pop()
+        order.append(block)
+        for each in sorted(successors[block] - seen):
+            seen.add(each)
+            waiting.append(each)
+    before: dict[int, set[int]] = {block: set() for block in order}
+    for block in order:
+        for each in successors[block]:
+            before[each].add(block)
+    found = {block: set(order) for block in order}
+    found[0] = {0}
+    changed = True
+    while changed:
+        changed = False
+        for block in order[1:]:
+            new = set.intersection(*(found[each] for each in before[block])) | {block}
+            if new != found[block]:
+                found[block], changed = new, True
+    return found
