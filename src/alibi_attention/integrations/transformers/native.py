@@ -75,7 +75,8 @@ class LeanBloomMLP(BloomMLP):  # type: ignore[misc]
             or (self.pretraining_tp > 1 and self.slow_but_exact)
             or any(_is_watched(part) for part in parts)
         ):
-            return super().forward(hidden_states, residual)
+            whole: Tensor = super().forward(hidden_states, residual)
+            return whole
         tokens = hidden_states.flatten(0, -2)
         out: Tensor | None = None
         for start in range(0, tokens.shape[0], _MLP_TOKENS):
@@ -84,9 +85,11 @@ class LeanBloomMLP(BloomMLP):  # type: ignore[misc]
                 out = piece.new_empty(tokens.shape[0], piece.shape[-1])
             out[start : start + _MLP_TOKENS] = piece
         assert out is not None
-        # The stock block adds into a tensor of its own; this one is nobody else's either.
         out = out.view(residual.shape)
-        return dropout_add(out, residual, self.hidden_dropout, self.training) if self.training else out.add_(residual)
+        if self.training:
+            summed: Tensor = dropout_add(out, residual, self.hidden_dropout, self.training)
+            return summed
+        return out.add_(residual)
 
 
 _MLP_TOKENS = 1024
