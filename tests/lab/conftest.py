@@ -16,7 +16,7 @@ WORDS = ["the", "slope", "of", "each", "head", "falls", "by", "half", "so", "nea
 TINY: dict[str, Any] = {
     "length": 16,
     "eval_lengths": (16, 24, 64),
-    "eval_bytes": 256,
+    "eval_tokens": 256,
     "layers": 1,
     "heads": 2,
     "width": 16,

@@ -9,7 +9,10 @@ import typer
 
 from alibi_attention.cli.bench import bench
 from alibi_attention.cli.demo import demo
+from alibi_attention.cli.evaluate import evaluate
 from alibi_attention.cli.extrapolate import extrapolate
+from alibi_attention.cli.inspect import inspect
+from alibi_attention.cli.reproduce import reproduce
 
 app = typer.Typer(
     help="ALiBi attention: see it, and measure what it does beyond the length of training.",
@@ -20,6 +23,9 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(extrapolate)
+app.command()(evaluate)
+app.command()(inspect)
+app.add_typer(reproduce, name="reproduce")
 app.add_typer(bench, name="bench")
 
 

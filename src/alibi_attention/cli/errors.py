@@ -36,6 +36,10 @@ def laboratory_errors(run: Path) -> Iterator[None]:
     except RunInterrupted as stopped:
         typer.echo(f"Stopped. {_how_to_continue(run)}", err=True)
         raise typer.Exit(128 + stopped.signal_number) from None
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise refuse("files", f"expected to read and write, got {error.strerror}{where}",
+                     f"mend that; what was written is kept. {_how_to_continue(run)}") from None  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(f"Stopped at once. {_how_to_continue(run)}", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None

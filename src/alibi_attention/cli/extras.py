@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 EXTRAS = {
     "cli": ("typer", "rich"),
-    "lab": ("lightning", "matplotlib", "numpy", "pydantic", "safetensors", "tensorboard"),
+    "lab": ("lightning", "matplotlib", "numpy", "pydantic", "safetensors", "tensorboard", "yaml"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -22,6 +23,10 @@ class Interruption:
     def __init__(self) -> None:
         self.requested: int | None = None
         self._previous: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Handlers belong to the process that set them.
+        return {"requested": None, "_previous": {}}
 
     def __enter__(self) -> Interruption:
         # Python delivers signals to the main thread only, and refuses handlers set from any other.
@@ -45,3 +50,7 @@ class Interruption:
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = self.requested or number
+        if number == signal.SIGTERM:
+            # A terminal sends Ctrl-C to every process of the run by itself.
+            for child in multiprocessing.active_children():
+                child.terminate()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alibi_attention.lab.adaptive import AdaptiveEmbedding
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.positions import DecoderShape, PositionMethod, position_methods
 
 VOCABULARY = 256
-"""Byte values. Text holds no NUL, so 0 stands between documents."""
+"""Byte values, the tokens by default. Text holds no NUL, so 0 stands between documents."""
 
-# Logits of this many positions exist at once; (positions, 256) float32 is then 4 MiB at any length.
-LOSS_CHUNK = 4096
+# Logits that exist at once: 4 MiB of float32 at any length.
+LOSS_CHUNK = 1 << 20
 
 
 class Attention(nn.Module):
@@ -37,8 +39,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.attention_norm = nn.LayerNorm(width, bias=False)
         self.attention = Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
@@ -46,33 +49,47 @@ class Block(nn.Module):
         self.down_proj = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor, position: PositionMethod) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), position)
-        out: Tensor = x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x))))
+        x = x + self.dropout(self.attention(self.attention_norm(x), position))
+        out: Tensor = x + self.dropout(self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x)))))
         return out
 
 
 class Decoder(nn.Module):
-    """A pre-norm decoder over bytes: no bias anywhere, GELU, input and output embeddings tied (as MPT is built).
+    """A pre-norm decoder: no bias anywhere, GELU, input and output embeddings tied (as MPT is built).
 
     Args:
         shape: training length, layers, heads and width.
         method: name of the position method.
         seed: of the initial weights. The decoder draws before its position method does, so that all methods start from
             the same decoder.
+        vocabulary: how many tokens there are; bytes by default.
+        cutoffs: of an adaptive vocabulary (`AdaptiveEmbedding`); none by default.
+        dropout: of embeddings and of what each sub-layer adds, while training.
+        attention_dropout: of attention weights, while training.
     """
 
-    def __init__(self, shape: DecoderShape, method: str, *, seed: int) -> None:
+    def __init__(
+        self, shape: DecoderShape, method: str, *, seed: int, vocabulary: int = VOCABULARY,
+        cutoffs: Sequence[int] = (), dropout: float = 0.0, attention_dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.embedding = nn.Embedding(VOCABULARY, shape.width)
-            self.blocks = nn.ModuleList(Block(shape.width, shape.heads) for _ in range(shape.layers))
+            self.embedding: nn.Embedding | AdaptiveEmbedding = (
+                AdaptiveEmbedding(vocabulary, shape.width, cutoffs)
+                if cutoffs
+                else nn.Embedding(vocabulary, shape.width)
+            )
+            self.blocks = nn.ModuleList(Block(shape.width, shape.heads, dropout) for _ in range(shape.layers))
             self.final_norm = nn.LayerNorm(shape.width, bias=False)
             self._initialise(shape.layers)
             self.position = position_methods()[method](shape)
+        self.dropout = nn.Dropout(dropout)
+        self.position.attention_dropout = attention_dropout
 
     def _initialise(self, layers: int) -> None:
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        if isinstance(self.embedding, nn.Embedding):
+            nn.init.normal_(self.embedding.weight, std=0.02)
         for name, parameter in self.blocks.named_parameters():
             if parameter.dim() == 2:
                 # Unit variance through each matrix; the two that end in the residual stream share it among all layers.
@@ -82,29 +99,39 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """(batch, seq_len) integers to (batch, seq_len, width)."""
-        x = self.position.embed(self.embedding(tokens))
+        x = self.dropout(self.position.embed(self.embedding(tokens)))
         for block in self.blocks:
             x = block(x, self.position)
         out: Tensor = self.final_norm(x)
         return out
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, seq_len) integers to logits (batch, seq_len, 256)."""
-        return F.linear(self.hidden(tokens), self.embedding.weight)
+        """(batch, seq_len) integers to logits (batch, seq_len, vocabulary)."""
+        return self.logits(self.hidden(tokens))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What `hidden` gives, or some of its rows, (..., width) to (..., vocabulary)."""
+        if isinstance(self.embedding, AdaptiveEmbedding):
+            return self.embedding.log_probabilities(hidden)
+        return F.linear(hidden, self.embedding.weight)
 
     def nats(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """-ln p(target) at every position, (batch, seq_len), with the logits of few positions in memory at a time."""
         hidden = self.hidden(tokens).flatten(0, 1)
-        parts = torch.split(hidden, LOSS_CHUNK), torch.split(targets.flatten(), LOSS_CHUNK)
-        weight = self.embedding.weight
-        losses = [
-            F.cross_entropy(F.linear(part, weight), target, reduction="none")
-            for part, target in zip(*parts, strict=True)
-        ]
-        return torch.cat(losses).view_as(targets)
+        rows = max(1, LOSS_CHUNK // self.embedding.num_embeddings)
+        parts = zip(torch.split(hidden, rows), torch.split(targets.flatten(), rows), strict=True)
+        return torch.cat([self._nats(*part) for part in parts]).view_as(targets)
+
+    def _nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        if isinstance(self.embedding, AdaptiveEmbedding):
+            return self.embedding.nats(hidden, targets)
+        return F.cross_entropy(F.linear(hidden, self.embedding.weight).float(), targets, reduction="none")
 
 
-def build_decoder(config: ExperimentConfig, method: str) -> Decoder:
+def build_decoder(config: ExperimentConfig, method: str, *, vocabulary: int = VOCABULARY) -> Decoder:
     """The decoder of an experiment with one of its position methods."""
     shape = DecoderShape(config.length, config.layers, config.heads, config.width)
-    return Decoder(shape, method, seed=config.seed)
+    return Decoder(
+        shape, method, seed=config.seed, vocabulary=vocabulary, cutoffs=config.cutoffs, dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+    )  # fmt: skip

@@ -4,31 +4,37 @@
 
     RUN/
       config.json            the configuration, the corpus's fingerprint, where and when it was started
+      config.yaml            the configuration alone, every setting, to start another run with
       documents.json         which documents were trained on, which held out
+      tokenizer.json         the vocabulary, where it was learned
       METHOD/
         tensorboard/         loss curve
         checkpoint.safetensors   resumable state, while training or evaluation is under way
         weights.safetensors  once trained
-        result.json          once evaluated
+        trained.json         how long that took
+        evaluation/          one file for each variant and protocol, once evaluated
+        result.json          once all are
       table.md  figure.png  figure.svg
       results.json           last of all: where it exists, the run is complete
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alibi_attention.lab.config import ExperimentConfig, make_config
+from alibi_attention.lab.config_file import write_config_file
 from alibi_attention.lab.corpus import Corpus
-from alibi_attention.lab.environment import environment
+from alibi_attention.lab.environment import differences, environment
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.evaluation import Score
-from alibi_attention.lab.files import read_json, write_json
+from alibi_attention.lab.files import read_json, write_json, write_text
+from alibi_attention.lab.scores import Evaluation, Score
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class MethodResult(BaseModel):
@@ -36,9 +42,9 @@ class MethodResult(BaseModel):
 
     Attributes:
         method, title: its name in files, and in tables.
-        parameters: trained numbers.
-        trained_bytes: tokens seen in training.
-        scores: one per evaluation length.
+        parameters: trained numbers, and those of them that belong to the positions.
+        trained_tokens: tokens seen in training.
+        evaluations: the method as it was trained, then its variants.
         train_seconds, eval_seconds: wall time; all else is the same on every repetition.
     """
 
@@ -47,10 +53,21 @@ class MethodResult(BaseModel):
     method: str
     title: str
     parameters: int
-    trained_bytes: int
-    scores: tuple[Score, ...]
+    position_parameters: int
+    trained_tokens: int
+    evaluations: tuple[Evaluation, ...]
     train_seconds: float
     eval_seconds: float
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """Of the method as it was trained, by the first protocol evaluated."""
+        return self.evaluations[0].scores
+
+
+def evaluations_of(results: Iterable[MethodResult]) -> list[Evaluation]:
+    """All evaluations, methods in order, each followed by its variants."""
+    return [evaluation for result in results for evaluation in result.evaluations]
 
 
 class RunFolder:
@@ -59,6 +76,8 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.config = root / "config.json"
+        self.config_file = root / "config.yaml"
+        self.tokenizer = root / "tokenizer.json"
         self.documents = root / "documents.json"
         self.results = root / "results.json"
         self.table = root / "table.md"
@@ -72,6 +91,9 @@ class RunFolder:
 
     def result(self, method: str) -> Path:
         return self.root / method / "result.json"
+
+    def evaluation(self, method: str, variant: str | None, protocol: str) -> Path:
+        return self.root / method / "evaluation" / f"{variant or 'plain'}-{protocol}.json"
 
     def logs(self, method: str) -> Path:
         return self.root / method / "tensorboard"
@@ -95,6 +117,8 @@ class RunFolder:
             "environment": environment(config.device),
         }
         try:
+            # Last, because a folder counts as a run from then on.
+            write_config_file(self.config_file, config)
             write_json(self.config, start)
         except OSError as error:
             got = f"{self.root} ({error.strerror})"
@@ -104,10 +128,16 @@ class RunFolder:
     def write_documents(self, corpus: Corpus) -> None:
         documents = {"train": corpus.train_documents, "held_out": corpus.held_out_documents}
         write_json(self.documents, {"schema_version": SCHEMA_VERSION, **documents})
+        if corpus.encoder.serialized is not None:
+            write_text(self.tokenizer, corpus.encoder.serialized)
 
     def read_config(self) -> ExperimentConfig:
         """The configuration the run was started with."""
         return make_config(self._read_start()["config"])
+
+    def changes_of_environment(self, config: ExperimentConfig) -> list[str]:
+        """In words, what is no longer as it was when the run was started, and bears on the last bits of a result."""
+        return differences(self._read_start()["environment"], environment(config.device))
 
     def refuse_changed_corpus(self, corpus: Corpus) -> None:
         """Raise `LabError` unless the corpus is, byte for byte, that of the beginning."""
@@ -124,11 +154,56 @@ class RunFolder:
         path = self.result(method)
         if not path.exists():
             return None
-        return MethodResult.model_validate(read_json(path)["result"])
+        try:
+            return MethodResult.model_validate(self._read_part(path)["result"])
+        except (ValidationError, KeyError):
+            remedy = "delete this file and --resume: only what it held is done again"
+            raise LabError("output", expected="a result of this version", got=str(path), remedy=remedy) from None
+
+    def read_results(self) -> list[MethodResult]:
+        """Of a complete run.
+
+        Raises:
+            LabError: if it is not complete.
+        """
+        methods = self.read_config().methods
+        found = [result for method in methods if (result := self.read_result(method)) is not None]
+        if len(found) < len(methods):
+            remedy = f"complete it with: alibi extrapolate --resume --output {self.root}"
+            got = f"{self.root}, with {len(found)} of {len(methods)} methods"
+            raise LabError("run", expected="a complete run", got=got, remedy=remedy)
+        return found
 
     def write_result(self, result: MethodResult) -> None:
         value = {"schema_version": SCHEMA_VERSION, "result": result.model_dump(mode="json")}
         write_json(self.result(result.method), value)
+
+    def write_train_seconds(self, method: str, seconds: float) -> None:
+        write_json(self._trained(method), {"schema_version": SCHEMA_VERSION, "seconds": seconds})
+
+    def read_train_seconds(self, method: str) -> float:
+        return float(self._read_part(self._trained(method))["seconds"])
+
+    def _trained(self, method: str) -> Path:
+        return self.root / method / "trained.json"
+
+    def read_evaluation(self, method: str, variant: str | None, protocol: str) -> dict[str, Any] | None:
+        """What was evaluated before, as `write_evaluation` was given it."""
+        path = self.evaluation(method, variant, protocol)
+        return self._read_part(path) if path.exists() else None
+
+    def write_evaluation(self, method: str, variant: str | None, protocol: str, value: Mapping[str, Any]) -> None:
+        write_json(self.evaluation(method, variant, protocol), {"schema_version": SCHEMA_VERSION, **value})
+
+    def _read_part(self, path: Path) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = read_json(path)
+            if value.get("schema_version") == SCHEMA_VERSION:
+                return value
+        except (OSError, ValueError, AttributeError):
+            pass
+        remedy = "delete this file and --resume: only what it held is done again"
+        raise LabError("output", expected="a file as this version writes it", got=str(path), remedy=remedy)
 
     def write_results(self, results: list[MethodResult]) -> None:
         start = self._read_start()
@@ -141,11 +216,11 @@ class RunFolder:
             raise LabError("output", expected="the folder of a run", got=got, remedy=remedy)
         try:
             start: dict[str, Any] = read_json(self.config)
-        except ValueError as error:
+            version = start.get("schema_version")
+        except (ValueError, AttributeError) as error:
             expected = "a config.json as it was written"
             got = f"{self.config} ({error})"
             raise LabError("output", expected=expected, got=got, remedy="start a new run") from None
-        version = start.get("schema_version")
         if version != SCHEMA_VERSION:
             expected = f"a run folder of schema version {SCHEMA_VERSION}"
             remedy = "continue it with the version of alibi-attention that started it"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from alibi_attention.lab.errors import LabError
 
 
 class DecoderShape(NamedTuple):
@@ -25,14 +29,26 @@ class DecoderShape(NamedTuple):
 class PositionMethod(nn.Module):
     """Causal attention that knows nothing of order; subclasses add it in `embed`, in `attend`, or in both.
 
-    One instance serves all layers. Parameters registered here are trained with the decoder. Nothing may build a tensor
-    of length x length, so that evaluation far beyond the training length stays linear in memory.
+    One instance serves all layers. Parameters registered here are trained with the decoder, without weight decay.
+    Nothing may build a tensor of length x length, so that evaluation far beyond the training length stays linear in
+    memory.
+
+    A variant is another way to use the trained model at a length, without more training: `variants` names them, and
+    `attend` and `embed` look at `variant` and `length`, which `used_at` sets.
+
+    Attributes:
+        shape: of the decoder.
+        variant: a key of ``variants``, or None for the method as it was trained.
+        length: what the model is set up for, in tokens; the trained length outside of `used_at`. Inputs may be shorter.
+        attention_dropout: of attention weights, while training; set by the decoder.
     """
 
     name: ClassVar[str]
     """As on the command line and in files."""
     title: ClassVar[str]
     """As in tables and figures."""
+    variants: ClassVar[Mapping[str, str]] = {}
+    """Title of each variant by its name; ``method:variant`` is its full name."""
     registry: ClassVar[dict[str, type[PositionMethod]]] = {}
     """Every subclass that has a name of its own."""
 
@@ -43,14 +59,49 @@ class PositionMethod(nn.Module):
                 raise TypeError(f"two position methods are named {cls.name!r}; rename one")
             PositionMethod.registry[cls.name] = cls
 
+    @classmethod
+    def require(cls, variant: str | None) -> None:
+        """Raise `LabError` if something this variant is computed with is not installed."""
+
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.shape = shape
+        self.variant: str | None = None
+        self.length = shape.length
+        self.attention_dropout = 0.0
+
+    @property
+    def dropout_p(self) -> float:
+        """Probability with which an attention weight is dropped just now."""
+        return self.attention_dropout if self.training else 0.0
+
+    @property
+    def longest(self) -> int | None:
+        """The longest input, in tokens, for which there are positions; None where they never end."""
+        return None
+
+    @contextmanager
+    def used_at(self, length: int, variant: str | None = None) -> Iterator[None]:
+        """While entered, the method is set up for inputs of up to ``length`` tokens in the way of a variant."""
+        if variant is not None and variant not in self.variants:
+            known = ", ".join(self.variants) or "none"
+            raise LabError("variant", expected=f"a variant of {self.name} ({known})", got=repr(variant), remedy="choose"
+                           " one of these, or leave it out")  # fmt: skip
+        before = self.length, self.variant
+        self.length, self.variant = length, variant
+        try:
+            yield
+        finally:
+            self.length, self.variant = before
 
     def embed(self, x: Tensor) -> Tensor:
         """Token embeddings (batch, seq_len, width) to the input of the first layer, same shape."""
         return x
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention over (batch, heads, seq_len, head_dim), same shape out."""
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        """Causal attention over (batch, heads, seq_len, head_dim); the shape of ``value`` out.
+
+        ``value`` may have another last dimension than queries and keys: an attention matrix is looked at by attending
+        to columns of the identity.
+        """
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=self.dropout_p)
