@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from alibi_attention.lab.positions import PositionMethod, position_methods
+
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/operator.md", "docs/horizon.md")
+PAGES = ("README.md", "docs/operator.md", "docs/horizon.md", "docs/lab.md")
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -28,12 +30,15 @@ def run_blocks(text: str, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("page", [page for page in PAGES if (ROOT / page).is_file()])
 def test_the_code_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # whatever an example writes
+    # And a position method that an example adds: it is gone again afterwards.
+    position_methods()
+    monkeypatch.setattr(PositionMethod, "registry", dict(PositionMethod.registry))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         run_blocks((ROOT / page).read_text(encoding="utf-8"), str(ROOT / page))
 
 
-@pytest.mark.parametrize("page", ["docs/operator.md", "docs/horizon.md"])
+@pytest.mark.parametrize("page", ["docs/operator.md", "docs/horizon.md", "docs/lab.md"])
 def test_the_guides_have_code(page: str):
     assert BLOCK.search((ROOT / page).read_text(encoding="utf-8"))
 

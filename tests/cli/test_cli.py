@@ -196,7 +196,7 @@ def test_extrapolate(alibi: Invoke, book: str) -> None:
     assert "one document, cut once" in result.stdout
     rows = json.loads(Path("runs/extrapolate/results.json").read_text(encoding="utf-8"))["results"]
     for row in rows:
-        bits = [f"{score['bits_per_byte']:.3f}" for score in row["scores"]]
+        bits = [f"{score['bits_per_byte']:.3f}" for score in row["evaluations"][0]["windows"]]
         assert any(line.split()[:3] == [row["title"], *bits] for line in result.stdout.splitlines())
     assert result.stdout.endswith("Written to runs/extrapolate: results.json, table.md, figure.png, figure.svg\n")
 
@@ -327,7 +327,7 @@ def test_killed_run_continues_to_the_same_result(alibi: Invoke, book: str, tmp_p
     weights = [(root / "alibi" / "weights.safetensors").read_bytes() for root in (whole, killed)]
     assert weights[0] == weights[1]
     scores = [
-        json.loads((root / "results.json").read_text(encoding="utf-8"))["results"][0]["scores"]
+        json.loads((root / "results.json").read_text(encoding="utf-8"))["results"][0]["evaluations"]
         for root in (whole, killed)
     ]
     assert scores[0] == scores[1]

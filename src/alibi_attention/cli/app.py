@@ -12,7 +12,9 @@ from alibi_attention.cli.demo import demo
 from alibi_attention.cli.evaluate import evaluate
 from alibi_attention.cli.extrapolate import extrapolate
 from alibi_attention.cli.inspect import inspect
+from alibi_attention.cli.report import report
 from alibi_attention.cli.reproduce import reproduce
+from alibi_attention.cli.study import study
 
 app = typer.Typer(
     help="ALiBi attention: see it, and measure what it does beyond the length of training.",
@@ -25,6 +27,8 @@ app.command()(demo)
 app.command()(extrapolate)
 app.command()(evaluate)
 app.command()(inspect)
+app.command()(study)
+app.command()(report)
 app.add_typer(reproduce, name="reproduce")
 app.add_typer(bench, name="bench")
 

@@ -29,13 +29,16 @@ from alibi_attention.lab.tables import markdown_table
 from alibi_attention.lab.training import train
 
 
-def start_experiment(config: ExperimentConfig, root: Path, progress: Progress | None = None) -> list[MethodResult]:
+def start_experiment(
+    config: ExperimentConfig, root: Path, progress: Progress | None = None, *, stop: Interruption | None = None
+) -> list[MethodResult]:
     """Train and evaluate every method of a configuration in a new run folder.
 
     Args:
         config: of the experiment.
         root: of the run folder; new or empty.
         progress: told of what goes on; silent by default.
+        stop: asked whether to go on; Ctrl-C and SIGTERM by default.
 
     Returns:
         One result per method, in the order of the configuration. The folder then holds them, too (see `runs`).
@@ -51,11 +54,15 @@ def start_experiment(config: ExperimentConfig, root: Path, progress: Progress | 
     # Made once before anything is written: it refuses lengths too short for passages.
     RecallMixer(corpus.encoder, config.recall_share, config.length)
     folder.begin(config, corpus)
-    return _run(folder, config, corpus, progress or Progress())
+    return _run(folder, config, corpus, progress or Progress(), stop)
 
 
 def resume_experiment(
-    root: Path, progress: Progress | None = None, *, expected: Mapping[str, Any] | None = None
+    root: Path,
+    progress: Progress | None = None,
+    *,
+    expected: Mapping[str, Any] | None = None,
+    stop: Interruption | None = None,
 ) -> list[MethodResult]:
     """Continue an interrupted run to the result it would have had; of a complete run only the figure is redrawn.
 
@@ -66,6 +73,7 @@ def resume_experiment(
         root: of the run folder.
         progress: told of what goes on; silent by default.
         expected: settings the caller believes the run has.
+        stop: as in `start_experiment`.
 
     Raises:
         LabError: if there is no run, its settings are not as expected, or its corpus has changed.
@@ -90,7 +98,7 @@ def resume_experiment(
     changed = folder.changes_of_environment(config)
     if changed:
         progress.say(f"Started elsewhere: {', '.join(changed)}. It goes on, but the last bits may come out otherwise.")
-    return _run(folder, config, corpus, progress)
+    return _run(folder, config, corpus, progress, stop)
 
 
 def reevaluate_experiment(
@@ -146,10 +154,12 @@ def _check(config: ExperimentConfig) -> None:
         position_methods()[method].require(variant)
 
 
-def _run(folder: RunFolder, config: ExperimentConfig, corpus: Corpus, progress: Progress) -> list[MethodResult]:
+def _run(
+    folder: RunFolder, config: ExperimentConfig, corpus: Corpus, progress: Progress, stop: Interruption | None = None
+) -> list[MethodResult]:
     results = []
     folder.write_documents(corpus)
-    with progress, Interruption() as stop:
+    with progress, stop or Interruption() as stop:
         unit = "bytes" if config.tokenizer == "bytes" else "tokens"
         size = f"{len(corpus.train):,} + {len(corpus.held_out):,} {unit}"
         progress.say(f"Corpus: {corpus.source}, {size}; {corpus.split}.")

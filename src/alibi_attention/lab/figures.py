@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -23,8 +23,9 @@ GREY = "#555555"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
 
-# More lines than this are named in a legend, which needs so many inches.
+# More lines than this, or longer names, stand in a legend, which needs so many inches.
 MOST_LABELS = 6
+LONG_NAME = 16
 LEGEND_WIDTH = 2.6
 
 # Labels at line ends stand at least this share of the axis apart.
@@ -32,6 +33,7 @@ LABEL_GAP = 0.055
 
 # How many methods the line under the title has room for.
 MAX_IN_FINDING = 4
+MAX_NAMES = 40
 
 
 def save_figures(results: Sequence[MethodResult], config: ExperimentConfig, paths: Sequence[Path]) -> None:
@@ -67,7 +69,7 @@ def draw_figure(results: Sequence[MethodResult], config: ExperimentConfig) -> Fi
     unit = "bytes" if config.tokenizer == "bytes" else "tokens"
     axes.set_title(f"Trained at {config.length} {unit}, evaluated at longer lengths", loc="left", weight="bold", pad=26)
     axes.set_xlabel(f"evaluation length ({unit})")
-    axes.annotate(
+    finding = axes.annotate(
         _finding(evaluations),
         (0.0, 1.0),
         xycoords="axes fraction",
@@ -76,10 +78,19 @@ def draw_figure(results: Sequence[MethodResult], config: ExperimentConfig) -> Fi
         fontsize=10,
         color=GREY,
     )
+    # A line of text above the axes has the whole figure's width; the axes need not shrink for it.
+    finding.set_in_layout(False)
     return figure
 
 
-def line_styles(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+class Named(Protocol):
+    """What has a name such as ``"rope:yarn"``."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def line_styles(evaluations: Sequence[Named]) -> list[dict[str, Any]]:
     """A colour and a marker for each method; its variants have the same in other dashes."""
     looks = cycle(zip(COLOURS, MARKERS, strict=True))
     methods: dict[str, tuple[str, str]] = {}
@@ -103,7 +114,7 @@ def _finding(evaluations: Sequence[Evaluation]) -> str:
         first, last = evaluation.scores[0].bits_per_byte, evaluation.scores[-1].bits_per_byte
         if first is not None and last is not None:
             changes[evaluation.title] = last - first
-    if len(changes) > MAX_IN_FINDING:
+    if len(changes) > MAX_IN_FINDING or sum(map(len, changes)) > MAX_NAMES:
         ranked = sorted(changes, key=lambda title: changes[title])
         changes = {title: changes[title] for title in (ranked[0], ranked[-1])}
     first_length, last_length = evaluations[0].scores[0].length, evaluations[0].scores[-1].length
@@ -134,7 +145,7 @@ def _dress(axes: Axes, lengths: Sequence[int], config: ExperimentConfig) -> None
 def name_lines(figure: Figure, axes: Axes) -> None:
     """Each line's name beside its right end, or, of many, in a legend to the right of the axes."""
     lines = [line for line in axes.get_lines() if len(line.get_ydata()) > 0 and not _is_mark(line)]  # type: ignore[arg-type]
-    if len(lines) > MOST_LABELS:
+    if len(lines) > MOST_LABELS or any(len(str(line.get_label())) > LONG_NAME for line in lines):
         figure.set_size_inches(8.0 + LEGEND_WIDTH, max(4.6, 1.4 + 0.24 * len(lines)))
         figure.legend(handles=lines, loc="outside right center", frameon=False, fontsize=9, handlelength=3.0)
     else:

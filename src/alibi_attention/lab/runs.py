@@ -133,15 +133,15 @@ class RunFolder:
 
     def read_config(self) -> ExperimentConfig:
         """The configuration the run was started with."""
-        return make_config(self._read_start()["config"])
+        return make_config(self.read_start()["config"])
 
     def changes_of_environment(self, config: ExperimentConfig) -> list[str]:
         """In words, what is no longer as it was when the run was started, and bears on the last bits of a result."""
-        return differences(self._read_start()["environment"], environment(config.device))
+        return differences(self.read_start()["environment"], environment(config.device))
 
     def refuse_changed_corpus(self, corpus: Corpus) -> None:
         """Raise `LabError` unless the corpus is, byte for byte, that of the beginning."""
-        started_with = self._read_start()["corpus"]["fingerprint"]
+        started_with = self.read_start()["corpus"]["fingerprint"]
         if corpus.fingerprint != started_with:
             raise LabError(
                 "text",
@@ -206,10 +206,11 @@ class RunFolder:
         raise LabError("output", expected="a file as this version writes it", got=str(path), remedy=remedy)
 
     def write_results(self, results: list[MethodResult]) -> None:
-        start = self._read_start()
+        start = self.read_start()
         write_json(self.results, {**start, "results": [result.model_dump(mode="json") for result in results]})
 
-    def _read_start(self) -> dict[str, Any]:
+    def read_start(self) -> dict[str, Any]:
+        """What `begin` wrote: configuration, corpus and environment."""
         remedy = "name the folder of an interrupted run with --output, or start one without --resume"
         if not self.config.is_file():
             got = f"{self.root}, which has no config.json"
