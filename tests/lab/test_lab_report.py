@@ -54,6 +54,10 @@ def test_summary_is_over_seeds_and_documents(runs: list[Path]) -> None:
     assert point.by_seed == tuple(score.bits_per_byte for score in scores)
     assert point.mean == pytest.approx(np.mean(point.by_seed))
     assert point.interval == bootstrap_interval([s.document_bits for s in scores], scores[0].document_bytes)
+    trained = [run.results[0].evaluations[1].windows[0] for run in found]
+    moved = [np.subtract(s.document_bits, t.document_bits) for s, t in zip(scores, trained, strict=True)]
+    assert point.change == pytest.approx(point.mean - lines["alibi:ntk"].losses["windows"][0].mean)
+    assert point.change_interval == pytest.approx(bootstrap_interval(moved, scores[0].document_bytes))
     asked = [score for score in lines["alibi"].recall if (score.length, score.distance) == (128, 64)]
     assert [score.asked for score in asked] == [16]
     assert lines["learned"].losses["windows"][1].note == "its positions end at 32"
@@ -161,8 +165,10 @@ def test_report_command(runs: list[Path], tmp_path: Path) -> None:
 
 def test_study_is_of_everything() -> None:
     config = study_config()
-    assert config.methods == tuple(position_methods())
-    assert len(config.variants) == 12
+    # With eight heads interleaved slopes are the geometric ones.
+    assert set(position_methods()) - set(config.methods) == {"alibi-interleaved"}
+    assert study_config({"heads": 6, "width": 192}).methods == tuple(position_methods())
+    assert len(config.variants) == 9
     assert config.protocols == ("windows", "sliding", "targets", "recall")
     assert config.steps * config.batch_size * config.length == 600 * 4096
 

@@ -39,7 +39,7 @@ def draw_mass(inside: Inside) -> Figure:
     layers, heads, bins = shares.shape
     figure = Figure(figsize=(1.6 + 0.62 * bins, 1.5 + 0.2 * layers * heads), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares.reshape(-1, bins), cmap="cividis", aspect="auto", vmin=0.0, vmax=1.0)
+    image = axes.imshow(shares.reshape(-1, bins), cmap="cividis", aspect="auto", vmin=0.0, vmax=float(shares.max()))
     axes.set_xticks(range(bins), [_bin_label(a, b) for a, b in pairwise(mass.edges)])
     axes.tick_params(axis="x", labelsize=8)
     axes.set_yticks([heads * layer + (heads - 1) / 2 for layer in range(layers)], [f"layer {i}" for i in range(layers)])
@@ -70,8 +70,9 @@ def draw_horizon(inside: Inside) -> Figure:
             axes.plot(
                 lengths, windows, color=colours[head], marker="o", markersize=3, label=f"m = {cells[0].slope:.3g}"
             )
-        # What a row needs when nothing is skipped: half the length on average, plus what is left of its block.
-        axes.plot(lengths, [n / 2 for n in lengths], color="#888888", linestyle=":", label="all keys")
+        # What a block needs when nothing is skipped: the keys up to its end, half the length on average.
+        block = inside.tiles[0].block_q
+        axes.plot(lengths, [(n + block) / 2 for n in lengths], color="#888888", linestyle=":", label="all keys")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set_xticks(lengths, [str(n) for n in lengths], rotation=45, fontsize=8)

@@ -39,6 +39,11 @@ figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; max-width: 
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { overflow-x: auto; padding: 0.7rem; border: 1px solid var(--line); }
+@media (max-width: 44rem) {
+  dl { grid-template-columns: 1fr; } dt { margin-top: 0.4rem; }
+  th { white-space: normal; } th:first-child { min-width: 7.5rem; max-width: 8.5rem; } th, td { padding: 0.3rem 0.4rem; }
+  figure { overflow-x: auto; } figure svg { min-width: 44rem; }
+}
 @media print {
   :root { --text: #000000; --soft: #333333; --line: #999999; --page: #ffffff; }
   body { max-width: none; font-size: 10pt; } h2 { break-after: avoid; }
@@ -127,13 +132,17 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     config, start = runs[0].config, runs[0].start
     corpus, where = start["corpus"], start["environment"]
     tokens = config.steps * config.accumulate * config.batch_size * config.length
+    threads = _count(where["threads"], "thread")
     return [
         ("corpus", f"{corpus['source']}; {corpus['split']}; sha256 {corpus['fingerprint'][:12]}"),
         ("tokens", f"{corpus['tokens']}; {tokens:,} seen in training"),
         ("model", f"{config.layers} layers, {config.heads} heads, width {config.width}"),
         ("recall in training", f"in {config.recall_share:.0%} of the sequences"),
         ("seeds", ", ".join(str(run.config.seed) for run in runs)),
-        ("machine", f"{where['processor']}, {where['threads']} threads, {where['device']}, torch {where['torch']}"),
+        (
+            "machine",
+            f"{where['processor']}, {threads}, {where['device']}, torch {where['torch']}",
+        ),
     ]
 
 

@@ -50,16 +50,12 @@ def _doublings(axes: Axes, lengths: Sequence[int]) -> None:
 
 
 def _draw_losses(lines: Sequence[Line], protocol: LossProtocol, train_length: int, unit: str) -> Figure:
-    """Means over seeds as lines, intervals over documents and seeds as bands."""
+    """Means over seeds as lines. No bands: most of an interval is that documents differ, which lines have in common."""
     figure, axes = _figure(_TITLES[protocol])
     for line, style in zip(lines, line_styles(lines), strict=True):
         points = [point for point in line.losses[protocol] if point.mean is not None]
         lengths = [point.length for point in points]
         axes.plot(lengths, [float(point.mean or 0.0) for point in points], markersize=4, label=line.title, **style)
-        bands = [(point.length, *point.interval) for point in points if point.interval is not None]
-        if bands and ":" not in line.name:
-            at, low, high = zip(*bands, strict=True)
-            axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
     _doublings(axes, [point.length for point in lines[0].losses[protocol]])
     _mark_training(axes, train_length)
     axes.set_xlabel(f"window ({unit}); dotted: trained length")

@@ -69,8 +69,9 @@ def _losses(lines: Sequence[Line], protocol: LossProtocol, title: str, note: str
     points = lines[0].losses[protocol]
     scored = max(point.scored_bytes for point in points)
     note += (
-        f" Mean over seeds, ± half of the 95% bootstrap interval over documents and seeds; {scored:,} bytes scored a "
-        "length and seed."
+        f" Mean over seeds; at the trained length ± half of its 95% bootstrap interval over documents and seeds, "
+        f"elsewhere the change from there with half of its own, paired by document. {scored:,} bytes scored a length "
+        "and seed."
     )
     rows = [[line.title, *map(_cell, line.losses[protocol])] for line in lines]
     reasons = sorted({f"{line.title}: {p.note}." for line in lines for p in line.losses[protocol] if p.note})
@@ -80,10 +81,13 @@ def _losses(lines: Sequence[Line], protocol: LossProtocol, title: str, note: str
 def _cell(point: Point) -> str:
     if point.mean is None:
         return NONE
-    if point.interval is None:
-        return f"{point.mean:.3f}"
-    low, high = point.interval
-    return f"{point.mean:.3f} ± {(high - low) / 2:.3f}"
+    if point.change is not None:
+        return f"{point.mean:.3f} ({point.change:+.3f}{_half(point.change_interval)})"
+    return f"{point.mean:.3f}{_half(point.interval)}"
+
+
+def _half(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.3f}"
 
 
 def _recall(lines: Sequence[Line]) -> Table:

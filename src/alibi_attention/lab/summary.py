@@ -32,11 +32,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Point:
-    """Bits per byte at one length: the mean over seeds, its 95% interval over documents and seeds, and the seeds."""
+    """Bits per byte at one length under all seeds.
+
+    Attributes:
+        length: of the window.
+        mean, interval: over seeds, and 95% over documents and seeds.
+        change, change_interval: from the trained length (where that was not evaluated, from the shortest), paired by
+            document and seed: once models predict well, far tighter than `interval`, which is mostly that documents
+            differ.
+        by_seed: one value a seed.
+        scored_bytes, perplexity, note: as in `Score`.
+    """
 
     length: int
     mean: float | None
     interval: tuple[float, float] | None
+    change: float | None
+    change_interval: tuple[float, float] | None
     by_seed: tuple[float, ...]
     scored_bytes: int
     perplexity: float | None
@@ -109,7 +121,10 @@ def summarise(runs: Sequence[Run]) -> list[Line]:
         for protocol in ("windows", "sliding", "targets"):
             by_run = [getattr(evaluation, protocol) for evaluation in evaluations]
             if by_run[0]:
-                losses[protocol] = tuple(_point(scores) for scores in zip(*by_run, strict=True))
+                columns_of = list(zip(*by_run, strict=True))
+                trained = [scores for scores in columns_of if scores[0].length == runs[0].config.length]
+                reference = (trained or columns_of)[0]
+                losses[protocol] = tuple(_point(scores, reference) for scores in columns_of)
         recall = tuple(_pool(scores) for scores in zip(*(e.recall for e in evaluations), strict=True))
         mean_scores = [
             Score(length=p.length, bits_per_byte=p.mean, scored_bytes=p.scored_bytes) for p in losses.get("windows", ())
@@ -133,15 +148,23 @@ def summarise(runs: Sequence[Run]) -> list[Line]:
     return lines
 
 
-def _point(scores: Sequence[Score]) -> Point:
+def _point(scores: Sequence[Score], reference: Sequence[Score]) -> Point:
     first = scores[0]
     values = tuple(score.bits_per_byte for score in scores if score.bits_per_byte is not None)
     if len(values) < len(scores):
-        return Point(first.length, None, None, (), 0, None, first.note)
+        return Point(first.length, None, None, None, None, (), 0, None, first.note)
     interval = bootstrap_interval([score.document_bits for score in scores], first.document_bytes)
     perplexities = [score.perplexity for score in scores if score.perplexity is not None]
     perplexity = fmean(perplexities) if perplexities else None
-    return Point(first.length, fmean(values), interval, values, first.scored_bytes, perplexity, None)
+    change = change_interval = None
+    # The sliding window may score a few tokens more or less at one length than at another.
+    if scores is not reference and reference[0].document_bytes == first.document_bytes:
+        pairs = zip(scores, reference, strict=True)
+        moved = [[a - b for a, b in zip(s.document_bits, r.document_bits, strict=True)] for s, r in pairs]
+        change = sum(map(sum, moved)) / (len(moved) * first.scored_bytes)
+        change_interval = bootstrap_interval(moved, first.document_bytes)
+    mean = fmean(values)
+    return Point(first.length, mean, interval, change, change_interval, values, first.scored_bytes, perplexity, None)
 
 
 def _pool(scores: Sequence[RecallScore]) -> RecallScore:
