@@ -185,6 +185,12 @@ def test_damaged_state_is_refused(tiny: MakeConfig, tmp_path: Path) -> None:
         LabError, match=r"^resume: expected a whole file of this program, got .*/checkpoint\.safetensors "
     ):
         resume_experiment(tmp_path / "run")
+    # Whole, but of another model.
+    save_tensors(path, {"model.x": torch.ones(1)}, {"step": 1, "seconds": 0.0})
+    with pytest.raises(
+        LabError, match=r"^resume: expected a state of this configuration, got .*; delete this file and"
+    ):
+        resume_experiment(tmp_path / "run")
     path.unlink()
     resume_experiment(tmp_path / "run")
 

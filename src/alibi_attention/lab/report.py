@@ -41,7 +41,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 pre { overflow-x: auto; padding: 0.7rem; border: 1px solid var(--line); }
 @media (max-width: 44rem) {
   dl { grid-template-columns: 1fr; } dt { margin-top: 0.4rem; }
-  th { white-space: normal; } th:first-child { min-width: 7.5rem; max-width: 8.5rem; } th, td { padding: 0.3rem 0.4rem; }
+  th { white-space: normal; } th:first-child { min-width: 7.5rem; max-width: 8.5rem; }
+  th, td { padding: 0.3rem 0.4rem; }
   figure { overflow-x: auto; } figure svg { min-width: 44rem; }
 }
 @media print {

@@ -256,8 +256,13 @@ def _load(checkpoint: Path, decoder: Decoder) -> tuple[dict[str, Tensor], int, f
     if not checkpoint.exists():
         return {}, 0, 0.0
     tensors, header = load_tensors(checkpoint)
-    restore_model(decoder, tensors)
-    return tensors, int(header["step"]), float(header["seconds"])
+    try:
+        restore_model(decoder, tensors)
+        return tensors, int(header["step"]), float(header["seconds"])
+    except (KeyError, RuntimeError) as error:
+        remedy = "delete this file and --resume again: its method is then trained from the start"
+        got = f"{checkpoint} ({' '.join(str(error).split())[:200]})"
+        raise LabError("resume", expected="a state of this configuration", got=got, remedy=remedy) from None
 
 
 @contextmanager
