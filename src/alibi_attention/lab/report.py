@@ -33,15 +33,15 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; line-height: 1.25; }
 p.note, figcaption, dt { color: var(--soft); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page); }
+th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th:first-child { text-align: left; white-space: nowrap; position: sticky; left: 0; background: var(--page); }
 figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; max-width: 56rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { overflow-x: auto; padding: 0.7rem; border: 1px solid var(--line); }
 @media (max-width: 44rem) {
   dl { grid-template-columns: 1fr; } dt { margin-top: 0.4rem; }
-  th { white-space: normal; } th:first-child { min-width: 7.5rem; max-width: 8.5rem; }
+  th:first-child { white-space: normal; min-width: 7.5rem; max-width: 8.5rem; }
   th, td { padding: 0.3rem 0.4rem; }
   figure { overflow-x: auto; } figure svg { min-width: 44rem; }
 }
@@ -49,7 +49,7 @@ pre { overflow-x: auto; padding: 0.7rem; border: 1px solid var(--line); }
   :root { --text: #000000; --soft: #333333; --line: #999999; --page: #ffffff; }
   body { max-width: none; font-size: 10pt; } h2 { break-after: avoid; }
   figure, tr { break-inside: avoid; } .wide { overflow: visible; } table { font-size: 7.5pt; }
-  th, td { white-space: normal; padding: 0.15rem 0.3rem; }
+  th, td { padding: 0.15rem 0.3rem; } th:first-child { white-space: normal; }
 }
 """
 
@@ -201,7 +201,8 @@ def _html_table(table: Table) -> str:
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.header)
     rows = []
     for first, *others in table.rows:
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in others)
+        # A number and its spread stay on one line; before the change a line may end.
+        cells = "".join(f"<td>{html.escape(cell).replace(' ± ', '&nbsp;±&nbsp;')}</td>" for cell in others)
         rows.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
     body = "".join(rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

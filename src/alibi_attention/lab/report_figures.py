@@ -19,7 +19,7 @@ _TITLES: dict[LossProtocol, str] = {
 
 def draw_report_figures(lines: Sequence[Line], train_length: int, unit: str) -> dict[str, Figure]:
     """A figure for every protocol that was evaluated, by name."""
-    figures = {}
+    figures: dict[str, Figure] = {}
     for protocol in ("windows", "sliding", "targets"):
         if protocol in lines[0].losses:
             figures[protocol] = _draw_losses(lines, protocol, train_length, unit)
