@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from alibi_attention.lab.batches import Batches
 from alibi_attention.lab.checkpoint import load_tensors, restore_model, restore_optimizer, save_state
@@ -244,6 +245,12 @@ def train(
                 raise KeyboardInterrupt from None
             stop.check()
             raise
+        except (ProcessExitedException, ProcessRaisedException) as error:
+            # A process that a signal met before it could take notice; what it had kept before is all that was done.
+            stop.check()
+            last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+            remedy = "mend what it says, and continue with --resume"
+            raise LabError("devices", expected="processes that train to the end", got=last, remedy=remedy) from error
     stop.check()
     if several:
         # The weights were trained in other processes; the last state they kept is the result.
