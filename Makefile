@@ -12,6 +12,12 @@ BIN := .venv/bin
 tools := .venv/.ready
 endif
 
+# The kernels are looked at twice: as the portable source and, where that is the machine, with every intrinsic.
+tidy_flags := -std=gnu++17 -fno-math-errno -Wall -Wextra
+ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
+tidy_avx512 := -DALIBI_TARGET=avx512bf16 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16
+endif
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run test check lint sanitize clean
@@ -48,10 +54,14 @@ test: ## install into a fresh environment and run the whole test suite
 check: lint ## lint, types and tests in the development environment, kept between runs
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-lint: $(tools) ## ruff (rules and format) and mypy (strict) alone
+lint: $(tools) ## ruff and mypy (strict), clang-format and clang-tidy, alone
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/tests/*.cpp
+	$(BIN)/clang-tidy --quiet csrc/library.cpp csrc/tests/driver.cpp -- $(tidy_flags)
+	$(BIN)/clang-tidy --quiet csrc/kernel.cpp -- $(tidy_flags) -DALIBI_TARGET=baseline
+	$(if $(tidy_avx512),$(BIN)/clang-tidy --quiet csrc/kernel.cpp -- $(tidy_flags) $(tidy_avx512))
 
 sanitize: ## the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 	$(MAKE) -C csrc/tests sanitize

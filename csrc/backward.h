@@ -11,13 +11,15 @@ namespace alibi {
 namespace ALIBI_TARGET {
 
 struct BackwardSpace {
-    float* query;        // [head_dim][kBlock], times scale * log2(e)
-    float* flow;         // [value_dim][kBlock]: the gradient of out
+    float* query;        // [head_dim][kBlock], times scale * log2(e); or pairs of elements as they are
+    float* flow;         // [value_dim][kBlock]: the gradient of out; or pairs
     float* query_rows;   // [kBlock][padded head_dim]
     float* flow_rows;    // [kBlock][padded value_dim]
     float* weights;      // [kTile][kBlock]
     float* grad_scores;  // [kTile][kBlock]
     float* grad_query;   // [head_dim][kBlock]
+    float* key_stage;
+    float* value_stage;
     // In bits, as a float and what it rounds off: lse may be large where all keys are far, and every weight of a row
     // would carry its rounding. inf where there is no mass, so that weights are 0.
     alignas(64) float lse[kBlock];
@@ -30,16 +32,19 @@ struct BackwardSpace {
 // A run of blocks of the query heads that share a key head, numbered head by head.
 struct Share {
     int64_t batch, kv_head, first, end;
-    float* grad_key;  // [k_len][padded head_dim]
+    int64_t low, high;  // the tiles it reaches
+    float* grad_key;    // [keys of these][padded head_dim]: of its own, or where they fit the gradients themselves
     float* grad_value;
-    unsigned char* touched;  // by tile: whether the sums hold anything yet
+    unsigned char* touched;  // by tile from `low`: whether the sums hold anything yet
+
+    float* key_sums(int64_t tile, int64_t stride) const { return grad_key + (tile - low) * kTile * stride; }
+    float* value_sums(int64_t tile, int64_t stride) const { return grad_value + (tile - low) * kTile * stride; }
+    bool holds(int64_t tile) const { return low <= tile && tile < high && touched[tile - low]; }
 };
 
 struct Backward {
     const Call* call;
     int64_t blocks;
-    float* wide_key;
-    float* wide_value;
     int64_t key_stride, value_stride;  // padded head_dim and value_dim
     Share* shares;
     int64_t number_of_shares;
@@ -49,111 +54,106 @@ struct Backward {
     int64_t next;
 };
 
-template <bool TwoSided, bool Masked>
+template <class Is>
 static void retrace(
-    BackwardSpace& space, const Call& call, const Block& block, const Tile& tile, float* grad_key, float* grad_value,
-    int64_t key_dim, int64_t value_dim
+    BackwardSpace& space, const Call& call, const Block& block, const Tile& tile, const KeyHead& head, float* grad_key,
+    float* grad_value, int64_t key_dim, int64_t value_dim
 ) {
     const bool dropping = call.dropout > 0.0;
     const float scale = drop_scale(call.dropout);
     // Weights
-    by_lanes(
-        block.rows,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            Floats lse[V], rest[V], unused[V];
-            Ints lower[V], upper[V];
+    by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        Floats lse[V], rest[V], unused[V];
+        Ints lower[V], upper[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            lse[v] = load(space.lse + lane + v * kWidth);
+            rest[v] = load(space.lse_rest + lane + v * kWidth);
+            unused[v] = Floats{};
+            if (Is::kMasked) {
+                lower[v] = load_ints(tile.lower + lane + v * kWidth);
+                upper[v] = load_ints(tile.upper + lane + v * kWidth);
+            }
+        }
+        score<Is, V>(space.weights, unused, space.query, block, tile, head, call.head_dim, lane);
+        for (int key = 0; key < tile.keys; ++key)
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
-                lse[v] = load(space.lse + lane + v * kWidth);
-                rest[v] = load(space.lse_rest + lane + v * kWidth);
-                unused[v] = Floats{};
-                if (Masked) {
-                    lower[v] = load_ints(tile.lower + lane + v * kWidth);
-                    upper[v] = load_ints(tile.upper + lane + v * kWidth);
-                }
+                float* at = space.weights + key * kBlock + lane + v * kWidth;
+                Floats weight = exp2(load(at) - lse[v] - rest[v]);
+                // Where lse is NaN so is the weight of a masked score.
+                if (Is::kMasked)
+                    weight = select((lower[v] <= splat_int(key)) & (splat_int(key) < upper[v]), weight, Floats{});
+                store(at, weight);
             }
-            score<TwoSided, Masked, V>(
-                space.weights, unused, space.query, block, tile, call.head_dim, call.value_dim, lane
-            );
-            for (int key = 0; key < tile.keys; ++key)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) {
-                    float* at = space.weights + key * kBlock + lane + v * kWidth;
-                    Floats weight = exp2(load(at) - lse[v] - rest[v]);
-                    // Where lse is NaN so is the weight of a masked score.
-                    if (Masked)
-                        weight = select((lower[v] <= splat_int(key)) & (splat_int(key) < upper[v]), weight, Floats{});
-                    store(at, weight);
-                }
-        }
-    );
+    });
     const float* kept = space.weights;
     if (dropping) {
         __builtin_memcpy(space.grad_scores, space.weights, sizeof(float) * kBlock * static_cast<size_t>(tile.keys));
         drop(space.grad_scores, call, block, tile, drop_threshold(call.dropout));
     }
     // Gradients of the scores
-    by_lanes(
-        block.rows,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            Floats mean[V], reach[V], slope[V];
-            Ints lower[V], upper[V];
+    by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        Floats mean[V], reach[V], slope[V];
+        Ints lower[V], upper[V];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-                mean[v] = load(space.mean + lane + v * kWidth);
-                reach[v] = load(block.stand + lane + v * kWidth) + tile.shift;
-                slope[v] = Floats{};
-                if (Masked) {
-                    lower[v] = load_ints(tile.lower + lane + v * kWidth);
-                    upper[v] = load_ints(tile.upper + lane + v * kWidth);
-                }
-            }
-            by_rows<kRows>(
-                tile.keys,
-                [&](auto count, int row) __attribute__((always_inline)) {
-                    constexpr int R = decltype(count)::value;
-                    Accumulators<R, V> product;
-                    clear(product);
-                    multiply<kAlongSum>(
-                        product, tile.value + row * tile.value_stride, tile.value_stride, space.flow + lane, kBlock,
-                        call.value_dim
-                    );
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-                        for (int v = 0; v < V; ++v) {
-                            const int at = (row + r) * kBlock + lane + v * kWidth;
-                            const Floats weight = load(space.weights + at);
-                            Floats flow = product.at[r][v];
-                            if (dropping) {
-                                // Dropped weights are 0 in this copy, which then makes room for the result.
-                                const Floats left = load(space.grad_scores + at);
-                                flow = select(left == 0.0f, Floats{}, flow * scale);
-                                store(space.weights + at, left * scale);
-                            }
-                            Floats grad = weight * (flow - mean[v]);
-                            Floats distance = reach[v] - static_cast<float>(row + r);
-                            if (TwoSided) distance = magnitude(distance);
-                            if (Masked) {
-                                const Ints key = splat_int(row + r);
-                                grad = select((lower[v] <= key) & (key < upper[v]), grad, Floats{});
-                            }
-                            slope[v] += grad * distance;
-                            store(space.grad_scores + at, grad);
-                        }
-                }
-            );
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-                float* at = space.slope + lane + v * kWidth;
-                store(at, load(at) + slope[v]);
+        for (int v = 0; v < V; ++v) {
+            mean[v] = load(space.mean + lane + v * kWidth);
+            reach[v] = load(block.stand + lane + v * kWidth) + tile.shift;
+            slope[v] = Floats{};
+            if (Is::kMasked) {
+                lower[v] = load_ints(tile.lower + lane + v * kWidth);
+                upper[v] = load_ints(tile.upper + lane + v * kWidth);
             }
         }
-    );
+        by_rows<kRows>(tile.keys, [&](auto count, int row) __attribute__((always_inline)) {
+            constexpr int R = decltype(count)::value;
+            Accumulators<R, V> product;
+            clear(product);
+            if constexpr (Is::kPairs)
+                multiply_pairs(
+                    product, tile.raw_value + row * head.value_step, head.value_step, space.flow + lane,
+                    call.value_dim / 2
+                );
+            else
+                multiply<kAlongSum>(
+                    product, tile.value + row * tile.value_stride, tile.value_stride, space.flow + lane, kBlock,
+                    call.value_dim
+                );
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) {
+                    const int at = (row + r) * kBlock + lane + v * kWidth;
+                    const Floats weight = load(space.weights + at);
+                    Floats flow = product.at[r][v];
+                    if (dropping) {
+                        // Dropped weights are 0 in this copy, which then makes room for the result.
+                        const Floats left = load(space.grad_scores + at);
+                        flow = select(left == 0.0f, Floats{}, flow * scale);
+                        store(space.weights + at, left * scale);
+                    }
+                    Floats grad = weight * (flow - mean[v]);
+                    Floats distance = reach[v] - static_cast<float>(row + r);
+                    if (Is::kTwoSided) distance = magnitude(distance);
+                    if (Is::kMasked) {
+                        const Ints key = splat_int(row + r);
+                        grad = select((lower[v] <= key) & (key < upper[v]), grad, Floats{});
+                    }
+                    slope[v] += grad * distance;
+                    store(space.grad_scores + at, grad);
+                }
+        });
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            float* at = space.slope + lane + v * kWidth;
+            store(at, load(at) + slope[v]);
+        }
+    });
     const int rows = block.rows;
-    if (Masked && !(space.finite && all_finite(tile.key, tile.key_stride, tile.keys, call.head_dim))) {
+    if (Is::kMasked && !(space.finite && all_finite(tile.key, tile.key_stride, tile.keys, call.head_dim))) {
         // What is not finite may only reach the pairs that see each other, and 0 times it is no 0.
         for (int key = 0; key < tile.keys; ++key)
             for (int row = 0; row < rows; ++row) {
@@ -188,24 +188,27 @@ static void backward_block(
     Block block;
     locate(block, call, share.batch, head, number);
     const int64_t row = (share.batch * call.heads + head) * call.q_len + block.first_row;
-    const char* query = row_of(call.query, call.type, share.batch, head, block.first_row);
-    const float factor = static_cast<float>(call.scale * 1.4426950408889634);
-    pack_transposed(space.query, call.type, query, call.query.row_stride, block.rows, call.head_dim, factor);
+    const bool pairs = takes_pairs(call);
+    const char *query[kBlock], *flows[kBlock];
+    for (int i = 0; i < block.rows; ++i)
+        query[i] = row_of(call.query, call.type, share.batch, head, block.first_row + i);
+    pack_queries(space.query, call, block, query);
     __builtin_memset(space.lse_rest, 0, sizeof space.lse_rest);
     for (int i = 0; i < block.rows; ++i) {
-        const char* at = row_of(call.query, call.type, share.batch, head, block.first_row + i);
-        read_row(space.query_rows + i * run.key_stride, call.type, at, call.head_dim, run.key_stride, 1.0f);
+        read_row(space.query_rows + i * run.key_stride, call.type, query[i], call.head_dim, run.key_stride, 1.0f);
         float* flow = space.flow_rows + i * run.value_stride;
         const float lse = call.lse[row + i];
         if (lse == -kInfinity) {
             space.lse[i] = kInfinity;
             space.mean[i] = 0.0f;
             __builtin_memset(flow, 0, static_cast<size_t>(run.value_stride) * 4);
+            flows[i] = reinterpret_cast<const char*>(flow);
             continue;
         }
         const char* grad = row_of(call.grad_out, call.type, share.batch, head, block.first_row + i);
         const char* out = row_of(call.out, call.type, share.batch, head, block.first_row + i);
         read_row(flow, call.type, grad, call.value_dim, run.value_stride, 1.0f);
+        flows[i] = pairs ? grad : reinterpret_cast<const char*>(flow);
         const double bits = lse * 1.44269504088896340736;
         space.lse[i] = static_cast<float>(bits);
         if (is_finite(space.lse[i])) space.lse_rest[i] = static_cast<float>(bits - space.lse[i]);
@@ -217,44 +220,42 @@ static void backward_block(
         space.mean[i] = 0.0f;
     }
     __builtin_memset(space.slope, 0, sizeof space.slope);
-    pack_transposed(
-        space.flow, kFloat32, reinterpret_cast<const char*>(space.flow_rows), run.value_stride, block.rows,
-        call.value_dim, 1.0f
-    );
+    if (pairs)
+        pack_pairs(space.flow, flows, block.rows, call.value_dim / 2);
+    else
+        pack_transposed(space.flow, kFloat32, flows, block.rows, call.value_dim, 1.0f);
     __builtin_memset(space.grad_query, 0, static_cast<size_t>(call.head_dim) * kBlock * 4);
     space.finite = all_finite(space.query_rows, run.key_stride, block.rows, run.key_stride) &&
                    all_finite(space.flow_rows, run.value_stride, block.rows, run.value_stride);
-    const KeyHead keys = key_head(
-        call, run.wide_key, run.key_stride, run.wide_value, run.value_stride, false, share.batch, share.kv_head,
-        nullptr, nullptr
-    );
+    const KeyHead keys = key_head(call, share.batch, share.kv_head, space.key_stage, space.value_stage);
     const int32_t* plan = call.plan + ((share.batch * call.heads + head) * run.blocks + number) * 3;
     const int64_t first = plan[0], end = plan[1], apart = plan[2];
     for (int64_t t = apart >= 0 ? first - 1 : first; t < end; ++t) {
         const int64_t at = t < first ? apart : t;
         Tile tile;
         enter_tile(tile, call, block, keys, at, t + 1 < end ? t + 1 : -1);
-        float* grad_key = share.grad_key + at * kTile * run.key_stride;
-        float* grad_value = share.grad_value + at * kTile * run.value_stride;
-        if (!share.touched[at]) {
+        bring_keys(tile, call, keys);
+        bring_values(tile, call, keys);
+        float* grad_key = share.key_sums(at, run.key_stride);
+        float* grad_value = share.value_sums(at, run.value_stride);
+        if (!share.touched[at - share.low]) {
             const int64_t height = smallest(kTile, call.k_len - at * kTile);
             __builtin_memset(grad_key, 0, static_cast<size_t>(height * run.key_stride) * 4);
             __builtin_memset(grad_value, 0, static_cast<size_t>(height * run.value_stride) * 4);
-            share.touched[at] = 1;
+            share.touched[at - share.low] = 1;
         }
-        auto go = call.two_sided ? (tile.masked ? retrace<true, true> : retrace<true, false>)
-                                 : (tile.masked ? retrace<false, true> : retrace<false, false>);
-        go(space, call, block, tile, grad_key, grad_value, run.key_stride, run.value_stride);
+        by_kind(call.two_sided, tile.masked, pairs, [&](auto kind) __attribute__((always_inline)) {
+            retrace<decltype(kind)>(
+                space, call, block, tile, keys, grad_key, grad_value, run.key_stride, run.value_stride
+            );
+        });
     }
     alignas(64) float factors[kBlock];
     for (int i = 0; i < kBlock; ++i) factors[i] = static_cast<float>(call.scale);
-    char* rows = static_cast<char*>(call.grad_query.data) +
-                 (share.batch * call.grad_query.batch_stride + head * call.grad_query.head_stride +
-                  block.first_row * call.grad_query.row_stride) *
-                     element_size(call.type);
-    unpack_transposed(
-        rows, call.type, call.grad_query.row_stride, space.grad_query, block.rows, call.head_dim, factors
-    );
+    char* rows[kBlock];
+    for (int i = 0; i < block.rows; ++i)
+        rows[i] = const_cast<char*>(row_of(call.grad_query, call.type, share.batch, head, block.first_row + i));
+    unpack_transposed(rows, call.type, space.grad_query, block.rows, call.head_dim, factors);
     double slope = 0.0;
     for (int i = 0; i < block.rows; ++i) slope -= space.slope[i];
     run.slope_parts[(share.batch * call.heads + head) * run.blocks + number] = slope;
@@ -264,8 +265,9 @@ static void backward_member(void* context, int64_t) {
     Backward& run = *static_cast<Backward*>(context);
     const Call& call = *run.call;
     const int64_t key_dim = run.key_stride, value_dim = run.value_stride;
-    const int64_t floats = (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock;
-    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 8 * 64)));
+    const bool widens = call.type != kFloat32, pairs = takes_pairs(call);
+    const int64_t floats = (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock + kTile * (key_dim + value_dim);
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 9 * 64)));
     if (!memory) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
@@ -278,12 +280,19 @@ static void backward_member(void* context, int64_t) {
     space.weights = floats_at(memory, kTile * kBlock);
     space.grad_scores = floats_at(memory, kTile * kBlock);
     space.grad_query = floats_at(memory, key_dim * kBlock);
+    // The gradient of queries takes keys as floats; values are needed so only where there are no pairs.
+    space.key_stage = widens ? floats_at(memory, kTile * key_dim) : nullptr;
+    space.value_stage = widens && !pairs ? floats_at(memory, kTile * value_dim) : nullptr;
     const int64_t group = call.heads / call.kv_heads;
     for (int64_t item = draw(run.next); item < run.number_of_shares; item = draw(run.next)) {
         const Share& share = run.shares[item];
         for (int64_t at = share.first; at < share.end; ++at)
             backward_block(run, space, share, share.kv_head * group + at / run.blocks, at % run.blocks);
     }
+}
+
+ALIBI_INLINE void add_rows(float* to, const float* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += kWidth) store(to + i, load(to + i) + load(from + i));
 }
 
 // Adds up the shares of each tile of keys, in their order, and writes the tile.
@@ -297,15 +306,18 @@ static void collect_member(void* context, int64_t) {
         const Share* sum = nullptr;
         for (int64_t s = run.first_share[index]; s < run.first_share[index + 1]; ++s) {
             const Share& share = run.shares[s];
-            if (!share.touched[tile]) continue;
+            if (!share.holds(tile)) continue;
             if (!sum) {
                 sum = &share;
                 continue;
             }
-            for (int64_t i = first * run.key_stride; i < (first + height) * run.key_stride; i += kWidth)
-                store(sum->grad_key + i, load(sum->grad_key + i) + load(share.grad_key + i));
-            for (int64_t i = first * run.value_stride; i < (first + height) * run.value_stride; i += kWidth)
-                store(sum->grad_value + i, load(sum->grad_value + i) + load(share.grad_value + i));
+            add_rows(
+                sum->key_sums(tile, run.key_stride), share.key_sums(tile, run.key_stride), height * run.key_stride
+            );
+            add_rows(
+                sum->value_sums(tile, run.value_stride), share.value_sums(tile, run.value_stride),
+                height * run.value_stride
+            );
         }
         const int64_t batch = index / call.kv_heads, kv_head = index % call.kv_heads;
         for (int64_t j = first; j < first + height; ++j) {
@@ -316,75 +328,139 @@ static void collect_member(void* context, int64_t) {
                 __builtin_memset(value, 0, static_cast<size_t>(call.value_dim * element_size(call.type)));
                 continue;
             }
-            write_row(
-                key, call.type, sum->grad_key + j * run.key_stride, call.head_dim, static_cast<float>(call.scale)
-            );
-            write_row(value, call.type, sum->grad_value + j * run.value_stride, call.value_dim, 1.0f);
+            const float* key_sum = sum->key_sums(tile, run.key_stride) + (j - first) * run.key_stride;
+            const float* value_sum = sum->value_sums(tile, run.value_stride) + (j - first) * run.value_stride;
+            write_row(key, call.type, key_sum, call.head_dim, static_cast<float>(call.scale));
+            write_row(value, call.type, value_sum, call.value_dim, 1.0f);
         }
     }
 }
 
-// Tiles that the blocks [first, end) of a key head's query heads kept, and one for what a block costs besides.
-static int64_t cost_of(const Backward& run, int64_t batch, int64_t kv_head, int64_t at) {
-    const Call& call = *run.call;
-    const int64_t head = kv_head * (call.heads / call.kv_heads) + at / run.blocks;
-    const int32_t* plan = call.plan + ((batch * call.heads + head) * run.blocks + at % run.blocks) * 3;
+ALIBI_INLINE const int32_t* plan_of(const Backward& run, int64_t batch, int64_t kv_head, int64_t at) {
+    const int64_t head = kv_head * (run.call->heads / run.call->kv_heads) + at / run.blocks;
+    return run.call->plan + ((batch * run.call->heads + head) * run.blocks + at % run.blocks) * 3;
+}
+
+// Tiles that a block kept, and one for what it costs besides.
+ALIBI_INLINE int64_t cost_of(const int32_t* plan) {
     return 1 + plan[1] - plan[0] + (plan[2] >= 0);
 }
 
 // At most this many runs of one key head: each costs sums of its own over the keys it reaches.
 constexpr int64_t kMostShares = 32;
+// Runs for each thread, so that all finish together.
+constexpr int64_t kSharesEach = 3;
+// Sums may take this many times the memory of the gradients of keys and values, or this many bytes: with many threads
+// runs are longer, and fewer.
+constexpr int64_t kMostSums = 4;
+constexpr int64_t kAlwaysSums = 256 << 20;
 
-// Cuts the work into runs, none much above a third of a thread's part, longest heads first; counts them where `shares`
-// has none yet.
-static int64_t cut(Backward& run, int64_t threads, bool write) {
+// Bytes of the sums of a run; the first of a key head adds to the gradients themselves where these are float and whole
+// vectors.
+ALIBI_INLINE bool adds_in_place(const Backward& run) {
+    const Call& call = *run.call;
+    return call.type == kFloat32 && call.head_dim == run.key_stride && call.value_dim == run.value_stride &&
+           call.grad_key.row_stride == run.key_stride && call.grad_value.row_stride == run.value_stride;
+}
+
+ALIBI_INLINE int64_t sums_of(const Backward& run, const Share& share) {
+    return share.first == 0 && adds_in_place(run)
+               ? 0
+               : (share.high - share.low) * kTile * (run.key_stride + run.value_stride) * 4 + 128;
+}
+
+struct Cutting {
+    int64_t shares, tiles, bytes;
+};
+
+// Cuts the work into about `wanted` runs of equal cost, or one for each key head where they are fewer. Writes them
+// where there is memory for them, and says how much they need.
+static Cutting cut(Backward& run, int64_t wanted, bool write) {
     const Call& call = *run.call;
     const int64_t heads = call.batch * call.kv_heads, each = call.heads / call.kv_heads * run.blocks;
+    const auto plan = [&](int64_t i, int64_t at) { return plan_of(run, i / call.kv_heads, i % call.kv_heads, at); };
     int64_t total = 0;
-    if (threads > 1)
-        for (int64_t i = 0; i < heads; ++i)
-            for (int64_t at = 0; at < each; ++at) total += cost_of(run, i / call.kv_heads, i % call.kv_heads, at);
-    int64_t count = 0;
+    for (int64_t i = 0; i < heads; ++i)
+        for (int64_t at = 0; at < each; ++at) total += cost_of(plan(i, at));
+    Cutting found = {0, 0, 0};
     for (int64_t i = 0; i < heads; ++i) {
-        const int64_t batch = i / call.kv_heads, kv_head = i % call.kv_heads;
-        int64_t mine = 0, pieces = 1;
-        if (threads > 1) {
-            for (int64_t at = 0; at < each; ++at) mine += cost_of(run, batch, kv_head, at);
-            pieces = smallest(smallest(kMostShares, each), (mine * 3 * threads + total - 1) / total);
-        }
-        if (write) run.first_share[i] = count;
+        int64_t mine = 0;
+        for (int64_t at = 0; at < each; ++at) mine += cost_of(plan(i, at));
+        const int64_t pieces = largest(1, smallest(smallest(kMostShares, each), (mine * wanted + total - 1) / total));
+        if (write) run.first_share[i] = found.shares;
         int64_t done = 0, at = 0;
         for (int64_t piece = 0; piece < pieces; ++piece) {
-            const int64_t first = at;
-            if (pieces == 1) {
-                at = each;
-            } else {
-                while (at < each && (piece == pieces - 1 || done * pieces < mine * (piece + 1)))
-                    done += cost_of(run, batch, kv_head, at++);
+            Share share = {i / call.kv_heads, i % call.kv_heads, at, at, tiles_of(call), 0, nullptr, nullptr, nullptr};
+            for (; at < each && (piece == pieces - 1 || done * pieces < mine * (piece + 1)); ++at) {
+                const int32_t* tiles = plan(i, at);
+                done += cost_of(tiles);
+                if (tiles[0] == tiles[1] && tiles[2] < 0) continue;
+                share.low = smallest(share.low, tiles[2] >= 0 ? tiles[2] : tiles[0]);
+                share.high = largest(share.high, tiles[1]);
             }
-            if (write) run.shares[count] = {batch, kv_head, first, at, nullptr, nullptr, nullptr};
-            ++count;
+            share.end = at;
+            share.low = smallest(share.low, share.high);
+            if (share.first == 0 && adds_in_place(run)) share.low = 0;
+            found.tiles += share.high - share.low;
+            found.bytes += sums_of(run, share);
+            if (write) run.shares[found.shares] = share;
+            ++found.shares;
         }
     }
-    if (write) run.first_share[heads] = count;
-    return count;
+    if (write) run.first_share[heads] = found.shares;
+    return found;
+}
+
+// Gives every share its sums.
+static void place_shares(Backward& run, char* memory, unsigned char* touched) {
+    const Call& call = *run.call;
+    for (int64_t s = 0; s < run.number_of_shares; ++s) {
+        Share& share = run.shares[s];
+        share.touched = touched;
+        touched += share.high - share.low;
+        if (sums_of(run, share) == 0) {
+            share.grad_key = reinterpret_cast<float*>(
+                const_cast<char*>(row_of(call.grad_key, call.type, share.batch, share.kv_head, 0))
+            );
+            share.grad_value = reinterpret_cast<float*>(
+                const_cast<char*>(row_of(call.grad_value, call.type, share.batch, share.kv_head, 0))
+            );
+            continue;
+        }
+        share.grad_key = floats_at(memory, (share.high - share.low) * kTile * run.key_stride);
+        share.grad_value = floats_at(memory, (share.high - share.low) * kTile * run.value_stride);
+    }
 }
 
 static int64_t backward(const Call& call) {
-    const int64_t threads = threads_for(call), heads = call.batch * call.kv_heads, tiles = tiles_of(call);
-    const WideLayout layout = wide_layout(call, false);
-    Backward run = {&call,   blocks_of(call), nullptr, nullptr, layout.key_stride, layout.value_stride, nullptr, 0,
-                    nullptr, nullptr,         false,   0};
-    run.number_of_shares = cut(run, threads, false);
-    const int64_t key_sums = round_up(call.k_len * run.key_stride * 4, 64),
-                  value_sums = round_up(call.k_len * run.value_stride * 4, 64);
+    const int64_t threads = threads_for(call), heads = call.batch * call.kv_heads;
+    Backward run = {
+        &call,
+        blocks_of(call),
+        round_up(call.head_dim, kWidth),
+        round_up(call.value_dim, kWidth),
+        nullptr,
+        0,
+        nullptr,
+        nullptr,
+        false,
+        0
+    };
+    const int64_t enough = kMostSums * heads * call.k_len * (run.key_stride + run.value_stride) * 4;
+    int64_t wanted = threads > 1 ? kSharesEach * threads : 1;
+    Cutting cutting = cut(run, wanted, false);
+    while (wanted > 1 && cutting.bytes > largest(enough, kAlwaysSums)) {
+        wanted -= (wanted + 3) / 4;
+        cutting = cut(run, wanted, false);
+    }
+    run.number_of_shares = cutting.shares;
     const int64_t share_bytes = round_up(run.number_of_shares * static_cast<int64_t>(sizeof(Share)), 64);
     const int64_t index_bytes = round_up((heads + 1) * 8, 64),
                   slope_bytes = round_up(call.batch * call.heads * run.blocks * 8, 64);
-    const int64_t touched_bytes = round_up(run.number_of_shares * tiles, 64);
-    const int64_t bytes = share_bytes + index_bytes + slope_bytes + touched_bytes + layout.bytes +
-                          run.number_of_shares * (key_sums + value_sums);
-    char* memory = static_cast<char*>(take_block(static_cast<size_t>(bytes)));
+    const int64_t touched_bytes = round_up(cutting.tiles, 64);
+    char* memory = static_cast<char*>(
+        take_block(static_cast<size_t>(share_bytes + index_bytes + slope_bytes + touched_bytes + cutting.bytes))
+    );
     if (!memory) return kNoMemory;
     char* at = memory;
     run.shares = reinterpret_cast<Share*>(at);
@@ -393,21 +469,9 @@ static int64_t backward(const Call& call) {
     at += index_bytes;
     run.slope_parts = reinterpret_cast<double*>(at);
     at += slope_bytes;
-    unsigned char* touched = reinterpret_cast<unsigned char*>(at);
-    __builtin_memset(touched, 0, static_cast<size_t>(touched_bytes));
-    at += touched_bytes;
-    cut(run, threads, true);
-    for (int64_t s = 0; s < run.number_of_shares; ++s) {
-        run.shares[s].touched = touched + s * tiles;
-        run.shares[s].grad_key = floats_at(at, key_sums / 4);
-        run.shares[s].grad_value = floats_at(at, value_sums / 4);
-    }
-    if (layout.wide) {
-        run.wide_key = floats_at(at, call.batch * call.kv_heads * call.k_len * layout.key_stride);
-        run.wide_value = floats_at(at, call.batch * call.kv_heads * call.k_len * layout.value_stride);
-        Preparation first = {&call, nullptr, run.wide_key, run.wide_value, layout.key_stride, layout.value_stride, 0};
-        prepare(first, threads);
-    }
+    __builtin_memset(at, 0, static_cast<size_t>(touched_bytes));
+    cut(run, wanted, true);
+    place_shares(run, at + touched_bytes, reinterpret_cast<unsigned char*>(at));
     run_team(threads, backward_member, &run);
     run.next = 0;
     run_team(threads, collect_member, &run);

@@ -13,12 +13,14 @@ struct Block {
     int64_t batch, head, kv_head, first_row;
     int rows;
     float slope;   // in bits: times log2(e)
+    float factor;  // what a product of query and key has yet to be multiplied by to be in bits
     int64_t base;  // position of the first row
     int64_t low_position, high_position;
     int64_t first_key, end_key;        // what some row sees
     int64_t common_first, common_end;  // what every row sees
     int64_t position[kBlock], lower[kBlock], upper[kBlock];
-    alignas(64) float stand[kBlock];  // position - base: small, so exact
+    alignas(64) float stand[kBlock];   // position - base: small, so exact
+    alignas(64) float slopes[kBlock];  // of each row: `slope` throughout where the rows are of one head
 };
 
 ALIBI_INLINE int64_t blocks_of(const Call& call) {
@@ -32,37 +34,38 @@ ALIBI_INLINE float slope_of(const Call& call, int64_t batch, int64_t head) {
     return call.slopes[batch * call.slope_batch_stride + head * call.slope_head_stride];
 }
 
-static void locate(Block& block, const Call& call, int64_t batch, int64_t head, int64_t number) {
-    block.batch = batch;
-    block.head = head;
-    block.kv_head = head / (call.heads / call.kv_heads);
-    block.first_row = number * kBlock;
-    block.rows = static_cast<int>(smallest(kBlock, call.q_len - block.first_row));
-    block.slope = slope_of(call, batch, head) * kLog2E;
-    block.first_key = block.common_first = INT64_MAX;
-    block.end_key = 0;
-    block.common_end = INT64_MAX;
+// Whether products of the call's rows are taken in pairs, from the rows as they are.
+ALIBI_INLINE bool takes_pairs(const Call& call) {
+    return kHasPairs && call.type == kBFloat16 && call.head_dim % 2 == 0 && call.value_dim % 2 == 0;
+}
+
+// What a row of a call sees, and where it stands.
+struct Place {
+    int64_t position, lower, upper;
+};
+
+ALIBI_INLINE Place place_of(const Call& call, int64_t batch, int64_t row) {
+    Place at = {row + call.offset, 0, call.k_len};
+    if (call.position) {
+        const int64_t index = batch * call.range_stride + row;
+        at = {call.position[index], largest(0, call.lower[index]), smallest(call.k_len, call.upper[index])};
+    } else {
+        if (call.window_left >= 0) at.lower = largest(0, at.position - call.window_left);
+        if (call.window_right >= 0) at.upper = smallest(call.k_len, at.position + call.window_right + 1);
+    }
+    if (at.upper <= at.lower) at.lower = at.upper = 0;
+    return at;
+}
+
+// What follows from the places of a block's rows.
+static void survey(Block& block) {
+    block.first_key = block.common_end = INT64_MAX;
+    block.end_key = block.common_first = 0;
     block.low_position = INT64_MAX;
     block.high_position = INT64_MIN;
-    int64_t common_first = 0;
+    block.base = block.position[0];
     for (int i = 0; i < block.rows; ++i) {
-        const int64_t row = block.first_row + i;
-        int64_t position, lower = 0, upper = call.k_len;
-        if (call.position) {
-            const int64_t at = batch * call.range_stride + row;
-            position = call.position[at];
-            lower = largest(0, call.lower[at]);
-            upper = smallest(call.k_len, call.upper[at]);
-        } else {
-            position = row + call.offset;
-            if (call.window_left >= 0) lower = largest(0, position - call.window_left);
-            if (call.window_right >= 0) upper = smallest(call.k_len, position + call.window_right + 1);
-        }
-        if (upper <= lower) lower = upper = 0;
-        block.position[i] = position;
-        block.lower[i] = lower;
-        block.upper[i] = upper;
-        if (i == 0) block.base = position;
+        const int64_t position = block.position[i], lower = block.lower[i], upper = block.upper[i];
         block.stand[i] = static_cast<float>(position - block.base);
         block.low_position = smallest(block.low_position, position);
         block.high_position = largest(block.high_position, position);
@@ -71,30 +74,50 @@ static void locate(Block& block, const Call& call, int64_t batch, int64_t head, 
             block.end_key = largest(block.end_key, upper);
         }
         // A row that sees nothing leaves no key common to all.
-        common_first = largest(common_first, lower);
+        block.common_first = largest(block.common_first, lower);
         block.common_end = smallest(block.common_end, upper);
     }
-    block.common_first = common_first;
     if (block.end_key == 0) block.first_key = 0;
     for (int i = block.rows; i < kBlock; ++i) {
         block.position[i] = block.base;
         block.lower[i] = block.upper[i] = 0;
         block.stand[i] = 0.0f;
+        block.slopes[i] = 0.0f;
     }
+}
+
+static void locate(Block& block, const Call& call, int64_t batch, int64_t head, int64_t number) {
+    block.batch = batch;
+    block.head = head;
+    block.kv_head = head / (call.heads / call.kv_heads);
+    block.first_row = number * kBlock;
+    block.rows = static_cast<int>(smallest(kBlock, call.q_len - block.first_row));
+    block.slope = slope_of(call, batch, head) * kLog2E;
+    block.factor = static_cast<float>(call.scale * 1.4426950408889634);
+    for (int i = 0; i < block.rows; ++i) {
+        const Place at = place_of(call, batch, block.first_row + i);
+        block.position[i] = at.position;
+        block.lower[i] = at.lower;
+        block.upper[i] = at.upper;
+        block.slopes[i] = block.slope;
+    }
+    survey(block);
 }
 
 // Some consecutive keys, as a block meets them.
 struct Tile {
     int64_t first_key;
     int keys;
-    bool masked;  // whether some row does not see some key
-    float shift;  // base - first key
-    const float* key;
+    bool masked;       // whether some row does not see some key
+    float shift;       // base - first key
+    const float* key;  // null where only the rows as they are have been asked for
     int64_t key_stride;
     const float* value;
     int64_t value_stride;
-    const float* next_key;  // the tile that is likely to follow, to be fetched meanwhile; null where none is
-    const float* next_value;
+    const char* raw_key;  // in the call's own type
+    const char* raw_value;
+    const char* next_key;  // the tile that is likely to follow, to be fetched meanwhile; null where none is
+    const char* next_value;
     alignas(64) int32_t lower[kBlock];  // what each row sees, counted from first_key; only where masked
     alignas(64) int32_t upper[kBlock];
 };
@@ -103,16 +126,30 @@ ALIBI_INLINE int32_t within_tile(int64_t key, int64_t first) {
     return static_cast<int32_t>(key <= first ? 0 : key >= first + kTile ? kTile : key - first);
 }
 
-// Keys and values of one key head in float: the caller's own where they are, converted otherwise, for the whole head
-// beforehand or, with few queries, tile by tile.
+// Keys and values of one key head. What is not float is widened tile by tile into the stages, which stay in the nearest
+// cache; where products are taken in pairs one of the two is never needed so, and its stage is null.
 struct KeyHead {
-    const float* key;
-    int64_t key_stride;
-    const float* value;
-    int64_t value_stride;
-    float* key_stage;  // where key is null: kTile rows each
+    const char* key;
+    const char* value;
+    int64_t key_step, value_step;  // bytes
+    int64_t key_bytes, value_bytes;
+    float* key_stage;  // kTile rows of padded elements
     float* value_stage;
 };
+
+ALIBI_INLINE KeyHead key_head(const Call& call, int64_t batch, int64_t kv_head, float* key_stage, float* value_stage) {
+    const int64_t size = element_size(call.type);
+    return {
+        row_of(call.key, call.type, batch, kv_head, 0),
+        row_of(call.value, call.type, batch, kv_head, 0),
+        call.key.row_stride * size,
+        call.value.row_stride * size,
+        call.head_dim * size,
+        call.value_dim * size,
+        key_stage,
+        value_stage
+    };
+}
 
 static void enter_tile(
     Tile& tile, const Call& call, const Block& block, const KeyHead& head, int64_t number, int64_t next
@@ -123,29 +160,24 @@ static void enter_tile(
     tile.keys = static_cast<int>(smallest(smallest(start + kTile, block.end_key), call.k_len) - start);
     tile.shift = static_cast<float>(block.base - start);
     tile.masked = start < block.common_first || start + tile.keys > block.common_end;
+    tile.raw_key = head.key + start * head.key_step;
+    tile.raw_value = head.value + start * head.value_step;
     tile.next_key = tile.next_value = nullptr;
-    if (head.key) {
-        // Sweeps run against the direction that hardware follows.
-        if (next >= 0 && (next + 1) * kTile <= call.k_len) {
-            tile.next_key = head.key + next * kTile * head.key_stride;
-            tile.next_value = head.value + next * kTile * head.value_stride;
-        }
-        tile.key = head.key + start * head.key_stride;
-        tile.key_stride = head.key_stride;
-        tile.value = head.value + start * head.value_stride;
-        tile.value_stride = head.value_stride;
+    // Sweeps run against the direction that hardware follows.
+    if (next >= 0 && (next + 1) * kTile <= call.k_len) {
+        tile.next_key = head.key + next * kTile * head.key_step;
+        tile.next_value = head.value + next * kTile * head.value_step;
+    }
+    if (call.type == kFloat32) {
+        tile.key = reinterpret_cast<const float*>(tile.raw_key);
+        tile.value = reinterpret_cast<const float*>(tile.raw_value);
+        tile.key_stride = call.key.row_stride;
+        tile.value_stride = call.value.row_stride;
     } else {
-        const int64_t key_stride = round_up(call.head_dim, kWidth), value_stride = round_up(call.value_dim, kWidth);
-        for (int64_t j = 0; j < tile.keys; ++j) {
-            const char* key = row_of(call.key, call.type, block.batch, block.kv_head, start + j);
-            const char* value = row_of(call.value, call.type, block.batch, block.kv_head, start + j);
-            read_row(head.key_stage + j * key_stride, call.type, key, call.head_dim, key_stride, 1.0f);
-            read_row(head.value_stage + j * value_stride, call.type, value, call.value_dim, value_stride, 1.0f);
-        }
         tile.key = head.key_stage;
-        tile.key_stride = key_stride;
         tile.value = head.value_stage;
-        tile.value_stride = value_stride;
+        tile.key_stride = round_up(call.head_dim, kWidth);
+        tile.value_stride = round_up(call.value_dim, kWidth);
     }
     if (tile.masked) {
         for (int i = 0; i < kBlock; ++i) {
@@ -155,11 +187,25 @@ static void enter_tile(
     }
 }
 
+// Widened rows, where there is a stage for them.
+ALIBI_INLINE void bring_keys(const Tile& tile, const Call& call, const KeyHead& head) {
+    if (head.key_stage)
+        widen_rows(head.key_stage, tile.key_stride, call.type, tile.raw_key, head.key_step, tile.keys, call.head_dim);
+}
+
+ALIBI_INLINE void bring_values(const Tile& tile, const Call& call, const KeyHead& head) {
+    if (head.value_stage)
+        widen_rows(
+            head.value_stage, tile.value_stride, call.type, tile.raw_value, head.value_step, tile.keys, call.value_dim
+        );
+}
+
 // Fetches what row `row` of this tile is in the next one, while this one is computed.
-ALIBI_INLINE void fetch_next(const Tile& tile, int row, int64_t head_dim, int64_t value_dim) {
+ALIBI_INLINE void fetch_next(const Tile& tile, const KeyHead& head, int row) {
     if (!tile.next_key) return;
-    for (int64_t e = 0; e < head_dim; e += 16) __builtin_prefetch(tile.next_key + row * tile.key_stride + e, 0, 2);
-    for (int64_t e = 0; e < value_dim; e += 16) __builtin_prefetch(tile.next_value + row * tile.value_stride + e, 0, 2);
+    for (int64_t e = 0; e < head.key_bytes; e += 64) __builtin_prefetch(tile.next_key + row * head.key_step + e, 0, 2);
+    for (int64_t e = 0; e < head.value_bytes; e += 64)
+        __builtin_prefetch(tile.next_value + row * head.value_step + e, 0, 2);
 }
 
 ALIBI_INLINE bool sees(const Tile& tile, int row, int key) {
@@ -177,7 +223,8 @@ static void drop(float* weights, const Call& call, const Block& block, const Til
         const Words row = ramp + static_cast<uint32_t>(block.first_row + lane);
         for (int key = 0; key < tile.keys; key += 4) {
             Words words[4] = {
-                Words{} + static_cast<uint32_t>((tile.first_key + key) / 4), row, Words{} + stream, Words{}};
+                Words{} + static_cast<uint32_t>((tile.first_key + key) / 4), row, Words{} + stream, Words{}
+            };
             philox(words, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
             for (int i = 0; i < 4 && key + i < tile.keys; ++i) {
                 float* at = weights + (key + i) * kBlock + lane;

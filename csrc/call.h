@@ -9,6 +9,10 @@ enum DataType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 enum Status : int64_t { kDone = 0, kWrongSize = 1, kNoMemory = 2 };
 
+// The grid of plans and summaries. Python's share of the work knows both.
+constexpr int kBlock = 48;  // queries in a block: three vectors of 16
+constexpr int kTile = 64;   // keys in a tile
+
 // A (batch, head, row, column) tensor whose columns are contiguous; strides in elements.
 struct Tensor {
     void* data;

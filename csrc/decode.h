@@ -1,345 +1,509 @@
-// Few queries against many keys: decoding. The time goes to reading keys and values, so each is read once for all the
-// query heads that share it, vectors run along the head dimension, and the keys of one sequence are split among
-// threads.
+// Few queries against many keys: decoding, drafts to be verified, a chunk of a prompt against what a cache holds.
+//
+// The rows of all query heads that share a key head are taken together, so that each key is read once for them, and the
+// keys of one sequence are cut into pieces, so that all threads work on it. With a summary of the keys (a cache keeps
+// one) the nearest keys come first; their mass and the summary then tell which of the others have to be read at all.
 #pragma once
 
-#include "forward.h"
+#include "stream.h"
 
 namespace alibi {
 namespace ALIBI_TARGET {
 
-// Rows (queries times heads of a group) that one pass over the keys serves.
-constexpr int kDecodeRows = 8;
-// Keys that are worth a piece of their own; pieces start at multiples of it, so that cutting depends on the length
-// alone.
-constexpr int64_t kDecodePiece = 512;
+// Queries up to which rows are taken together: beyond, a table of bounds for all of them pays (horizon.h).
+constexpr int64_t kFewQueries = 128;
+constexpr int64_t kFewWithoutSummary = 15;
+// Tiles that are worth a piece of their own, and pieces of one head that are enough for any number of threads: cutting
+// follows what the head has to read, so that results do not depend on how many there are.
+constexpr int64_t kPieceTiles = 8;
+constexpr int64_t kManyPieces = 64;
+constexpr int64_t kMostNearTiles = 16;
 
-ALIBI_INLINE bool is_decoding(const Call& call) {
-    return call.q_len * (call.heads / call.kv_heads) <= kDecodeRows && call.head_dim % kWidth == 0 &&
-           call.value_dim % kWidth == 0 && call.head_dim <= 256 && call.value_dim <= 256 && !(call.dropout > 0.0);
+ALIBI_INLINE bool streams_rows(const Call& call) {
+    return call.q_len * (call.heads / call.kv_heads) <= kStreamRows && call.head_dim >= kWidth &&
+           call.value_dim >= kWidth;
 }
 
-struct DecodeRow {
-    int64_t head, row, position, lower, upper;
-    int64_t first_tile;  // tiles before it hold too little to matter, but for the one apart
-    int64_t apart;       // or -1
-    float slope;
-    float* query;  // times scale * log2(e), in the workspace
+ALIBI_INLINE bool is_decoding(const Call& call) {
+    if (call.dropout > 0.0 || call.q_len > (call.norms ? kFewQueries : kFewWithoutSummary)) return false;
+    // Over few keys there is nothing to cut and nothing to skip: what is left to gain is full lanes.
+    if (call.k_len > 4 * kTile || streams_rows(call)) return true;
+    return call.heads > call.kv_heads && call.q_len <= kFewWithoutSummary;
+}
+
+// What the rows of one key head need of its summary: the center's length and the largest finite radius of a tile, and
+// the largest radius past the first tile.
+struct Extent {
+    float reach, farther;
+    int64_t first;
 };
 
 struct Decode {
     const Call* call;
-    int rows;  // of one key head
-    int64_t pieces;
-    DecodeRow* table;  // (batch, kv head, row)
-    float* query;      // (batch, kv head, row, head_dim)
-    float* peak;       // (batch, kv head, row, piece)
-    float* sum;
-    float* out;  // (batch, kv head, row, piece, value_dim)
+    bool streams;  // vectors along the head dimension, for a handful of rows; else rows in lanes
     bool skips;
-    int64_t near;  // pieces from this one on are read first, and give the mass the rest is held against
+    Line* lines;
+    int64_t number_of_lines;
+    Unit* units;
+    int64_t number_of_units;
+    Extent* extents;  // (batch, kv head)
+    float* query;     // where `streams`: (line, padded head_dim), times scale * log2(e)
+    Pieces near, far;
+    Pieces* now;  // what is being worked on
+    bool failed;
     int64_t next;
 };
 
-static void decode_piece(const Decode& run, int64_t pair, int64_t piece) {
+static void find_extent(const Decode& run, int64_t pair) {
     const Call& call = *run.call;
-    const int64_t batch = pair / call.kv_heads, kv_head = pair % call.kv_heads;
-    const int64_t dim = call.head_dim, value_dim = call.value_dim;
-    alignas(64) float scores[kDecodeRows][kTile];
-    for (int r = 0; r < run.rows; ++r) {
-        const int64_t at = (pair * run.rows + r) * run.pieces + piece;
-        run.peak[at] = -kInfinity;
-        run.sum[at] = 0.0f;
-        __builtin_memset(run.out + at * value_dim, 0, static_cast<size_t>(value_dim) * 4);
+    Extent& extent = run.extents[pair];
+    const float* center = call.center + pair * call.head_dim;
+    float square = 0.0f, most = 0.0f;
+    for (int64_t i = 0; i < call.head_dim; ++i) square += center[i] * center[i];
+    extent.farther = 0.0f;
+    for (int64_t t = extent.first; t < tiles_of(call); ++t) {
+        const float radius = kept_radius(call, pair / call.kv_heads, pair % call.kv_heads, t);
+        if (is_finite(radius) && radius > most) most = radius;
+        if (t != extent.first && (radius > extent.farther || radius != radius)) extent.farther = radius;
     }
-    const int64_t end_tile = smallest((piece + 1) * (kDecodePiece / kTile), tiles_of(call));
-    for (int64_t tile = piece * (kDecodePiece / kTile); tile < end_tile; ++tile) {
-        const int64_t first_key = tile * kTile;
-        for (int r = 0; r < run.rows; ++r) {
-            const DecodeRow& row = run.table[pair * run.rows + r];
-            if (tile < row.first_tile && tile != row.apart) continue;
-            const int64_t first = largest(first_key, row.lower),
-                          end = smallest(smallest(first_key + kTile, call.k_len), row.upper);
-            if (first >= end) continue;
-            const int64_t at = (pair * run.rows + r) * run.pieces + piece;
-            const int count = static_cast<int>(end - first);
-            const char* keys = row_of(call.key, call.type, batch, kv_head, first);
-            const int64_t key_step = call.key.row_stride * element_size(call.type);
-            Floats peaks = splat(-kInfinity);
-            for (int j = 0; j < count; j += kWidth) {
-                // A vector of keys at a time: their sums are turned into one vector together, which costs a fifth of
-                // adding up each across its lanes.
-                Floats parts[kWidth];
-                const int here = static_cast<int>(smallest(kWidth, count - j));
-                for (int i = 0; i < kWidth; ++i) {
-                    const char* key = keys + (j + (i < here ? i : here - 1)) * key_step;
-                    Floats one = {}, two = {};
-                    int64_t e = 0;
-                    for (; e + 2 * kWidth <= dim; e += 2 * kWidth) {
-                        one += load_as(call.type, key, e) * load(row.query + e);
-                        two += load_as(call.type, key, e + kWidth) * load(row.query + e + kWidth);
-                    }
-                    if (e < dim) one += load_as(call.type, key, e) * load(row.query + e);
-                    parts[i] = one + two;
-                }
-                transpose(parts);
-                Floats dot = {};
-#pragma GCC unroll 16
-                for (int i = 0; i < kWidth; ++i) dot += parts[i];
-                Floats away;
-                Ints past;
-                for (int i = 0; i < kWidth; ++i) {
-                    away[i] = static_cast<float>(row.position - (first + j)) - static_cast<float>(i);
-                    past[i] = i < here ? 0 : -1;
-                }
-                const Floats score = select(past, splat(-kInfinity), dot - magnitude(away) * row.slope);
-                store(scores[r] + j, score);
-                peaks = larger(score, peaks);
-            }
-            float most = -kInfinity;
-            for (int i = 0; i < kWidth; ++i) most = peaks[i] > most ? peaks[i] : most;
-            const float old = run.peak[at], peak = old > most ? old : most;
-            const float base = __builtin_fabsf(peak) == kInfinity ? 0.0f : peak;
-            const float old_base = __builtin_fabsf(old) == kInfinity ? 0.0f : old;
-            const float fade = old == -kInfinity ? 1.0f : exp2(splat(old_base - base))[0];
-            Floats sum = {};
-            for (int j = 0; j < count; j += kWidth) {
-                const Floats weight = exp2(load(scores[r] + j) - base);
-                store(scores[r] + j, weight);
-                sum += weight;
-            }
-            run.peak[at] = peak;
-            run.sum[at] = run.sum[at] * fade + sum_of(sum);
-            float* out = run.out + at * value_dim;
-            const int64_t value_step = call.value.row_stride * element_size(call.type);
-            const char* values = row_of(call.value, call.type, batch, kv_head, first);
-            for (int64_t e = 0; e < value_dim; e += 4 * kWidth) {
-                const int width = static_cast<int>(smallest(4, (value_dim - e) / kWidth));
-                Floats total[4] = {};
-                const char* value = values;
-                if (width == 4) {
-                    for (int j = 0; j < count; ++j, value += value_step) {
-                        const Floats weight = splat(scores[r][j]);
-#pragma GCC unroll 4
-                        for (int v = 0; v < 4; ++v) total[v] += weight * load_as(call.type, value, e + v * kWidth);
-                    }
-                } else {
-                    for (int j = 0; j < count; ++j, value += value_step)
-                        for (int v = 0; v < width; ++v)
-                            total[v] += splat(scores[r][j]) * load_as(call.type, value, e + v * kWidth);
-                }
-                for (int v = 0; v < width; ++v) {
-                    float* to = out + e + v * kWidth;
-                    store(to, load(to) * fade + total[v]);
-                }
-            }
+    extent.reach = most + __builtin_sqrtf(square);
+}
+
+// Rows in lanes: the kernel of whole sequences, over a piece.
+static void lanes_piece(const Decode& run, ForwardSpace& space, const Piece& piece, float* slot) {
+    const Call& call = *run.call;
+    const Unit& unit = run.units[piece.unit];
+    const int64_t piece_end = piece.end * kTile;
+    Block block;
+    block.batch = unit.batch;
+    block.head = 0;
+    block.kv_head = unit.kv_head;
+    block.first_row = 0;
+    block.rows = unit.lines;
+    block.factor = static_cast<float>(call.scale * 1.4426950408889634);
+    const char* rows[kBlock];
+    for (int i = 0; i < unit.lines; ++i) {
+        const Line& line = run.lines[unit.first_line + i];
+        rows[i] = line.query;
+        block.position[i] = line.position;
+        block.slopes[i] = line.slope;
+        block.lower[i] = largest(line.lower, piece.apart ? 0 : line.first_tile * kTile);
+        block.upper[i] = smallest(line.upper, piece_end);
+        if ((piece.apart && line.apart != piece.first) || block.upper[i] <= block.lower[i])
+            block.lower[i] = block.upper[i] = 0;
+    }
+    survey(block);
+    space.out = slot + kHeader;
+    start_sums(space, call.value_dim);
+    pack_queries(space.query, call, block, rows);
+    const KeyHead keys = key_head(call, unit.batch, unit.kv_head, space.key_stage, space.value_stage);
+    const int64_t low = largest(piece.first, block.first_key / kTile),
+                  high = smallest(piece.end, (block.end_key + kTile - 1) / kTile);
+    for (int64_t tile = high - 1; tile >= low; --tile) {
+        // Rows are in order of their slopes, so those that see far come first: whole vectors of others drop out.
+        int count = unit.lines;
+        while (count > kWidth && block.lower[count - 1] >= (tile + 1) * kTile) --count;
+        count = static_cast<int>(smallest(round_up(count, kWidth), unit.lines));
+        if (count < block.rows) {
+            block.rows = count;
+            survey(block);
+            if (block.end_key <= tile * kTile) continue;
         }
+        advance(space, call, block, keys, tile, tile > low ? tile - 1 : -1);
+    }
+    __builtin_memcpy(slot, space.peak, sizeof space.peak);
+    __builtin_memcpy(slot + kBlock, space.sum, sizeof space.sum);
+}
+
+static void decode_member(void* context, int64_t) {
+    Decode& run = *static_cast<Decode*>(context);
+    const Call& call = *run.call;
+    ForwardSpace space;
+    if (!run.streams && !make_space(space, call, false)) {
+        __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
+        return;
+    }
+    // With the near pieces comes what the horizon will ask of the summary.
+    const Pieces& pieces = *run.now;
+    const int64_t extents = run.skips && run.now == &run.near ? call.batch * call.kv_heads : 0;
+    for (int64_t item = draw(run.next); item < pieces.count + extents; item = draw(run.next)) {
+        if (item >= pieces.count) {
+            find_extent(run, item - pieces.count);
+            continue;
+        }
+        const Piece& piece = pieces.list[item];
+        float* slot = pieces.slot(item);
+        if (run.streams)
+            stream_piece(call, run.units[piece.unit], run.lines, run.query, piece, slot);
+        else
+            lanes_piece(run, space, piece, slot);
     }
 }
 
-static void decode_near(void* context, int64_t) {
-    Decode& run = *static_cast<Decode*>(context);
-    const int64_t each = run.pieces - run.near, items = run.call->batch * run.call->kv_heads * each;
-    for (int64_t item = draw(run.next); item < items; item = draw(run.next))
-        decode_piece(run, item / each, run.pieces - 1 - item % each);
-}
-
-static void decode_far(void* context, int64_t) {
-    Decode& run = *static_cast<Decode*>(context);
-    const int64_t items = run.call->batch * run.call->kv_heads * run.near;
-    for (int64_t item = draw(run.next); item < items; item = draw(run.next))
-        decode_piece(run, item / run.near, run.near - 1 - item % run.near);
+// log2 of a lower bound on the mass of a row: that of the near piece that has most. False where it says nothing.
+static bool near_mass(const Decode& run, const Unit& unit, int row, float* bits, float* size) {
+    *bits = -kInfinity;
+    *size = 0.0f;
+    for (int64_t p = unit.near_piece; p < unit.near_end; ++p) {
+        const float peak = run.near.slot(p)[row], sum = run.near.slot(p)[kBlock + row];
+        // A NaN, which a weight left in the sum, would read as a large finite logarithm.
+        if (!(sum < kInfinity)) return false;
+        const float mass = peak + log2_below(sum);
+        if (!(mass > *bits)) continue;
+        *bits = mass;
+        *size = __builtin_fabsf(peak);
+    }
+    return is_finite(*bits);
 }
 
 // The first tile a row has to read, from the summary and the mass of the near pieces: the certificate of horizon.h with
 // the row's own norm, so with no table.
-static void decode_horizon(void* context, int64_t) {
-    Decode& run = *static_cast<Decode*>(context);
+static void find_first_tile(const Decode& run, const Unit& unit, int row) {
     const Call& call = *run.call;
-    const int64_t lines = call.batch * call.kv_heads * run.rows, limit = run.near * (kDecodePiece / kTile);
-    for (int64_t line = draw(run.next); line < lines; line = draw(run.next)) {
-        DecodeRow& row = run.table[line];
-        const int64_t pair = line / run.rows, batch = pair / call.kv_heads, kv_head = pair % call.kv_heads;
-        if (!(row.slope > 0.0f) || row.upper <= row.lower) continue;
-        float peak = -kInfinity, sum = 0.0f;
-        // The piece with the most mass stands for all near ones: any lower bound will do.
-        for (int64_t p = run.near; p < run.pieces; ++p) {
-            const int64_t at = line * run.pieces + p;
-            if (!(run.sum[at] < kInfinity)) {
-                sum = run.sum[at];
-                break;
-            }
-            if (run.peak[at] + log2_below(run.sum[at]) > peak + log2_below(sum) || p == run.near) {
-                peak = run.peak[at];
-                sum = run.sum[at];
-            }
-        }
-        const float* center = call.center + pair * call.head_dim;
-        const Products with =
-            products(call.type, row_of(call.query, call.type, batch, row.head, row.row), center, call.head_dim);
-        const double norm = scaled_norm(call, with.square);
-        const int64_t first = row.lower / kTile, tiles = tiles_of(call);
-        float reach = 0.0f, farther = 0.0f;
-        for (int64_t t = first; t < tiles; ++t) {
-            const float radius = kept_radius(call, batch, kv_head, t);
-            if (is_finite(radius) && radius > reach) reach = radius;
-            if (t != first && (radius > farther || radius != radius)) farther = radius;
-        }
-        float square = 0.0f;
-        for (int64_t i = 0; i < call.head_dim; ++i) square += center[i] * center[i];
-        reach += __builtin_sqrtf(square);
-        const double rounding = static_cast<double>(call.head_dim) * 1.2e-7 * 1.4426950408889634 * reach * norm;
-        const int64_t farthest = largest(row.position - row.lower, row.upper - row.position);
-        // A NaN, which a weight left in the sum, would read as a large finite logarithm.
-        if (!(sum < kInfinity)) continue;
-        // What the peak is rounded by where positions are so far out that it is large itself.
-        const double coarse =
-            2.4e-7 * (__builtin_fabs(peak) + static_cast<double>(row.slope) * static_cast<double>(farthest));
-        const double room = peak + log2_below(sum) + budget_of(call, row.slope, farthest) - kRoundingBits - rounding -
-                            coarse - call.scale * with.with_center * 1.4426950408889634;
-        if (!(__builtin_fabs(room) < 1e29)) continue;
-        const double slope = static_cast<double>(row.slope) * static_cast<double>(kLn2);
-        const double fade = static_cast<double>(row.slope) * kTile;
-        const double series = __builtin_log2(__builtin_expm1(-slope * kTile) / __builtin_expm1(-slope));
-        const double sink_mass = tile_mass(kept_radius(call, batch, kv_head, first), norm, series);
-        double mass = -kHuge, held = -kHuge;
-        int64_t stop = first;
-        // Were every tile as wide as the widest, the series has a sum. As far as that sum may be lost (all but a bit of
-        // it) no tile has to be looked at: at 128K keys they are most of them. A radius that is not finite, or a NaN,
-        // leaves nothing to leap over.
-        const double widest = tile_mass(farther, norm, -__builtin_log2(-__builtin_expm1(-slope)));
-        const double leap = static_cast<double>(row.position) - (widest - room + 1.0) / row.slope;
-        if (widest < kHuge && leap > static_cast<double>((first + 1) * kTile)) {
-            stop = smallest(limit, static_cast<int64_t>(leap < 1e15 ? leap + 1.0 : 1e15) / kTile);
-            mass = widest;
-            held = widest - row.slope * static_cast<double>(row.position - (stop * kTile - 1));
-        }
-        // The first tile is the sink's: it is left out here and judged apart below.
-        for (int64_t t = stop; t < limit; ++t) {
-            mass -= fade;
-            if (t != first) mass = add_logs(tile_mass(kept_radius(call, batch, kv_head, t), norm, series), mass);
-            const double bound = mass - row.slope * static_cast<double>(row.position - ((t + 1) * kTile - 1));
-            if (!(bound <= room)) break;
-            stop = t + 1;
-            held = bound;
-        }
-        if (stop == first) continue;
-        const double sink = sink_mass - row.slope * static_cast<double>(row.position - ((first + 1) * kTile - 1));
-        row.first_tile = stop;
-        if (!(add_logs(held, sink) <= room)) row.apart = first;
+    Line& line = run.lines[unit.first_line + row];
+    const int64_t first = line.lower / kTile, limit = unit.near;
+    float most, size;
+    if (!(line.slope > 0.0f) || line.upper <= line.lower || first >= limit) return;
+    if (!near_mass(run, unit, row, &most, &size)) return;
+    const int64_t pair = unit.batch * call.kv_heads + unit.kv_head;
+    const Extent& extent = run.extents[pair];
+    const Products with = products(call.type, line.query, call.center + pair * call.head_dim, call.head_dim);
+    const double norm = scaled_norm(call, with.square);
+    const double rounding = static_cast<double>(call.head_dim) * 1.2e-7 * 1.4426950408889634 * extent.reach * norm;
+    const int64_t farthest = largest(line.position - line.lower, line.upper - line.position);
+    const int64_t near = largest(line.lower, unit.near * kTile);
+    const double away = static_cast<double>(line.slope), place = static_cast<double>(line.position);
+    // What the peak, which is that of the near keys, is rounded by where positions are so far out that it is large
+    // itself. No older key has a part in it: a cache that has let them go must decide alike.
+    const double coarse =
+        2.4e-7 * (size + away * static_cast<double>(largest(line.position - near, line.upper - line.position)));
+    const double room = most + budget_of(call, line.slope, farthest) - kRoundingBits - rounding - coarse -
+                        call.scale * with.with_center * 1.4426950408889634;
+    if (!(__builtin_fabs(room) < 1e29)) return;
+    const double slope = away * static_cast<double>(kLn2), fade = away * kTile;
+    const double series = __builtin_log2(__builtin_expm1(-slope * kTile) / __builtin_expm1(-slope));
+    const auto radius = [&](int64_t t) { return kept_radius(call, unit.batch, unit.kv_head, t); };
+    double mass = -kHuge, held = -kHuge;
+    int64_t stop = first;
+    // Were every tile as wide as the widest, the series has a sum. As far as that sum may be lost (all but a bit of it)
+    // no tile has to be looked at: at 128K keys they are most of them. A radius that is not finite, or a NaN, leaves
+    // nothing to leap over.
+    const double widest = tile_mass(extent.farther, norm, -__builtin_log2(-__builtin_expm1(-slope)));
+    const double leap = place - (widest - room + 1.0) / away;
+    if (widest < kHuge && leap > static_cast<double>((first + 1) * kTile)) {
+        stop = smallest(limit, static_cast<int64_t>(leap < 1e15 ? leap + 1.0 : 1e15) / kTile);
+        mass = widest;
+        held = widest - away * (place - static_cast<double>(stop * kTile - 1));
+    }
+    // The first tile is the sink's: it is left out here and judged apart below.
+    for (int64_t t = stop; t < limit; ++t) {
+        mass -= fade;
+        if (t != first) mass = add_logs(tile_mass(radius(t), norm, series), mass);
+        const double bound = mass - away * (place - static_cast<double>((t + 1) * kTile - 1));
+        if (!(bound <= room)) break;
+        stop = t + 1;
+        held = bound;
+    }
+    if (stop == first) return;
+    const double sink =
+        tile_mass(radius(first), norm, series) - away * (place - static_cast<double>((first + 1) * kTile - 1));
+    line.first_tile = stop;
+    if (!(add_logs(held, sink) <= room)) line.apart = first;
+}
+
+static void find_first_tiles(void* context, int64_t) {
+    Decode& run = *static_cast<Decode*>(context);
+    for (int64_t item = draw(run.next); item < run.number_of_units; item = draw(run.next))
+        for (int row = 0; row < run.units[item].lines; ++row) find_first_tile(run, run.units[item], row);
+}
+
+// Backward runs by blocks of queries of one head: all rows of such a block take the union of what its rows need, and
+// the plan says so. `lines` are the rows' own, in their order.
+static void settle_block(const Call& call, Line* lines, int64_t count, int32_t* plan) {
+    const int64_t tiles = tiles_of(call);
+    int64_t first = tiles, end = 0, apart = -1, least_apart = tiles;
+    bool one = true;
+    for (int64_t i = 0; i < count; ++i) {
+        if (lines[i].upper <= lines[i].lower) continue;
+        first = smallest(first, largest(lines[i].first_tile, lines[i].lower / kTile));
+        end = largest(end, (lines[i].upper + kTile - 1) / kTile);
+        if (lines[i].apart < 0) continue;
+        one &= apart < 0 || apart == lines[i].apart;
+        apart = lines[i].apart;
+        least_apart = smallest(least_apart, apart);
+    }
+    if (!one) first = smallest(first, least_apart);
+    if (!one || apart >= first) apart = -1;
+    first = smallest(first, end);
+    for (int64_t i = 0; i < count; ++i) {
+        lines[i].first_tile = first;
+        lines[i].apart = apart;
+    }
+    plan[0] = static_cast<int32_t>(first);
+    plan[1] = static_cast<int32_t>(end);
+    plan[2] = static_cast<int32_t>(apart);
+}
+
+static void settle(const Decode& run) {
+    const Call& call = *run.call;
+    const int64_t blocks = blocks_of(call);
+    for (int64_t at = 0; at < run.number_of_lines; at += call.q_len) {
+        // The lines of a head lie together.
+        const int64_t pair = run.lines[at].batch * call.heads + run.lines[at].head;
+        for (int64_t n = 0; n < blocks; ++n)
+            settle_block(
+                call, run.lines + at + n * kBlock, smallest(kBlock, call.q_len - n * kBlock),
+                call.plan + (pair * blocks + n) * 3
+            );
     }
 }
 
-// Puts the pieces of every row together, in their order, and writes the rows.
-static void decode_finish(const Decode& run) {
+// Puts the pieces of the rows of a unit together, in their order, and writes the rows.
+static void finish_unit(const Decode& run, ForwardSpace& space, float* total, const Unit& unit) {
     const Call& call = *run.call;
-    const int64_t group = call.heads / call.kv_heads, blocks = blocks_of(call), tiles = tiles_of(call);
-    alignas(64) float total[256 + 16];
-    for (int64_t index = 0; index < call.batch * call.kv_heads * run.rows; ++index) {
-        const DecodeRow& row = run.table[index];
-        const int64_t batch = index / run.rows / call.kv_heads;
-        float peak = -kInfinity, sum = 0.0f;
-        for (int64_t p = 0; p < run.pieces; ++p) {
-            const float here = run.peak[index * run.pieces + p];
-            peak = here > peak ? here : peak;
-        }
-        const float base = __builtin_fabsf(peak) == kInfinity ? 0.0f : peak;
-        __builtin_memset(total, 0, sizeof total);
-        for (int64_t p = 0; p < run.pieces; ++p) {
-            const int64_t at = index * run.pieces + p;
-            const float here = run.peak[at];
+    const int64_t width = run.streams ? round_up(unit.lines, kWidth) : kBlock;
+    const auto each_slot = [&](const auto& body) {
+        for (int64_t p = unit.near_piece; p < unit.near_end; ++p) body(run.near.slot(p));
+        for (int64_t p = unit.far_piece; p < unit.far_end; ++p) body(run.far.slot(p));
+    };
+    for (int lane = 0; lane < width; lane += kWidth) {
+        Floats peak = splat(-kInfinity), sum = {};
+        each_slot([&](const float* slot) { peak = larger(load(slot + lane), peak); });
+        store(space.peak + lane, peak);
+        each_slot([&](float* slot) {
             // Nothing was met; but what was met without mass may still hold a NaN.
-            const float here_base = __builtin_fabsf(here) == kInfinity ? 0.0f : here;
-            const float share = here == -kInfinity ? 1.0f : exp2(splat(here_base - base))[0];
-            sum += run.sum[at] * share;
-            for (int64_t e = 0; e < call.value_dim; e += kWidth)
-                store(total + e, load(total + e) + load(run.out + at * call.value_dim + e) * share);
-        }
-        const int64_t line = (batch * call.heads + row.head) * call.q_len + row.row;
-        const double bits = static_cast<double>(base) + static_cast<double>(__builtin_log2f(sum));
-        call.lse[line] = sum == 0.0f ? -kInfinity : static_cast<float>(bits * 0.69314718055994530942);
-        write_row(
-            const_cast<char*>(row_of(call.out, call.type, batch, row.head, row.row)), call.type, total, call.value_dim,
-            sum == 0.0f ? 1.0f : 1.0f / sum
-        );
+            const Floats here = load(slot + lane);
+            const Floats share = select(here == -kInfinity, splat(1.0f), exp2(base_of(here) - base_of(peak)));
+            sum += load(slot + kBlock + lane) * share;
+            store(slot + lane, share);
+        });
+        store(space.sum + lane, sum);
     }
-    // Backward runs block by block: the plan is the union of the rows of a block, which is all of them.
-    for (int64_t batch = 0; batch < call.batch; ++batch)
-        for (int64_t head = 0; head < call.heads; ++head) {
-            int64_t first = tiles, end = 0, apart = -1;
-            for (int64_t i = 0; i < call.q_len; ++i) {
-                const int64_t pair = batch * call.kv_heads + head / group;
-                const DecodeRow& row = run.table[pair * run.rows + head % group * call.q_len + i];
-                if (row.upper <= row.lower) continue;
-                first = smallest(first, largest(row.first_tile, row.lower / kTile));
-                end = largest(end, (row.upper + kTile - 1) / kTile);
-                if (row.apart >= 0) apart = row.apart;
-            }
-            first = smallest(first, end);
-            int32_t* plan = call.plan + (batch * call.heads + head) * blocks * 3;
-            plan[0] = static_cast<int32_t>(first);
-            plan[1] = static_cast<int32_t>(end);
-            plan[2] = static_cast<int32_t>(apart >= 0 && apart < first ? apart : -1);
+    alignas(64) float factors[kBlock] = {};
+    char* rows[kBlock];
+    for (int i = 0; i < unit.lines; ++i) {
+        const Line& line = run.lines[unit.first_line + i];
+        const float sum = space.sum[i], peak = space.peak[i];
+        const double base = __builtin_fabsf(peak) == kInfinity ? 0.0 : peak;
+        const double bits = base + static_cast<double>(__builtin_log2f(sum));
+        factors[i] = sum == 0.0f ? 1.0f : 1.0f / sum;
+        call.lse[(unit.batch * call.heads + line.head) * call.q_len + line.row] =
+            sum == 0.0f ? -kInfinity : static_cast<float>(bits * 0.69314718055994530942);
+        rows[i] = const_cast<char*>(row_of(call.out, call.type, unit.batch, line.head, line.row));
+    }
+    if (run.streams) {
+        const int64_t stride = round_up(call.value_dim, kWidth);
+        for (int i = 0; i < unit.lines; ++i) {
+            for (int64_t e = 0; e < stride; e += kWidth) store(total + e, Floats{});
+            each_slot([&](const float* slot) {
+                for (int64_t e = 0; e < stride; e += kWidth)
+                    store(total + e, load(total + e) + load(slot + kHeader + i * stride + e) * slot[i]);
+            });
+            write_streamed(rows[i], call.type, total, call.value_dim, factors[i]);
         }
+        return;
+    }
+    __builtin_memset(total, 0, static_cast<size_t>(call.value_dim) * kBlock * 4);
+    each_slot([&](const float* slot) {
+        for (int64_t e = 0; e < call.value_dim * kBlock; e += kBlock)
+            for (int lane = 0; lane < unit.lines; lane += kWidth) {
+                float* at = total + e + lane;
+                store(at, load(at) + load(slot + kHeader + e + lane) * load(slot + lane));
+            }
+    });
+    unpack_transposed(rows, call.type, total, unit.lines, call.value_dim, factors);
+}
+
+static void finish_member(void* context, int64_t) {
+    Decode& run = *static_cast<Decode*>(context);
+    ForwardSpace space;
+    if (!make_space(space, *run.call, true)) {
+        __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
+        return;
+    }
+    for (int64_t item = draw(run.next); item < run.number_of_units; item = draw(run.next))
+        finish_unit(run, space, space.out, run.units[item]);
+}
+
+// Every row in its place: by key head, within one by rising slope, so that rows that see as far lie together.
+static void make_lines(Decode& run, const int32_t* order, int64_t* filled) {
+    const Call& call = *run.call;
+    const int64_t group = call.heads / call.kv_heads, rows = group * call.q_len, pairs = call.batch * call.kv_heads;
+    const int64_t padded = round_up(call.head_dim, kWidth);
+    for (int64_t i = 0; i < pairs; ++i) {
+        filled[i] = 0;
+        run.extents[i].first = tiles_of(call);
+    }
+    for (int64_t i = 0; i < call.batch * call.heads; ++i) {
+        const int64_t batch = order[i] / call.heads, head = order[i] % call.heads;
+        const int64_t pair = batch * call.kv_heads + head / group;
+        const float slope = slope_of(call, batch, head) * kLog2E;
+        for (int64_t row = 0; row < call.q_len; ++row) {
+            const Place at = place_of(call, batch, row);
+            const int64_t index = pair * rows + filled[pair]++;
+            const char* query = row_of(call.query, call.type, batch, head, row);
+            run.lines[index] = {batch, head, row, at.position, at.lower, at.upper, 0, -1, slope, query};
+            if (at.upper > at.lower) run.extents[pair].first = smallest(run.extents[pair].first, at.lower / kTile);
+            if (run.streams) read_streamed(run.query + index * padded, call, query);
+        }
+    }
+}
+
+// Units of rows, and for each the tile from which keys are near: enough of them for most of the mass of its flattest
+// row that falls off at all.
+static void make_units(Decode& run) {
+    const Call& call = *run.call;
+    const int64_t rows = call.heads / call.kv_heads * call.q_len, pairs = call.batch * call.kv_heads;
+    run.number_of_units = 0;
+    for (int64_t pair = 0; pair < pairs; ++pair)
+        for (int64_t at = 0; at < rows; at += kBlock) {
+            Unit& unit = run.units[run.number_of_units++];
+            unit = {
+                pair / call.kv_heads,
+                pair % call.kv_heads,
+                pair * rows + at,
+                static_cast<int>(smallest(kBlock, rows - at)),
+                tiles_of(call),
+                0,
+                0,
+                0,
+                0,
+                0,
+                0
+            };
+            float flattest = kInfinity;
+            int64_t nearest = call.k_len;
+            for (int i = 0; i < unit.lines; ++i) {
+                const Line& line = run.lines[unit.first_line + i];
+                if (line.upper <= line.lower) continue;
+                unit.low = smallest(unit.low, line.lower / kTile);
+                unit.high = largest(unit.high, (line.upper + kTile - 1) / kTile);
+                nearest = smallest(nearest, smallest(line.upper - 1, largest(line.position, line.lower)));
+                if (line.slope > 0.0f && line.slope < flattest) flattest = line.slope;
+            }
+            unit.low = smallest(unit.low, unit.high);
+            unit.near = unit.low;
+            if (!run.skips || flattest == kInfinity) continue;
+            const double keys = 4.0 * 1.4426950408889634 / static_cast<double>(flattest);
+            const int64_t tiles =
+                keys < kMostNearTiles * kTile ? 1 + static_cast<int64_t>(keys) / kTile : kMostNearTiles;
+            unit.near = largest(unit.low, nearest / kTile - tiles);
+        }
+}
+
+// Cuts what the units need into pieces, and gives each its place for sums. False where memory is refused.
+static bool make_pieces(Decode& run, Pieces& pieces, bool far) {
+    const Call& call = *run.call;
+    const auto each_run = [&](const auto& body) {
+        for (int64_t u = 0; u < run.number_of_units; ++u) {
+            const Unit& unit = run.units[u];
+            if (!far) {
+                body(u, unit.near, unit.high, false);
+                continue;
+            }
+            int64_t first = unit.near, done = -1;
+            for (int i = 0; i < unit.lines; ++i) {
+                const Line& line = run.lines[unit.first_line + i];
+                if (line.upper > line.lower) first = smallest(first, largest(line.first_tile, line.lower / kTile));
+            }
+            body(u, first, unit.near, false);
+            // Few tiles stand apart, and those of one head are one: rows that follow each other mostly agree.
+            for (int i = 0; i < unit.lines; ++i) {
+                const int64_t apart = run.lines[unit.first_line + i].apart;
+                bool seen = apart < 0 || apart == done;
+                for (int before = 0; before < i && !seen; ++before)
+                    seen = run.lines[unit.first_line + before].apart == apart;
+                if (!seen) body(u, apart, apart + 1, true);
+                done = apart;
+            }
+        }
+    };
+    // By the run alone: a head is cut alike whatever other heads its call has.
+    const auto step_of = [](int64_t tiles) { return largest(kPieceTiles, (tiles + kManyPieces - 1) / kManyPieces); };
+    each_run([&](int64_t, int64_t first, int64_t end, bool) {
+        const int64_t step = step_of(end - first);
+        pieces.count += (end - first + step - 1) / step;
+    });
+    if (pieces.count == 0) return true;
+    pieces.slot_floats = round_up(
+        kHeader + (run.streams ? kStreamRows * round_up(call.value_dim, kWidth) : kBlock * call.value_dim), 16
+    );
+    const int64_t list_bytes = round_up(pieces.count * static_cast<int64_t>(sizeof(Piece)), 64);
+    pieces.memory =
+        static_cast<char*>(take_block(static_cast<size_t>(list_bytes + pieces.count * pieces.slot_floats * 4)));
+    if (!pieces.memory) return false;
+    pieces.list = reinterpret_cast<Piece*>(pieces.memory);
+    pieces.slots = reinterpret_cast<float*>(pieces.memory + list_bytes);
+    int64_t count = 0, unit = -1;
+    each_run([&](int64_t u, int64_t first, int64_t end, bool apart) {
+        int64_t& begun = far ? run.units[u].far_piece : run.units[u].near_piece;
+        int64_t& ended = far ? run.units[u].far_end : run.units[u].near_end;
+        if (u != unit) begun = count;
+        unit = u;
+        const int64_t step = step_of(end - first);
+        for (int64_t t = end; t > first; t -= step) pieces.list[count++] = {u, largest(first, t - step), t, apart};
+        ended = count;
+    });
+    return true;
 }
 
 static int64_t decode(const Call& call, int64_t threads) {
-    Decode run;
-    run.call = &call;
     const int64_t group = call.heads / call.kv_heads, pairs = call.batch * call.kv_heads;
-    run.rows = static_cast<int>(group * call.q_len);
-    run.pieces = (call.k_len + kDecodePiece - 1) / kDecodePiece;
-    run.next = 0;
-    const int64_t lines = pairs * run.rows;
-    const int64_t bytes = round_up(lines * static_cast<int64_t>(sizeof(DecodeRow)), 64) +
-                          round_up(lines * call.head_dim * 4, 64) + 2 * round_up(lines * run.pieces * 4, 64) +
-                          round_up(lines * run.pieces * call.value_dim * 4, 64);
-    char* memory = static_cast<char*>(take_block(static_cast<size_t>(bytes)));
+    const int64_t heads = call.batch * call.heads, rows = group * call.q_len;
+    Decode run = {};
+    run.call = &call;
+    run.number_of_lines = heads * call.q_len;
+    run.streams = streams_rows(call);
+    run.skips = call.norms && call.tolerance > 0.0 && tiles_of(call) > kMostNearTiles;
+    const int64_t line_bytes = round_up(run.number_of_lines * static_cast<int64_t>(sizeof(Line)), 64);
+    const int64_t unit_bytes =
+        round_up(pairs * ((rows + kBlock - 1) / kBlock) * static_cast<int64_t>(sizeof(Unit)), 64);
+    const int64_t extent_bytes = round_up(pairs * static_cast<int64_t>(sizeof(Extent)), 64);
+    const int64_t order_bytes = round_up(heads * 4, 64), filled_bytes = round_up(pairs * 8, 64);
+    const int64_t query_floats = run.streams ? run.number_of_lines * round_up(call.head_dim, kWidth) : 0;
+    char* memory = static_cast<char*>(take_block(
+        static_cast<size_t>(
+            line_bytes + unit_bytes + extent_bytes + 2 * order_bytes + filled_bytes + query_floats * 4 + 64
+        )
+    ));
     if (!memory) return kNoMemory;
     char* at = memory;
-    run.table = reinterpret_cast<DecodeRow*>(at);
-    at += round_up(lines * static_cast<int64_t>(sizeof(DecodeRow)), 64);
-    run.query = floats_at(at, lines * call.head_dim);
-    run.peak = floats_at(at, lines * run.pieces);
-    run.sum = floats_at(at, lines * run.pieces);
-    run.out = floats_at(at, lines * run.pieces * call.value_dim);
-    const float factor = static_cast<float>(call.scale * 1.4426950408889634);
-    for (int64_t batch = 0; batch < call.batch; ++batch)
-        for (int64_t head = 0; head < call.heads; ++head) {
-            Block block;
-            locate(block, call, batch, head, 0);
-            for (int64_t i = 0; i < call.q_len; ++i) {
-                const int64_t line = (batch * call.kv_heads + block.kv_head) * run.rows + head % group * call.q_len + i;
-                DecodeRow& row = run.table[line];
-                row = {head,
-                       i,
-                       block.position[i],
-                       block.lower[i],
-                       block.upper[i],
-                       0,
-                       -1,
-                       block.slope,
-                       run.query + line * call.head_dim};
-                read_row(
-                    row.query, call.type, row_of(call.query, call.type, batch, head, i), call.head_dim, call.head_dim,
-                    factor
-                );
-            }
-        }
-    int64_t end = 0;
-    for (int64_t line = 0; line < lines; ++line) end = largest(end, run.table[line].upper);
-    run.skips = call.norms && call.tolerance > 0.0 && run.pieces > 2;
-    run.near = run.skips ? largest(0, (end - 1) / kDecodePiece - 1) : 0;
-    run_team(threads, decode_near, &run);
-    if (run.near > 0) {
+    const auto take = [&](int64_t bytes) {
+        char* here = at;
+        at += bytes;
+        return here;
+    };
+    run.lines = reinterpret_cast<Line*>(take(line_bytes));
+    run.units = reinterpret_cast<Unit*>(take(unit_bytes));
+    run.extents = reinterpret_cast<Extent*>(take(extent_bytes));
+    int32_t* order = reinterpret_cast<int32_t*>(take(order_bytes));
+    int32_t* spare = reinterpret_cast<int32_t*>(take(order_bytes));
+    int64_t* filled = reinterpret_cast<int64_t*>(take(filled_bytes));
+    run.query = reinterpret_cast<float*>(at);
+    order_by_slope(order, spare, call);
+    make_lines(run, order, filled);
+    make_units(run);
+    run.failed = !make_pieces(run, run.near, false);
+    const auto team = [&](void (*body)(void*, int64_t), int64_t items) {
         run.next = 0;
-        run_team(threads, decode_horizon, &run);
-        run.next = 0;
-        run_team(threads, decode_far, &run);
+        if (!run.failed && items > 0) run_team(smallest(threads, items), body, &run);
+    };
+    run.now = &run.near;
+    team(decode_member, run.near.count + (run.skips ? pairs : 0));
+    if (run.skips) team(find_first_tiles, run.number_of_units);
+    settle(run);
+    if (run.skips) {
+        run.failed = run.failed || !make_pieces(run, run.far, true);
+        run.now = &run.far;
+        team(decode_member, run.far.count);
     }
-    decode_finish(run);
+    // Adding up is little work where rows are few.
+    if (run.number_of_lines < 64) threads = 1;
+    team(finish_member, run.number_of_units);
+    release_block(run.far.memory);
+    release_block(run.near.memory);
     release_block(memory);
-    return kDone;
+    return run.failed ? kNoMemory : kDone;
 }
 
 static int64_t forward(const Call& call) {

@@ -10,13 +10,15 @@ enum ScratchSlot { kWorkspace = 0 };
 
 // What a thread needs for one block. Everything is [something][query], so one row is one cache-resident strip.
 struct ForwardSpace {
-    float* query;    // [head_dim][kBlock], times scale * log2(e)
+    float* query;    // [head_dim][kBlock], times scale * log2(e); or pairs of elements as they are
     float* weights;  // [kTile][kBlock]
     float* out;      // [value_dim][kBlock]
     float* key_stage;
     float* value_stage;
     alignas(64) float peak[kBlock];  // running maximum
     alignas(64) float sum[kBlock];
+    alignas(64) float most[kBlock];   // maximum with the tile at hand
+    alignas(64) float fades[kBlock];  // what the tile at hand multiplies older sums by
 };
 
 struct Forward {
@@ -24,10 +26,6 @@ struct Forward {
     int64_t blocks;
     const Horizon* horizon;  // null where every tile is computed
     const int32_t* order;    // (batch * heads): flattest slope first; null for any order
-    float* wide_key;         // (batch, kv head, key, padded element), or null
-    float* wide_value;
-    int64_t wide_key_stride, wide_value_stride;
-    bool stage;  // convert tile by tile
     bool failed;
     int64_t next;
 };
@@ -36,78 +34,80 @@ ALIBI_INLINE int64_t draw(int64_t& counter) {
     return __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED);
 }
 
-ALIBI_INLINE KeyHead key_head(
-    const Call& call, const float* wide_key, int64_t wide_key_stride, const float* wide_value,
-    int64_t wide_value_stride, bool stage, int64_t batch, int64_t kv_head, float* key_stage, float* value_stage
-) {
-    if (stage) return {nullptr, 0, nullptr, 0, key_stage, value_stage};
-    if (wide_key) {
-        const int64_t first = (batch * call.kv_heads + kv_head) * call.k_len;
-        return {
-            wide_key + first * wide_key_stride,
-            wide_key_stride,
-            wide_value + first * wide_value_stride,
-            wide_value_stride,
-            nullptr,
-            nullptr};
-    }
-    return {
-        reinterpret_cast<const float*>(row_of(call.key, kFloat32, batch, kv_head, 0)),
-        call.key.row_stride,
-        reinterpret_cast<const float*>(row_of(call.value, kFloat32, batch, kv_head, 0)),
-        call.value.row_stride,
-        nullptr,
-        nullptr};
-}
-
 // The base that weights are taken against. A row that has met nothing stands at -inf, and -inf less -inf is no number;
 // at +inf likewise, where 0 lets the infinity itself through to the sum.
 ALIBI_INLINE Floats base_of(Floats peak) {
     return select(magnitude(peak) == kInfinity, Floats{}, peak);
 }
 
+// What the compiler is to know of a tile.
+template <bool two_sided, bool masked, bool pairs>
+struct Kind {
+    static constexpr bool kTwoSided = two_sided, kMasked = masked, kPairs = pairs;
+};
+
+// Calls body(Kind<...>) with what holds.
+template <class Body>
+ALIBI_INLINE void by_kind(bool two_sided, bool masked, bool pairs, const Body& body) {
+    if constexpr (kHasPairs) {
+        if (pairs) {
+            if (two_sided)
+                masked ? body(Kind<true, true, true>{}) : body(Kind<true, false, true>{});
+            else
+                masked ? body(Kind<false, true, true>{}) : body(Kind<false, false, true>{});
+            return;
+        }
+    }
+    if (two_sided)
+        masked ? body(Kind<true, true, false>{}) : body(Kind<true, false, false>{});
+    else
+        masked ? body(Kind<false, true, false>{}) : body(Kind<false, false, false>{});
+}
+
 // Scores of a tile in bits into `weights`, and their maximum by lane.
-template <bool TwoSided, bool Masked, int V>
+template <class Is, int V>
 ALIBI_INLINE void score(
-    float* weights, Floats (&most)[V], const float* query, const Block& block, const Tile& tile, int64_t head_dim,
-    int64_t value_dim, int lane
+    float* weights, Floats (&most)[V], const float* query, const Block& block, const Tile& tile, const KeyHead& head,
+    int64_t head_dim, int lane
 ) {
-    Floats reach[V];
+    Floats reach[V], slope[V];
     Ints lower[V], upper[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
         reach[v] = load(block.stand + lane + v * kWidth) + tile.shift;
-        if (Masked) {
+        slope[v] = load(block.slopes + lane + v * kWidth);
+        if (Is::kMasked) {
             lower[v] = load_ints(tile.lower + lane + v * kWidth);
             upper[v] = load_ints(tile.upper + lane + v * kWidth);
         }
     }
-    by_rows<kRows>(
-        tile.keys,
-        [&](auto count, int row) __attribute__((always_inline)) {
-            constexpr int R = decltype(count)::value;
-            if (lane == 0)
-                for (int r = 0; r < R; ++r) fetch_next(tile, row + r, head_dim, value_dim);
-            Accumulators<R, V> dot;
-            clear(dot);
+    by_rows<kRows>(tile.keys, [&](auto count, int row) __attribute__((always_inline)) {
+        constexpr int R = decltype(count)::value;
+        if (lane == 0)
+            for (int r = 0; r < R; ++r) fetch_next(tile, head, row + r);
+        Accumulators<R, V> dot;
+        clear(dot);
+        if constexpr (Is::kPairs)
+            multiply_pairs(dot, tile.raw_key + row * head.key_step, head.key_step, query + lane, head_dim / 2);
+        else
             multiply<kAlongSum>(dot, tile.key + row * tile.key_stride, tile.key_stride, query + lane, kBlock, head_dim);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) {
-                    // Both terms are small integers, so the distance is exact at any position.
-                    Floats distance = reach[v] - static_cast<float>(row + r);
-                    if (TwoSided) distance = magnitude(distance);
-                    Floats x = dot.at[r][v] - distance * block.slope;
-                    if (Masked) {
-                        const Ints key = splat_int(row + r);
-                        x = select((lower[v] <= key) & (key < upper[v]), x, splat(-kInfinity));
-                    }
-                    most[v] = larger(x, most[v]);
-                    store(weights + (row + r) * kBlock + lane + v * kWidth, x);
+            for (int v = 0; v < V; ++v) {
+                // Both terms are small integers, so the distance is exact at any position.
+                Floats distance = reach[v] - static_cast<float>(row + r);
+                if (Is::kTwoSided) distance = magnitude(distance);
+                // Float queries bear the factor already.
+                Floats x = (Is::kPairs ? dot.at[r][v] * block.factor : dot.at[r][v]) - distance * slope[v];
+                if (Is::kMasked) {
+                    const Ints key = splat_int(row + r);
+                    x = select((lower[v] <= key) & (key < upper[v]), x, splat(-kInfinity));
                 }
-        }
-    );
+                most[v] = larger(x, most[v]);
+                store(weights + (row + r) * kBlock + lane + v * kWidth, x);
+            }
+    });
 }
 
 // The products of weights and values, pair by pair, of a masked tile in which some value is not finite: a lane that
@@ -123,90 +123,147 @@ static void add_values_with_care(const ForwardSpace& space, const Block& block, 
         }
 }
 
-template <bool TwoSided, bool Masked>
-static void advance(ForwardSpace& space, const Call& call, const Block& block, const Tile& tile) {
-    const bool careful = Masked && !all_finite(tile.value, tile.value_stride, tile.keys, call.value_dim);
-    alignas(64) float fades[kBlock];
-    by_lanes(
-        block.rows,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            Floats most[V], base[V], sum[V];
+// A tile's scores, and its maxima joined with those before.
+template <class Is>
+static void enter_scores(
+    ForwardSpace& space, const Call& call, const Block& block, const Tile& tile, const KeyHead& head
+) {
+    by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        Floats most[V];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) most[v] = load(space.peak + lane + v * kWidth);
-            score<TwoSided, Masked, V>(
-                space.weights, most, space.query, block, tile, call.head_dim, call.value_dim, lane
-            );
+        for (int v = 0; v < V; ++v) most[v] = splat(-kInfinity);
+        score<Is, V>(space.weights, most, space.query, block, tile, head, call.head_dim, lane);
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-                const Floats old = load(space.peak + lane + v * kWidth);
-                base[v] = base_of(most[v]);
-                const Floats fade = select(old == -kInfinity, splat(1.0f), exp2(base_of(old) - base[v]));
-                store(fades + lane + v * kWidth, fade);
-                store(space.peak + lane + v * kWidth, most[v]);
-                sum[v] = Floats{};
-            }
-            for (int key = 0; key < tile.keys; ++key)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) {
-                    float* at = space.weights + key * kBlock + lane + v * kWidth;
-                    const Floats weight = exp2(load(at) - base[v]);
-                    sum[v] += weight;
-                    store(at, weight);
-                }
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-                // A tile is summed apart: one long chain of additions would round at the size of the whole at every
-                // key.
-                float* at = space.sum + lane + v * kWidth;
-                store(at, load(at) * load(fades + lane + v * kWidth) + sum[v]);
-            }
-        }
-    );
-    // The softmax's own sum is taken before dropout.
-    if (call.dropout > 0.0) drop(space.weights, call, block, tile, drop_threshold(call.dropout));
-    by_lanes(
-        block.rows,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            by_rows<kRows>(
-                static_cast<int>(call.value_dim),
-                [&](auto count, int row) __attribute__((always_inline)) {
-                    constexpr int R = decltype(count)::value;
-                    Accumulators<R, V> out;
-                    clear(out);
-                    if (!careful)
-                        multiply<kAlongRows>(
-                            out, tile.value + row, tile.value_stride, space.weights + lane, kBlock, tile.keys
-                        );
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-                        for (int v = 0; v < V; ++v) {
-                            float* at = space.out + (row + r) * kBlock + lane + v * kWidth;
-                            store(at, load(at) * load(fades + lane + v * kWidth) + out.at[r][v]);
-                        }
-                }
-            );
-        }
-    );
-    if (careful) add_values_with_care(space, block, tile, call.value_dim);
+        for (int v = 0; v < V; ++v) store(space.most + lane + v * kWidth, most[v]);
+    });
 }
 
-static void advance(
-    ForwardSpace& space, const Call& call, const Block& block, const KeyHead& head, int64_t number, int64_t next
+// From scores to weights, and the weights into the sums.
+static void enter_weights(ForwardSpace& space, const Block& block, const Tile& tile) {
+    by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        Floats base[V], sum[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            const Floats old = load(space.peak + lane + v * kWidth);
+            const Floats most = larger(old, load(space.most + lane + v * kWidth));
+            base[v] = base_of(most);
+            const Floats fade = select(old == -kInfinity, splat(1.0f), exp2(base_of(old) - base[v]));
+            store(space.fades + lane + v * kWidth, fade);
+            store(space.peak + lane + v * kWidth, most);
+            sum[v] = Floats{};
+        }
+        for (int key = 0; key < tile.keys; ++key)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+                float* at = space.weights + key * kBlock + lane + v * kWidth;
+                const Floats weight = exp2(load(at) - base[v]);
+                sum[v] += weight;
+                store(at, weight);
+            }
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            // A tile is summed apart: one long chain of additions would round at the size of the whole at every
+            // key.
+            float* at = space.sum + lane + v * kWidth;
+            store(at, load(at) * load(space.fades + lane + v * kWidth) + sum[v]);
+        }
+    });
+}
+
+static void enter_values(ForwardSpace& space, const Block& block, const Tile& tile, int64_t value_dim, bool careful) {
+    by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        by_rows<kRows>(static_cast<int>(value_dim), [&](auto count, int row) __attribute__((always_inline)) {
+            constexpr int R = decltype(count)::value;
+            Accumulators<R, V> out;
+            clear(out);
+            if (!careful)
+                multiply<kAlongRows>(out, tile.value + row, tile.value_stride, space.weights + lane, kBlock, tile.keys);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) {
+                    float* at = space.out + (row + r) * kBlock + lane + v * kWidth;
+                    store(at, load(at) * load(space.fades + lane + v * kWidth) + out.at[r][v]);
+                }
+        });
+    });
+    if (careful) add_values_with_care(space, block, tile, value_dim);
+}
+
+enum class Taken { kYes, kPassedOver, kNotYet };
+
+// Takes a tile into a block's sums. Given `passing`, a tile whose mass is certified negligible is passed over instead;
+// one that is not, behind tiles passed over before, is left for the caller to bring those back first.
+static Taken advance(
+    ForwardSpace& space, const Call& call, const Block& block, const KeyHead& head, int64_t number, int64_t next,
+    Sight* passing = nullptr, bool behind = false
 ) {
     Tile tile;
     enter_tile(tile, call, block, head, number, next);
-    if (call.two_sided)
-        tile.masked ? advance<true, true>(space, call, block, tile) : advance<true, false>(space, call, block, tile);
-    else
-        tile.masked ? advance<false, true>(space, call, block, tile) : advance<false, false>(space, call, block, tile);
+    bring_keys(tile, call, head);
+    by_kind(call.two_sided, tile.masked, takes_pairs(call), [&](auto kind) __attribute__((always_inline)) {
+        enter_scores<decltype(kind)>(space, call, block, tile, head);
+    });
+    if (passing) {
+        if (may_pass_over(*passing, block, number, space.most, space.peak, space.sum)) return Taken::kPassedOver;
+        if (behind) return Taken::kNotYet;
+    }
+    enter_weights(space, block, tile);
+    // The softmax's own sum is taken before dropout.
+    if (call.dropout > 0.0) drop(space.weights, call, block, tile, drop_threshold(call.dropout));
+    bring_values(tile, call, head);
+    const bool careful = tile.masked && !all_finite(tile.value, tile.value_stride, tile.keys, call.value_dim);
+    enter_values(space, block, tile, call.value_dim, careful);
+    return Taken::kYes;
 }
 
 struct Sweep {
     int64_t first, end, apart;
 };
+
+// One direction of a sweep, outwards from the block's own tile.
+struct Side {
+    int64_t step;    // -1 leftwards, +1 rightwards
+    int64_t next;    // the tile to look at
+    int64_t last;    // the farthest that any row sees
+    int64_t passed;  // tiles before `next` that were passed over
+    bool going;
+    int tries;  // how often tiles may come back
+};
+
+// What comes back is computed twice.
+constexpr int kPassTries = 4;
+
+// Looks at a side's next tile. One that matters, behind tiles passed over, brings these back in their order, so that
+// what is left out is always the far end and a plan of ranges tells backward what forward computed. A sink need not: a
+// plan has a place for it. Returns whether the tile is such a sink.
+static bool look_farther(
+    Side& side, ForwardSpace& space, const Call& call, const Block& block, const KeyHead& head, Sight& sight
+) {
+    const auto after = [&](int64_t tile) { return tile == side.last ? -1 : tile + side.step; };
+    const int64_t tile = side.next;
+    const Taken taken =
+        advance(space, call, block, head, tile, after(tile), side.tries > 0 ? &sight : nullptr, side.passed > 0);
+    side.going = tile != side.last;
+    if (taken == Taken::kNotYet && side.step < 0 && tile == sight.sink_tile) {
+        advance(space, call, block, head, tile, -1);
+        side.going = false;
+        return true;
+    }
+    side.next += side.step;
+    if (taken == Taken::kPassedOver) ++side.passed;
+    if (taken != Taken::kNotYet) return false;
+    for (int64_t t = tile - side.step * side.passed; t != side.next; t += side.step)
+        advance(space, call, block, head, t, after(t));
+    side.passed = 0;
+    --side.tries;
+    // With one side only nothing else has been passed over.
+    if (!call.two_sided) __builtin_memset(sight.passed, 0, sizeof sight.passed);
+    return false;
+}
 
 // Tiles from the block's own position outwards, until those beyond cannot matter.
 static Sweep sweep(ForwardSpace& space, const Call& call, const Block& block, const KeyHead& head, Sight& sight) {
@@ -215,35 +272,33 @@ static Sweep sweep(ForwardSpace& space, const Call& call, const Block& block, co
     int64_t start = high - 1;
     if (call.two_sided) start = largest(low, smallest(high - 1, block.base >= 0 ? block.base / kTile : 0));
     advance(space, call, block, head, start, start > low ? start - 1 : -1);
-    Sweep done = {start, start + 1, -1};
-    bool leftwards = start > low, rightwards = start + 1 < high;
-    while (leftwards || rightwards) {
-        if (leftwards) {
-            const int64_t next = done.first - 1;
-            // The table leaves the sink out, so where it is visible it is judged apart, or alone when it is all that is
-            // left.
-            const bool sink = sight.sink_tile == low;
-            bool stop = may_stop(sight, block, 1, next, sink && next == low, space.peak, space.sum);
-            if (stop && sink && next > low && !may_stop(sight, block, 1, next, true, space.peak, space.sum)) {
-                advance(space, call, block, head, low, -1);
-                done.apart = low;
-            }
+    const int tries = sight.may_pass ? kPassTries : 0;
+    Side left = {-1, start - 1, low, 0, start > low, tries};
+    Side right = {1, start + 1, high - 1, 0, start + 1 < high, tries};
+    // The table leaves the sink out, so where it is visible it is judged apart, or alone when it is all that is left.
+    const bool sink = sight.sink_tile == low;
+    int64_t apart = -1;
+    while (left.going || right.going) {
+        if (left.going) {
+            const bool stop = may_stop(sight, block, 1, left.next, sink && left.next == low, space.peak, space.sum);
             if (!stop) {
-                advance(space, call, block, head, next, next > low ? next - 1 : -1);
-                done.first = next;
-            }
-            leftwards = !stop && next > low;
-        }
-        if (rightwards) {
-            if (may_stop(sight, block, -1, done.end, false, space.peak, space.sum)) {
-                rightwards = false;
+                if (look_farther(left, space, call, block, head, sight)) apart = low;
             } else {
-                advance(space, call, block, head, done.end, done.end + 1 < high ? done.end + 1 : -1);
-                rightwards = ++done.end < high;
+                left.going = false;
+                if (sink && left.next > low && !may_stop(sight, block, 1, left.next, true, space.peak, space.sum)) {
+                    advance(space, call, block, head, low, -1);
+                    apart = low;
+                }
             }
+        }
+        if (right.going) {
+            if (may_stop(sight, block, -1, right.next, false, space.peak, space.sum))
+                right.going = false;
+            else
+                look_farther(right, space, call, block, head, sight);
         }
     }
-    return done;
+    return {left.next + 1 + left.passed, right.next - right.passed, apart};
 }
 
 static void finish(const ForwardSpace& space, const Call& call, const Block& block) {
@@ -261,31 +316,40 @@ static void finish(const ForwardSpace& space, const Call& call, const Block& blo
         const double bits = base + static_cast<double>(__builtin_log2f(sum));
         lse[row] = sum == 0.0f ? -kInfinity : static_cast<float>(bits * 0.69314718055994530942);
     }
-    char* rows =
-        static_cast<char*>(call.out.data) +
-        (block.batch * call.out.batch_stride + block.head * call.out.head_stride + block.first_row * call.out.row_stride
-        ) * element_size(call.type);
-    unpack_transposed(rows, call.type, call.out.row_stride, space.out, block.rows, call.value_dim, factors);
+    char* rows[kBlock];
+    for (int row = 0; row < block.rows; ++row)
+        rows[row] = const_cast<char*>(row_of(call.out, call.type, block.batch, block.head, block.first_row + row));
+    unpack_transposed(rows, call.type, space.out, block.rows, call.value_dim, factors);
+}
+
+// The queries of a block in the layout that scores are taken from.
+ALIBI_INLINE void pack_queries(float* to, const Call& call, const Block& block, const char* const* rows) {
+    if (takes_pairs(call))
+        pack_pairs(to, rows, block.rows, call.head_dim / 2);
+    else
+        pack_transposed(to, call.type, rows, block.rows, call.head_dim, block.factor);
+}
+
+ALIBI_INLINE void start_sums(ForwardSpace& space, int64_t value_dim) {
+    for (int row = 0; row < kBlock; ++row) {
+        space.peak[row] = -kInfinity;
+        space.sum[row] = 0.0f;
+    }
+    __builtin_memset(space.out, 0, static_cast<size_t>(value_dim) * kBlock * 4);
 }
 
 static void forward_block(const Forward& run, ForwardSpace& space, int64_t batch, int64_t head, int64_t number) {
     const Call& call = *run.call;
     Block block;
     locate(block, call, batch, head, number);
-    const char* query = row_of(call.query, call.type, batch, head, block.first_row);
-    const float factor = static_cast<float>(call.scale * 1.4426950408889634);
-    pack_transposed(space.query, call.type, query, call.query.row_stride, block.rows, call.head_dim, factor);
-    for (int row = 0; row < kBlock; ++row) {
-        space.peak[row] = -kInfinity;
-        space.sum[row] = 0.0f;
-    }
-    __builtin_memset(space.out, 0, static_cast<size_t>(call.value_dim) * kBlock * 4);
+    const char* rows[kBlock];
+    for (int row = 0; row < block.rows; ++row)
+        rows[row] = row_of(call.query, call.type, batch, head, block.first_row + row);
+    pack_queries(space.query, call, block, rows);
+    start_sums(space, call.value_dim);
     Sight sight;
     look(sight, run.horizon, call, block);
-    const KeyHead keys = key_head(
-        call, run.wide_key, run.wide_key_stride, run.wide_value, run.wide_value_stride, run.stage, batch, block.kv_head,
-        space.key_stage, space.value_stage
-    );
+    const KeyHead keys = key_head(call, batch, block.kv_head, space.key_stage, space.value_stage);
     const Sweep done = sweep(space, call, block, keys, sight);
     int32_t* plan = call.plan + ((batch * call.heads + head) * run.blocks + number) * 3;
     plan[0] = static_cast<int32_t>(done.first);
@@ -300,22 +364,29 @@ ALIBI_INLINE float* floats_at(char*& memory, int64_t count) {
     return at;
 }
 
+// A thread's workspace for blocks; false where memory is refused. `out_too` leaves no place for the sums to others.
+static bool make_space(ForwardSpace& space, const Call& call, bool out_too) {
+    const int64_t key_dim = round_up(call.head_dim, kWidth), value_dim = round_up(call.value_dim, kWidth);
+    const bool widens = call.type != kFloat32, pairs = takes_pairs(call);
+    const int64_t floats = (key_dim + value_dim + kTile) * kBlock + kTile * (key_dim + value_dim);
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 8 * 64)));
+    if (!memory) return false;
+    space.query = floats_at(memory, key_dim * kBlock);
+    space.weights = floats_at(memory, kTile * kBlock);
+    space.out = out_too ? floats_at(memory, value_dim * kBlock) : nullptr;
+    space.key_stage = widens && !pairs ? floats_at(memory, kTile * key_dim) : nullptr;
+    space.value_stage = widens ? floats_at(memory, kTile * value_dim) : nullptr;
+    return true;
+}
+
 static void forward_member(void* context, int64_t) {
     Forward& run = *static_cast<Forward*>(context);
     const Call& call = *run.call;
-    const int64_t key_dim = round_up(call.head_dim, kWidth), value_dim = round_up(call.value_dim, kWidth);
-    const int64_t floats = (key_dim + value_dim + kTile) * kBlock + kTile * (key_dim + value_dim);
-    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 8 * 64)));
-    if (!memory) {
+    ForwardSpace space;
+    if (!make_space(space, call, true)) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }
-    ForwardSpace space;
-    space.query = floats_at(memory, key_dim * kBlock);
-    space.weights = floats_at(memory, kTile * kBlock);
-    space.out = floats_at(memory, value_dim * kBlock);
-    space.key_stage = floats_at(memory, kTile * key_dim);
-    space.value_stage = floats_at(memory, kTile * value_dim);
     const int64_t items = call.batch * call.heads * run.blocks;
     for (int64_t item = draw(run.next); item < items; item = draw(run.next)) {
         const int64_t pair = run.order ? run.order[item / run.blocks] : item / run.blocks;
@@ -324,14 +395,11 @@ static void forward_member(void* context, int64_t) {
     }
 }
 
-// What comes before the blocks: the horizon's summary of keys and queries, and conversion to float.
+// What comes before the blocks: the horizon's summary of keys and queries.
 
 struct Preparation {
     const Call* call;
     const Horizon* horizon;
-    float* wide_key;
-    float* wide_value;
-    int64_t wide_key_stride, wide_value_stride;
     int64_t next;
 };
 
@@ -347,7 +415,7 @@ static void prepare_keys(void* context, int64_t) {
     const Call& call = *run.call;
     const int64_t tiles = tiles_of(call), chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
     const int64_t key_items = call.batch * call.kv_heads * chunks;
-    const int64_t items = key_items + (run.horizon ? call.batch * call.heads : 0);
+    const int64_t items = key_items + call.batch * call.heads;
     for (int64_t item = draw(run.next); item < items; item = draw(run.next)) {
         if (item >= key_items) {
             find_levels(*run.horizon, call, (item - key_items) / call.heads, (item - key_items) % call.heads);
@@ -355,21 +423,7 @@ static void prepare_keys(void* context, int64_t) {
         }
         const int64_t index = item / chunks, batch = index / call.kv_heads, kv_head = index % call.kv_heads;
         const int64_t first = item % chunks * kChunkTiles, end = smallest(first + kChunkTiles, tiles);
-        if (run.wide_key) {
-            for (int64_t j = first * kTile; j < smallest(end * kTile, call.k_len); ++j) {
-                const int64_t at = index * call.k_len + j;
-                read_row(
-                    run.wide_key + at * run.wide_key_stride, call.type, row_of(call.key, call.type, batch, kv_head, j),
-                    call.head_dim, run.wide_key_stride, 1.0f
-                );
-                read_row(
-                    run.wide_value + at * run.wide_value_stride, call.type,
-                    row_of(call.value, call.type, batch, kv_head, j), call.value_dim, run.wide_value_stride, 1.0f
-                );
-            }
-        }
-        if (run.horizon)
-            for (int64_t t = first; t < end; ++t) find_radii(*run.horizon, call, batch, kv_head, t);
+        for (int64_t t = first; t < end; ++t) find_radii(*run.horizon, call, batch, kv_head, t);
     }
 }
 
@@ -382,14 +436,11 @@ static void prepare_bounds(void* context, int64_t) {
 
 static void prepare(Preparation& run, int64_t threads) {
     const Call& call = *run.call;
-    if (run.horizon) {
-        for (int64_t b = 0; b < call.batch; ++b) find_visible(*run.horizon, call, b);
-        run.next = 0;
-        run_team(threads, prepare_heads, &run);
-    }
+    for (int64_t b = 0; b < call.batch; ++b) find_visible(*run.horizon, call, b);
+    run.next = 0;
+    run_team(threads, prepare_heads, &run);
     run.next = 0;
     run_team(threads, prepare_keys, &run);
-    if (!run.horizon) return;
     for (int64_t i = 0; i < call.batch * call.kv_heads; ++i) find_reach(*run.horizon, call, i);
     run.next = 0;
     run_team(threads, prepare_bounds, &run);
@@ -426,56 +477,22 @@ ALIBI_INLINE int64_t threads_for(const Call& call) {
     return work < kAlone ? 1 : call.threads;
 }
 
-struct WideLayout {
-    bool wide, stage;
-    int64_t key_stride, value_stride, bytes;
-};
-
-// 16-bit keys and values are widened once for the whole call where several blocks read them, else tile by tile.
-ALIBI_INLINE WideLayout wide_layout(const Call& call, bool may_stage) {
-    WideLayout layout = {false, false, round_up(call.head_dim, kWidth), round_up(call.value_dim, kWidth), 0};
-    if (call.type == kFloat32) return layout;
-    const int64_t readers = blocks_of(call) * (call.heads / call.kv_heads);
-    layout.stage = may_stage && readers <= 2;
-    layout.wide = !layout.stage;
-    if (layout.wide)
-        layout.bytes = call.batch * call.kv_heads * call.k_len * (layout.key_stride + layout.value_stride) * 4 + 128;
-    return layout;
-}
-
 // A call by blocks of queries.
 static int64_t forward_blocks(const Call& call) {
     const int64_t threads = threads_for(call), pairs = call.batch * call.heads;
-    const bool skips = horizon_is_worthwhile(call);
-    const WideLayout layout = wide_layout(call, true);
+    Forward run = {&call, blocks_of(call), nullptr, nullptr, false, 0};
     Horizon horizon;
-    const int64_t horizon_size = skips ? horizon_bytes(call, nullptr, nullptr) : 0;
-    const int64_t order_size = skips ? round_up(pairs * 4, 64) : 0;
     char* memory = nullptr;
-    if (skips || layout.wide) {
-        memory = static_cast<char*>(take_block(static_cast<size_t>(horizon_size + 2 * order_size + layout.bytes)));
+    if (horizon_is_worthwhile(call)) {
+        const int64_t horizon_size = horizon_bytes(call, nullptr, nullptr), order_size = round_up(pairs * 4, 64);
+        memory = static_cast<char*>(take_block(static_cast<size_t>(horizon_size + 2 * order_size)));
         if (!memory) return kNoMemory;
-    }
-    Forward run = {
-        &call,        blocks_of(call), nullptr, nullptr, nullptr, nullptr, layout.key_stride, layout.value_stride,
-        layout.stage, false,           0};
-    char* at = memory;
-    if (skips) {
-        horizon_bytes(call, &horizon, at);
-        at += horizon_size;
+        horizon_bytes(call, &horizon, memory);
         run.horizon = &horizon;
-        int32_t* order = reinterpret_cast<int32_t*>(at);
-        order_by_slope(order, reinterpret_cast<int32_t*>(at + order_size), call);
-        at += 2 * order_size;
+        int32_t* order = reinterpret_cast<int32_t*>(memory + horizon_size);
+        order_by_slope(order, reinterpret_cast<int32_t*>(memory + horizon_size + order_size), call);
         run.order = order;
-    }
-    if (layout.wide) {
-        run.wide_key = floats_at(at, call.batch * call.kv_heads * call.k_len * layout.key_stride);
-        run.wide_value = floats_at(at, call.batch * call.kv_heads * call.k_len * layout.value_stride);
-    }
-    if (memory) {
-        Preparation first = {&call, run.horizon, run.wide_key, run.wide_value, layout.key_stride, layout.value_stride,
-                             0};
+        Preparation first = {&call, &horizon, 0};
         prepare(first, threads);
     }
     run_team(threads, forward_member, &run);

@@ -22,6 +22,7 @@ constexpr float kNormFloor = 1e-17f;
 constexpr float kRoundingBits = 0.03f;
 // Stands for "never": finite, for an infinity would make a NaN of the next sum.
 constexpr double kHuge = 1e30;
+constexpr double kPassPart = 0.5;
 constexpr int kChunkTiles = 16;
 constexpr int64_t kCenterSamples = 128;
 
@@ -279,6 +280,14 @@ struct Sight {
         share[kBlock];  // log2 of what may be dropped, less what the test itself may be off by, less scale * q . center
     int32_t level[kBlock];
     float part[kBlock];  // how far the row's norm lies between its level and the next
+    // The second lever: computed tiles may be passed over as long as what they hold is a negligible share too.
+    bool may_pass;
+    const float* radii;  // by tile
+    alignas(
+        64
+    ) float pass_share[kBlock];        // log2 of the share that may be passed over, less what the test may be off by
+    alignas(64) float passed[kBlock];  // part of that share that is used up
+    float pass_part;  // what a tile may use up of it at most: tiles beyond fade, and their parts too shall fit
 };
 
 // log2 of the share of mass that a row may lose on one side, whose keys are at most `farthest` away.
@@ -289,7 +298,13 @@ ALIBI_INLINE double budget_of(const Call& call, float slope, int64_t farthest) {
     return budget - __builtin_log2(1.0 + slope * static_cast<double>(kLn2) * static_cast<double>(largest(0, farthest)));
 }
 
+ALIBI_INLINE float largest_scale(const Call& call) {
+    const float scale = static_cast<float>(__builtin_fabs(call.scale)) * kLog2E;
+    return scale > 1.0f ? scale : 1.0f;
+}
+
 static void look(Sight& sight, const Horizon* horizon, const Call& call, const Block& block) {
+    sight.may_pass = false;
     sight.active = horizon && block.slope > 0.0f && block.end_key > block.first_key;
     sight.sink_tile = -1;
     if (!sight.active) return;
@@ -300,9 +315,12 @@ static void look(Sight& sight, const Horizon* horizon, const Call& call, const B
     sight.sink = horizon->sink + index * kLevels;
     sight.sink_tile = horizon->sink_tile[block.batch];
     sight.suspect = 0;
-    const double budget = budget_of(
-        call, block.slope, largest(block.high_position - block.first_key, block.end_key - block.low_position)
-    );
+    // One half of the tolerance for what is never computed, the other for computed tiles that are passed over.
+    const int64_t farthest = largest(block.high_position - block.first_key, block.end_key - block.low_position);
+    const double budget = budget_of(call, block.slope, farthest) - 1.0;
+    const double pass_budget = budget + (call.two_sided ? 1.0 : 0.0);
+    const float coarse = 2.4e-7f * block.slope * static_cast<float>(farthest);
+    bool bounded = true;
     const float* center = horizon->centers + kv_index * call.head_dim;
     const float low = horizon->levels[index * 2], step = horizon->levels[index * 2 + 1];
     const float rounding = static_cast<float>(call.head_dim) * 1.2e-7f * kLog2E * horizon->reach[kv_index];
@@ -312,12 +330,24 @@ static void look(Sight& sight, const Horizon* horizon, const Call& call, const B
         const float norm = scaled_norm(call, with.square);
         sight.share[i] = static_cast<float>(budget) - kRoundingBits - rounding * norm -
                          static_cast<float>(call.scale) * with.with_center * kLog2E;
+        sight.pass_share[i] = static_cast<float>(pass_budget) - kRoundingBits - rounding * norm - coarse;
+        sight.passed[i] = 0.0f;
+        // Neither a product nor any part of it overflows.
+        bounded &= __builtin_sqrtf(with.square) * horizon->reach[kv_index] * largest_scale(call) < 1e37f;
         const float place = (norm - low) / step;
         const float level = place > 0.0f ? __builtin_floorf(place) : 0.0f;
         sight.level[i] = level < kLevels - 2 ? static_cast<int32_t>(level) : kLevels - 2;
         // NaN and infinity stay in it and fail every test.
         sight.part[i] = place - static_cast<float>(sight.level[i]);
     }
+    for (int i = block.rows; i < kBlock; ++i) {
+        sight.pass_share[i] = 1e30f;
+        sight.passed[i] = 0.0f;
+    }
+    sight.may_pass = bounded;
+    const double kept = __builtin_exp2(-static_cast<double>(block.slope) * kTile);
+    sight.pass_part = static_cast<float>(kPassPart * (1.0 - kept));
+    sight.radii = horizon->radii + kv_index * horizon->tiles;
 }
 
 // log2 of a positive sum from below: the mantissa as it stands is a chord of the logarithm.
@@ -341,7 +371,8 @@ ALIBI_INLINE bool row_may_stop(
     if (!(sum < kInfinity)) return false;
     const int64_t distance = side > 0 ? block.position[row] - (edge - 1) : edge - block.position[row];
     // What peak, room and mass are rounded by where positions are so far out that they are large themselves.
-    const float coarse = 2.4e-7f * (__builtin_fabsf(peak) + __builtin_fabsf(block.slope * static_cast<float>(distance)));
+    const float coarse =
+        2.4e-7f * (__builtin_fabsf(peak) + __builtin_fabsf(block.slope * static_cast<float>(distance)));
     const float room = peak + log2_below(sum) + sight.share[row] - coarse;
     if (!(__builtin_fabsf(room) < 1e29f)) return false;
     const float* table = side > 0 ? sight.left : sight.right;
@@ -366,6 +397,28 @@ static bool may_stop(
             sight.suspect = row;
             return false;
         }
+    return true;
+}
+
+// Whether a block may pass over a tile whose scores are at most `most`, and if so charges every row with it: keys of a
+// tile times the largest weight, as a part of the share that may be lost. docs/maths.md, section 7.11.
+static bool may_pass_over(
+    Sight& sight, const Block& block, int64_t tile, const float* most, const float* peak, const float* sum
+) {
+    // What is not finite must show, and would not in a maximum.
+    if (!is_finite(sight.radii[tile])) return false;
+    alignas(64) float passed[kBlock];
+    for (int lane = 0; lane < block.rows; lane += kWidth) {
+        const Floats high = load(most + lane), top = load(peak + lane), mass = load(sum + lane);
+        const Floats mass_bits = __builtin_convertvector(bits_of<Ints>(mass), Floats) * 1.1920928955078125e-7f - 127.0f;
+        const Floats room = top + mass_bits + load(sight.pass_share + lane) - magnitude(top) * 2.4e-7f;
+        const Floats part = select(high == -kInfinity, Floats{}, exp2(high + 6.0f - room));
+        const Floats used = load(sight.passed + lane) + part;
+        store(passed + lane, used);
+        const Ints good = (used <= 1.0f) & (part <= sight.pass_part) & (mass < kInfinity);
+        if (!all_of(good)) return false;
+    }
+    for (int lane = 0; lane < block.rows; lane += kWidth) store(sight.passed + lane, load(passed + lane));
     return true;
 }
 

@@ -21,6 +21,7 @@ extern const Kernels kernels_baseline;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512bf16;
 #endif
 
 namespace {
@@ -29,12 +30,8 @@ namespace {
 class FlushDenormals {
  public:
 #if defined(__SSE2__)
-    FlushDenormals() : saved_(_mm_getcsr()) {
-        _mm_setcsr(saved_ | 0x8040);
-    }
-    ~FlushDenormals() {
-        _mm_setcsr(saved_);
-    }
+    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(saved_); }
 
  private:
     unsigned saved_;
@@ -43,9 +40,7 @@ class FlushDenormals {
         asm volatile("mrs %0, fpcr" : "=r"(saved_));
         asm volatile("msr fpcr, %0" : : "r"(saved_ | (uint64_t(1) << 24)));
     }
-    ~FlushDenormals() {
-        asm volatile("msr fpcr, %0" : : "r"(saved_));
-    }
+    ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
 
  private:
     uint64_t saved_;
@@ -82,7 +77,7 @@ struct Choice {
 
 // In order of preference.
 struct Choices {
-    Choice list[3];
+    Choice list[4];
     int count;
 };
 
@@ -93,7 +88,12 @@ Choices choices() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     return {
-        {{"avx512", &kernels_avx512, avx512}, {"avx2", &kernels_avx2, avx2}, {"baseline", &kernels_baseline, true}}, 3};
+        {{"avx512bf16", &kernels_avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16")},
+         {"avx512", &kernels_avx512, avx512},
+         {"avx2", &kernels_avx2, avx2},
+         {"baseline", &kernels_baseline, true}},
+        4
+    };
 #else
     return {{{"baseline", &kernels_baseline, true}}, 1};
 #endif
@@ -152,7 +152,7 @@ void run_team(int64_t threads, void (*body)(void*, int64_t), void* context) {
     for (int64_t i = 1; i < count; ++i) pthread_join(others[i], nullptr);
 #else
     int64_t members = 0;
-#pragma omp parallel num_threads(static_cast <int>(threads))
+#pragma omp parallel num_threads(static_cast<int>(threads))
     {
         FlushDenormals flush;
         body(context, __atomic_fetch_add(&members, 1, __ATOMIC_RELAXED));
@@ -186,8 +186,10 @@ ALIBI_EXPORT const char* alibi_chosen() {
     return alibi::chosen ? alibi::chosen->name : "";
 }
 
-ALIBI_EXPORT int64_t alibi_call_size() {
-    return sizeof(alibi::Call);
+// What a caller must agree on: bytes of a call, queries in a block, keys in a tile.
+ALIBI_EXPORT const int64_t* alibi_layout() {
+    static const int64_t layout[3] = {sizeof(alibi::Call), alibi::kBlock, alibi::kTile};
+    return layout;
 }
 
 ALIBI_EXPORT int64_t alibi_forward(const alibi::Call* call) {

@@ -11,8 +11,6 @@
 namespace alibi {
 namespace ALIBI_TARGET {
 
-constexpr int kBlock = 48;  // queries in a block: three vectors of 16
-constexpr int kTile = 64;   // keys in a tile
 // Vectors of lanes in a register tile. With 32 registers 8 rows of them hide the latency of multiply-add twice over.
 constexpr int kVectors = 3;
 constexpr int kRows = kRegisters == 32 ? 8 : 4;
@@ -81,6 +79,26 @@ ALIBI_INLINE void multiply(
     }
 }
 
+// The same for bfloat16 along the sum, in pairs: a holds rows `a_step` bytes apart, b a pair of terms a lane.
+template <int Rows, int Vectors>
+ALIBI_INLINE void multiply_pairs(
+    Accumulators<Rows, Vectors>& sum, const char* a, int64_t a_step, const float* b, int64_t pairs
+) {
+    for (int64_t n = 0; n < pairs; ++n) {
+        Words terms[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) terms[v] = bits_of<Words>(load(b + n * kBlock + v * kWidth));
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+            uint32_t pair;
+            __builtin_memcpy(&pair, a + r * a_step + n * 4, 4);
+            const Words scalar = Words{} + pair;
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) sum.at[r][v] = add_pairs(sum.at[r][v], terms[v], scalar);
+        }
+    }
+}
+
 template <int Rows, int Vectors>
 ALIBI_INLINE void clear(Accumulators<Rows, Vectors>& sum) {
 #pragma GCC unroll 8
@@ -95,28 +113,20 @@ ALIBI_INLINE void add_product(
     float* to, int64_t to_stride, int rows, int lanes, const float* a, int64_t a_stride, const float* b,
     int64_t b_stride, int64_t length
 ) {
-    by_lanes(
-        lanes,
-        [&](auto vectors, int lane) __attribute__((always_inline)) {
-            constexpr int V = decltype(vectors)::value;
-            by_rows<kRows>(
-                rows,
-                [&](auto count, int row) __attribute__((always_inline)) {
-                    constexpr int R = decltype(count)::value;
-                    Accumulators<R, V> sum;
-                    clear(sum);
-                    multiply<lie>(
-                        sum, a + (lie == kAlongSum ? row * a_stride : row), a_stride, b + lane, b_stride, length
-                    );
-                    for (int r = 0; r < R; ++r)
-                        for (int v = 0; v < V; ++v) {
-                            float* at = to + (row + r) * to_stride + lane + v * kWidth;
-                            store(at, load(at) + sum.at[r][v]);
-                        }
+    by_lanes(lanes, [&](auto vectors, int lane) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        by_rows<kRows>(rows, [&](auto count, int row) __attribute__((always_inline)) {
+            constexpr int R = decltype(count)::value;
+            Accumulators<R, V> sum;
+            clear(sum);
+            multiply<lie>(sum, a + (lie == kAlongSum ? row * a_stride : row), a_stride, b + lane, b_stride, length);
+            for (int r = 0; r < R; ++r)
+                for (int v = 0; v < V; ++v) {
+                    float* at = to + (row + r) * to_stride + lane + v * kWidth;
+                    store(at, load(at) + sum.at[r][v]);
                 }
-            );
-        }
-    );
+        });
+    });
 }
 
 constexpr int64_t round_up(int64_t n, int64_t to) {
@@ -200,9 +210,8 @@ ALIBI_INLINE void transpose(Floats (&x)[kWidth]) {
 
 // to[element][query] = factor * rows[query][element] for `count` queries; the other lanes of their vectors are zero.
 ALIBI_INLINE void pack_transposed(
-    float* to, int64_t type, const char* rows, int64_t row_stride, int count, int64_t length, float factor
+    float* to, int64_t type, const char* const* rows, int count, int64_t length, float factor
 ) {
-    const int64_t step = row_stride * element_size(type);
     for (int first = 0; first < count; first += kWidth) {
         const int here = static_cast<int>(smallest(kWidth, count - first));
         int64_t at = 0;
@@ -210,23 +219,46 @@ ALIBI_INLINE void pack_transposed(
             Floats square[kWidth];
 #pragma GCC unroll 16
             for (int i = 0; i < kWidth; ++i)
-                square[i] = i < here ? load_as(type, rows + (first + i) * step, at) * factor : Floats{};
+                square[i] = i < here ? load_as(type, rows[first + i], at) * factor : Floats{};
             transpose(square);
 #pragma GCC unroll 16
             for (int i = 0; i < kWidth; ++i) store(to + (at + i) * kBlock + first, square[i]);
         }
         for (; at < length; ++at)
             for (int i = 0; i < kWidth; ++i)
-                to[at * kBlock + first + i] =
-                    i < here ? element_as(type, rows + (first + i) * step, at) * factor : 0.0f;
+                to[at * kBlock + first + i] = i < here ? element_as(type, rows[first + i], at) * factor : 0.0f;
+    }
+}
+
+// to[pair][query] = the bits of rows[query][2 * pair] and the element after it; the other lanes are zero.
+ALIBI_INLINE void pack_pairs(float* to, const char* const* rows, int count, int64_t pairs) {
+    for (int first = 0; first < count; first += kWidth) {
+        const int here = static_cast<int>(smallest(kWidth, count - first));
+        int64_t at = 0;
+        for (; at + kWidth <= pairs; at += kWidth) {
+            Floats square[kWidth];
+#pragma GCC unroll 16
+            for (int i = 0; i < kWidth; ++i) {
+                square[i] = Floats{};
+                if (i < here) __builtin_memcpy(&square[i], rows[first + i] + at * 4, sizeof(Floats));
+            }
+            transpose(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < kWidth; ++i) store(to + (at + i) * kBlock + first, square[i]);
+        }
+        for (; at < pairs; ++at)
+            for (int i = 0; i < kWidth; ++i) {
+                uint32_t pair = 0;
+                if (i < here) __builtin_memcpy(&pair, rows[first + i] + at * 4, 4);
+                __builtin_memcpy(to + at * kBlock + first + i, &pair, 4);
+            }
     }
 }
 
 // rows[query][element] = from[element][query] * factors[query] for `count` queries.
 ALIBI_INLINE void unpack_transposed(
-    char* rows, int64_t type, int64_t row_stride, const float* from, int count, int64_t length, const float* factors
+    char* const* rows, int64_t type, const float* from, int count, int64_t length, const float* factors
 ) {
-    const int64_t step = row_stride * element_size(type);
     for (int first = 0; first < count; first += kWidth) {
         const int here = static_cast<int>(smallest(kWidth, count - first));
         const Floats factor = load(factors + first);
@@ -238,12 +270,28 @@ ALIBI_INLINE void unpack_transposed(
             transpose(square);
 #pragma GCC unroll 16
             for (int i = 0; i < kWidth; ++i)
-                if (i < here) store_as(type, rows + (first + i) * step, at, square[i]);
+                if (i < here) store_as(type, rows[first + i], at, square[i]);
         }
         for (; at < length; ++at)
             for (int i = 0; i < here; ++i)
-                element_to(type, rows + (first + i) * step, at, from[at * kBlock + first + i] * factors[first + i]);
+                element_to(type, rows[first + i], at, from[at * kBlock + first + i] * factors[first + i]);
     }
+}
+
+// to[row][0..padded) = the elements of `rows` rows `step` bytes apart, zeros past `length`.
+template <DataType type>
+ALIBI_INLINE void widen_rows_of(
+    float* to, int64_t padded, const char* from, int64_t step, int64_t rows, int64_t length
+) {
+    for (int64_t row = 0; row < rows; ++row) read_row(to + row * padded, type, from + row * step, length, padded, 1.0f);
+}
+
+static void widen_rows(
+    float* to, int64_t padded, int64_t type, const char* from, int64_t step, int64_t rows, int64_t length
+) {
+    if (type == kBFloat16) return widen_rows_of<kBFloat16>(to, padded, from, step, rows, length);
+    if (type == kFloat16) return widen_rows_of<kFloat16>(to, padded, from, step, rows, length);
+    widen_rows_of<kFloat32>(to, padded, from, step, rows, length);
 }
 
 // Whether every element of `rows` rows is finite: x * 0 is NaN for what is not, and NaN stays in a sum.

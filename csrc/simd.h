@@ -35,6 +35,13 @@ typedef int32_t Ints __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t Words __attribute__((vector_size(kWidth * 4)));
 typedef uint64_t Longs __attribute__((vector_size(kWidth * 4)));
 
+// Whether bfloat16 pairs are multiplied as they stand: products of two are exact in float32.
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
+
 constexpr float kInfinity = __builtin_huge_valf();
 
 template <class To, class From>
@@ -124,6 +131,18 @@ ALIBI_INLINE float sum_of(Floats x) {
     return x[0];
 }
 
+ALIBI_INLINE bool all_of(Ints mask) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)mask) == 0xffff;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)mask) == 0xff;
+#else
+    int32_t all = -1;
+    for (int lane = 0; lane < kWidth; ++lane) all &= mask[lane];
+    return all != 0;
+#endif
+}
+
 // 2^x within 1 ulp; 0 below 2^-126, inf from 2^128, NaN for NaN, and exactly 1 for 0.
 ALIBI_INLINE Floats exp2(Floats x) {
     // The bounds stand first so that a NaN passes through both.
@@ -148,6 +167,16 @@ ALIBI_INLINE Floats exp2(Floats x) {
 #else
     // 2^whole: 0 at -127 and inf at 128, as multiplying needs them.
     return y * bits_of<Floats>((bits_of<Words>(shifted) << 23) + 0x3f800000u);
+#endif
+}
+
+// sum + the products of both halves of each lane, taken as bfloat16.
+ALIBI_INLINE Floats add_pairs(Floats sum, Words a, Words b) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(sum, bits_of<__m512bh>(a), bits_of<__m512bh>(b));
+#else
+    sum += bits_of<Floats>(a << 16) * bits_of<Floats>(b << 16);
+    return sum + bits_of<Floats>(a & 0xffff0000u) * bits_of<Floats>(b & 0xffff0000u);
 #endif
 }
 

@@ -24,11 +24,12 @@ LAYERS = [
     ["reference", "horizon", "merge", "dropout"],
     ["backends"],
     ["dispatch"],
-    ["ops", "certificate"],
+    ["eager", "ops", "certificate"],
     ["module", "cache", "parallel"],
     [ROOT],
     ["integrations"],
     ["lab", "bench"],
+    ["generation"],
     ["cli", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
@@ -37,6 +38,8 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 OPTIONAL = [
     "einops",
     "flash_attn",
+    "gguf",
+    "huggingface_hub",
     "lightning",
     "matplotlib",
     "pandas",
@@ -46,6 +49,7 @@ OPTIONAL = [
     "safetensors",
     "scipy",
     "tensorboard",
+    "tokenizers",
     "torchmetrics",
     "tqdm",
     "transformers",

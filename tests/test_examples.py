@@ -12,7 +12,10 @@ import torch
 from alibi_attention.lab.positions import PositionMethod, position_methods
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/operator.md", "docs/horizon.md", "docs/lab.md")
+PAGES = (
+    "README.md", "docs/operator.md", "docs/horizon.md", "docs/lab.md", "docs/flash-attn.md", "docs/export.md",
+    "docs/transformers.md",
+)  # fmt: skip
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -29,6 +32,8 @@ def run_blocks(text: str, name: str) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if (ROOT / page).is_file()])
 def test_the_code_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if page == "docs/transformers.md":
+        pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)  # whatever an example writes
     # And a position method that an example adds: it is gone again afterwards.
     position_methods()
@@ -38,7 +43,7 @@ def test_the_code_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytes
         run_blocks((ROOT / page).read_text(encoding="utf-8"), str(ROOT / page))
 
 
-@pytest.mark.parametrize("page", ["docs/operator.md", "docs/horizon.md", "docs/lab.md"])
+@pytest.mark.parametrize("page", ["docs/operator.md", "docs/horizon.md", "docs/lab.md", "docs/transformers.md"])
 def test_the_guides_have_code(page: str):
     assert BLOCK.search((ROOT / page).read_text(encoding="utf-8"))
 

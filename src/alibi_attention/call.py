@@ -56,7 +56,7 @@ def call_arguments(
     if autocast and autocast_is_on(query.device.type):
         query, key, value = _autocast(query), _autocast(key), _autocast(value)
     if slopes is None:
-        slopes = _preset_slopes(int(query.shape[1]), query.device)
+        slopes = preset_slopes(int(query.shape[1]), query.device)
     else:
         check_finite_slopes(slopes)
     check_tensors(query, key, value, slopes)
@@ -95,9 +95,10 @@ def call_arguments(
 _PRESETS: dict[tuple[int, torch.device], Tensor] = {}
 
 
-def _preset_slopes(num_heads: int, device: torch.device) -> Tensor:
+def preset_slopes(num_heads: int, device: torch.device) -> Tensor:
     """`alibi_slopes` on a device, made once: making them takes longer than a small call."""
-    if torch.compiler.is_compiling():
+    # A mode, such as one of fake tensors, may take no other tensors than those made under it.
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return alibi_slopes(num_heads).to(device)
     found = _PRESETS.get((num_heads, device))
     if found is None:

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from alibi_attention.call import autocast_is_on, call_arguments, problem_of
 from alibi_attention.dispatch import choose
+from alibi_attention.eager import PlainCall, is_ordinary, nothing_listens, plain_call
 from alibi_attention.problem import Saved
 
 # What follows the tensors in both operators. Strings stand for the backend, "" for the choice of `dispatch`.
@@ -143,6 +144,43 @@ class _EagerAttention(torch.autograd.Function):
     jvp = _Attention.jvp
 
 
+class _PlainAttention(torch.autograd.Function):
+    """The same for a call that takes the short way of `eager`: no operator, and lse only where it is asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, call: PlainCall, return_lse: bool
+    ) -> Any:
+        out, lse, plan = call.prepared.results(query, key, value, slopes)
+        ctx.set_materialize_grads(False)
+        # As many tensors as `_remember` saves: a checkpoint may run the call again the other way.
+        ctx.save_for_backward(query, key, value, slopes, out, lse, plan)
+        ctx.call = call
+        return (out, lse) if return_lse else out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None = None) -> tuple[Any, ...]:
+        saved, (prepared, rest) = ctx.saved_tensors, ctx.call
+        grad_out = torch.zeros_like(saved[4]) if grad_out is None else grad_out
+        if (
+            not torch.compiler.is_compiling()
+            and not torch.is_grad_enabled()
+            and nothing_listens()
+            and is_ordinary(grad_out)
+            and (grad_lse is None or is_ordinary(grad_lse))
+            and prepared.fits(saved, grad_out, grad_lse)
+        ):
+            query, key, value, slopes = prepared.gradients(saved, grad_out, grad_lse)
+            if not ctx.needs_input_grad[3]:
+                return query, key, value, None, None, None
+            return query, key, value, slopes if saved[3].dim() == 2 else slopes.sum(0), None, None
+        grad_lse = torch.zeros_like(saved[5]) if grad_lse is None else grad_lse
+        grads = _run(_Gradients, _backward_op, (grad_out, grad_lse, *saved, *rest))
+        return (*grads, None, None)
+
+    jvp = _Attention.jvp
+
+
 class _Gradients(torch.autograd.Function):
     """The backward operator under autograd: it runs, and refuses to be differentiated again."""
 
@@ -213,6 +251,20 @@ def run_forward(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     """Output and lse of `call_arguments`."""
     out, lse, _ = _run(_Attention, _forward_op, arguments)
     return out, lse
+
+
+def _run_plain(
+    query: Tensor, key: Tensor, value: Tensor, call: PlainCall, slopes: Tensor, return_lse: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() and (
+        query.requires_grad or key.requires_grad or value.requires_grad or slopes.requires_grad
+    ):
+        function: Any = _PlainAttention
+        results: Tensor | tuple[Tensor, Tensor] = function.apply(query, key, value, slopes, call, return_lse)
+        return results
+    if return_lse:
+        return call.prepared.results(query, key, value, slopes)[:2]
+    return call.prepared.output(query, key, value, slopes)
 
 
 @overload
@@ -298,6 +350,12 @@ def alibi_attention(
     Source: Press, Smith, Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input Length
     Extrapolation", ICLR 2022, arXiv 2108.12409.
     """
+    if key_mask is None and cu_seqlens is None and cu_seqlens_k is None and not torch.compiler.is_compiling():
+        plain = plain_call(
+            query, key, value, slopes, is_causal, scale, query_offset, window, dropout_p, tolerance, backend
+        )
+        if plain is not None:
+            return _run_plain(query, key, value, *plain, return_lse)
     arguments = call_arguments(
         query, key, value, slopes, is_causal=is_causal, scale=scale, query_offset=query_offset, key_mask=key_mask,
         cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k, window=window, dropout_p=dropout_p, tolerance=tolerance,

@@ -19,7 +19,7 @@ from cpu_cases import Case, random_case, run
 
 from alibi_attention import KVCache, alibi_attention, alibi_slopes
 from alibi_attention.backends import native
-from alibi_attention.backends.cpu import CpuBackend
+from alibi_attention.call import call_arguments
 
 pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled library is not installed")
 
@@ -60,7 +60,7 @@ def test_random_calls_agree_with_the_reference(start: int):
         compare(random_case(number))
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "baseline"])
 def test_every_instruction_set_agrees_with_the_reference(isa: str):
     code = f"""
 import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]
@@ -89,7 +89,7 @@ def test_an_unknown_instruction_set_is_refused():
         [sys.executable, "-c", code],
         env={**os.environ, "ALIBI_CPU_ISA": "mmx"}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
-    assert "ALIBI_CPU_ISA: got 'mmx', expected avx512, avx2 or baseline" in done.stderr
+    assert "ALIBI_CPU_ISA: got 'mmx', expected avx512bf16, avx512, avx2 or baseline" in done.stderr
 
 
 def inputs(length: int, heads: int = 4, dim: int = 32, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -107,17 +107,12 @@ def results(tensors: list[Tensor], **options: Any) -> list[Tensor]:
 
 def kept_tiles(tensors: list[Tensor], tolerance: float, *, is_causal: bool = True) -> Tensor:
     """The plan of a call, one row for each block of queries of each head: first tile, end tile, tile apart."""
-    plans = []
-    whole = CpuBackend.forward
-
-    def forward(self: CpuBackend, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
-        plans.append(whole(self, *call))
-        return plans[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CpuBackend, "forward", forward)
-        alibi_attention(*tensors, tolerance=tolerance, is_causal=is_causal, backend="cpu")
-    return plans[0][2].view(-1, 3)
+    arguments = call_arguments(
+        *tensors, None, is_causal=is_causal, scale=None, query_offset=None, key_mask=None, cu_seqlens=None,
+        cu_seqlens_k=None, window=None, dropout_p=0.0, tolerance=tolerance, backend="cpu",
+    )  # fmt: skip
+    plan: Tensor = torch.ops.alibi_attention.forward(*arguments)[2]
+    return plan.view(-1, 3)
 
 
 @pytest.mark.parametrize("is_causal", [True, False])

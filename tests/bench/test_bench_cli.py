@@ -87,6 +87,27 @@ def test_from_measurement_to_report(alibi: Invoke) -> None:
     assert all((Path("again") / path.name).read_bytes() == data for path, data in before.items())
 
 
+def test_a_page_is_filled_from_several_files(alibi: Invoke) -> None:
+    for name, case in (("a", "overhead-forward"), ("b", "decode")):
+        done = alibi(case, *SMALL, "--lengths=16", "--head-dims=64", "--default-alone", "--output", f"{name}.json")
+        assert done.exit_code == 0, done.output
+    marks = [f"<!-- numbers: {name} -->\n<!-- end of numbers -->\n" for name in ("overhead", "decode", "bloom-176b")]
+    Path("page.md").write_text("".join(marks), encoding="utf-8")
+    done = alibi("report", "a.json", "b.json", "--page", "page.md")
+    assert (done.exit_code, done.stdout) == (0, "Written: page.md\n")
+    text = Path("page.md").read_text(encoding="utf-8")
+    assert "| without gradients | " in text
+    assert "| keys held | D = 64 |" in text
+    assert text.count("Not measured yet.") == 1
+    done = alibi("report", "a.json", "--page", "page.md", "--output", "folder")
+    assert done.exit_code == 2
+    assert "error: --page: expected it without --output, got both" in done.stderr
+    Path("page.md").write_text("none", encoding="utf-8")
+    done = alibi("report", "a.json", "--page", "page.md")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: --page: expected a page that marks tables, got page.md, which marks none\n")
+
+
 def test_training_and_layers(alibi: Invoke) -> None:
     done = alibi(
         "training-horizon", "layer", "bf16", "overhead-training", *SMALL, "--output", "b.json", "--lengths=32",
@@ -128,6 +149,9 @@ def test_list_measures_nothing(alibi: Invoke) -> None:
         (["--lengths", "8192K"], "error: --lengths: expected 1 to 4194304 tokens, got 8388608\n  such as 1K,8K\n"),
         (["--repeats", "0"], "error: --repeats: expected 1 to 1000, got 0\n  such as --repeats 7\n"),
         (["--patience", "0"], "error: --patience: expected seconds above 0, got 0.0\n  such as --patience 60\n"),
+        (["--head-dims", "64,b"], "error: --head-dims: expected numbers joined by commas, got 'b'\n  such as 64,128\n"),
+        (["trained-forward"], "error: --model: expected the folder of a trained model for these cases, got none\n"
+         "  such as --model runs/first, from alibi extrapolate --output runs/first\n"),
         (["--output", "a.txt"], "error: --output: expected a name ending in .json, got a.txt\n  try a.json\n"),
         (["report", "none.json"], "error: FILES: expected files of results, got none.json (No such file or directory)\n"
          "  name files that alibi bench wrote\n"),
@@ -207,6 +231,6 @@ def test_plain_use_without_a_display(tmp_path: Path) -> None:
 
 def test_help_is_that_of_a_measurement(alibi: Invoke) -> None:
     text = alibi("--help").stdout
-    for phrase in ("--list", "--peers", "--quick", "alibi bench report FILE.json"):
+    for phrase in ("--list", "--peers", "--quick", "alibi bench report [OPTIONS] FILE.json..."):
         assert phrase in text
     assert "--output" in alibi("report", "--help").stdout

@@ -37,9 +37,9 @@ def test_every_case_is_whole(case: Case) -> None:
     assert set(case.memory_lengths) <= set(case.lengths)
     assert case.lengths
     assert case.quick_lengths
-    assert case.head_dims
+    assert bool(case.head_dims) != case.trained
     if case.target is not None:
-        assert case.target.peer in case.peers
+        assert set(case.target.peers) <= set(case.peers)
         assert set(case.target.at) <= {(dim, length) for dim in case.head_dims for length in case.lengths}
         assert all(case.target.of(dim, length) for dim in case.head_dims for length in case.lengths)
 
@@ -94,7 +94,7 @@ def test_a_matrix_that_does_not_fit_is_refused() -> None:
         ("flex-horizon", "forward-dense", "every tile is computed here"),
         ("flex", "decode", "as many queries as keys alone"),
         ("sdpa-row-fp32", "training-dense", "measured without gradients alone"),
-        ("alibi-fp32", "training-dense", "measured without gradients alone"),
+        ("alibi-fp32", "layer", "attention alone, without projections"),
         ("layer-sdpa-row", "forward-dense", "a layer, measured against layers"),
     ],
 )
@@ -214,9 +214,9 @@ def test_groups_of_heads_stand_in_for_a_layer_that_does_not_fit() -> None:
 
 def test_tiles_are_counted() -> None:
     trial = small("forward-dense", keys=256)
-    tiles, kept = computed_tiles(trial, make_inputs(trial, PLENTY))
+    tiles, kept, rows = computed_tiles(trial, make_inputs(trial, PLENTY), "alibi-blocked")
     # Two blocks of 128 queries see 2 and 4 tiles of 64 keys, in each of 8 heads.
-    assert (tiles, kept) == (8 * 6, 1.0)
+    assert (tiles, kept, rows) == (8 * 6, 1.0, 128)
 
 
 @pytest.mark.parametrize("first", [0, 1])

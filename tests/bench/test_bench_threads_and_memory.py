@@ -56,8 +56,9 @@ def test_errors_come_back_from_the_thread() -> None:
 def test_memory_is_that_of_the_contestant() -> None:
     # Another process: this one's peak is no measure of anything. The mask alone has 32 MiB.
     found = peak_memory(Trial(CASES["forward-dense"], 16, 1024), "sdpa-full")
-    assert isinstance(found, int)
-    assert 30 << 20 < found < 200 << 20
+    assert isinstance(found, tuple)
+    assert 30 << 20 < found[0] < 200 << 20
+    assert found[1] == 8 * 1024 * 16 * 4
 
 
 def test_memory_that_cannot_be_known_says_why() -> None:
@@ -67,6 +68,8 @@ def test_memory_that_cannot_be_known_says_why() -> None:
 
 def test_memory_can_be_measured_here_too() -> None:
     try:
-        assert in_fresh_thread(lambda: measure(Trial(CASES["training-dense"], 16, 128), "sdpa-row")) >= 0
+        peak, outputs = in_fresh_thread(lambda: measure(Trial(CASES["training-dense"], 16, 128), "sdpa-row"))
+        assert peak >= 0
+        assert outputs == 3 * 8 * 128 * 16 * 4
     finally:
         torch.set_flush_denormal(False)

@@ -143,6 +143,21 @@ def test_missing_extra_says_what_mends_it(missing: list[str], arguments: list[st
     assert not any(tmp_path.iterdir())
 
 
+def test_the_demo_does_without_its_picture(tmp_path: Path) -> None:
+    code = (
+        f"import os, sys; os.chdir({str(tmp_path)!r})\n"
+        "for name in ('lightning', 'matplotlib', 'safetensors', 'tensorboard'): sys.modules[name] = None\n"
+        "from alibi_attention.cli import main; main()\n"
+    )
+    done = fresh(code, "demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Slopes, and tokens until the bias takes" in done.stdout
+    assert done.stdout.endswith(
+        "No picture of them: that needs matplotlib, which pip install 'alibi-attention[lab]' brings.\n"
+    )
+    assert not any(tmp_path.iterdir())
+
+
 # demo
 
 

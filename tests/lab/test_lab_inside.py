@@ -12,11 +12,11 @@ from torch import Tensor
 
 from alibi_attention import alibi_slopes, certify
 from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.dissection import dissect_run
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.experiment import start_experiment
 from alibi_attention.lab.inside import Inside, Tiles, attention_inputs, bin_edges, look_inside, mass_by_distance
 from alibi_attention.lab.inside_figures import draw_mass, tile_map
-from alibi_attention.lab.inspection import inspect_run
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import DecoderShape, position_methods
 from alibi_attention.lab.trained import load_trained
@@ -99,10 +99,10 @@ def test_tile_map() -> None:
     assert tile_map(tiles, 0).tolist() == [[2, 1, 0, 0, 0], [2, 1, 2, 2, 0], [1, 1, 1, 1, 2]]
 
 
-def test_inspect_run(tiny: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_dissect_run(tiny: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
     root = tmp_path / "run"
     start_experiment(tiny(methods=("alibi", "learned"), tokenizer="bpe", vocabulary=280, eval_lengths=(16, 24)), root)
-    inside = inspect_run(root, "alibi:ntk", (32, 64), tmp_path / "look", mass_length=32)
+    inside = dissect_run(root, "alibi:ntk", (32, 64), tmp_path / "look", mass_length=32)
     kept = json.loads((tmp_path / "look" / "inside.json").read_text(encoding="utf-8"))
     del kept["schema_version"]
     assert Inside.model_validate(kept) == inside
@@ -112,14 +112,14 @@ def test_inspect_run(tiny: Callable[..., ExperimentConfig], tmp_path: Path) -> N
     labels = [label.get_text() for label in draw_mass(inside).axes[0].get_xticklabels()]
     assert labels == ["0", "1", "2\u20133", "4\u20137", "8\u201315", "16\u201331"]
     with pytest.raises(LabError) as error:
-        inspect_run(root, "learned", (16, 32), tmp_path / "other", mass_length=16)
+        dissect_run(root, "learned", (16, 32), tmp_path / "other", mass_length=16)
     assert str(error.value) == (
         "lengths: expected at most 16, where the positions of learned end, got 32; ask for shorter lengths"
     )
     with pytest.raises(LabError, match=r"^lengths: expected at most the [\d,]+ tokens of held-out text, got 100,000; "):
-        inspect_run(root, "alibi", (100_000,), tmp_path / "other", mass_length=16)
+        dissect_run(root, "alibi", (100_000,), tmp_path / "other", mass_length=16)
     with pytest.raises(LabError, match=r"^lengths: expected ascending lengths of at least 1, got 64,32 and a mass"):
-        inspect_run(root, "alibi", (64, 32), tmp_path / "other", mass_length=16)
+        dissect_run(root, "alibi", (64, 32), tmp_path / "other", mass_length=16)
 
 
 def test_load_trained(whole_run: Path, tmp_path: Path) -> None:
@@ -129,7 +129,8 @@ def test_load_trained(whole_run: Path, tmp_path: Path) -> None:
     with pytest.raises(LabError) as error:
         load_trained(whole_run, "t5")
     assert str(error.value) == (
-        f"method: expected a method of {whole_run}, got 't5'; choose from alibi, sinusoidal, rope"
+        f"method: expected a method that was trained, got 't5', of which {whole_run} has no weights; "
+        "there are those of alibi, sinusoidal, rope"
     )
-    with pytest.raises(LabError, match=r"^output: expected the folder of a run, got "):
+    with pytest.raises(LabError, match=r"^run: expected the folder that alibi extrapolate wrote, "):
         load_trained(tmp_path, "rope")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import struct
-
 import torch
 from torch import Tensor
 
 from alibi_attention.backends import native
 from alibi_attention.backends.base import Gradients
+from alibi_attention.backends.native import BLOCK_Q, CALL
 from alibi_attention.problem import Problem, Saved
 from alibi_attention.visibility import row_ranges
 
-BLOCK_Q = 48
 MAX_HEAD_DIM = 256
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-# csrc/call.h, field by field, eight bytes each; the last 18 are backward's own.
-_CALL = struct.Struct("=20q3d26q18q")
 _NO_GRADIENTS = (0,) * 18
 _NOTHING = (0, 0, 0, 0)
 
@@ -142,8 +138,8 @@ def _pack(
     if center is not None and norms is not None:
         summary = (center.data_ptr(), norms.data_ptr(), norms.stride(0), norms.stride(1))
     slope_strides = (0, slopes.stride(0)) if slopes.dim() == 1 else slopes.stride()
-    return _CALL.pack(
-        _CALL.size, torch.get_num_threads(), _TYPES[problem.dtype], problem.batch, problem.num_heads,
+    return CALL.pack(
+        CALL.size, torch.get_num_threads(), _TYPES[problem.dtype], problem.batch, problem.num_heads,
         problem.num_kv_heads, problem.q_len, problem.k_len, problem.head_dim, problem.value_dim,
         right != 0, offset, left, right, *places, not problem.is_packed, problem.learned_slopes,
         problem.scale, problem.tolerance, problem.dropout_p, 0 if problem.seed is None else problem.seed.data_ptr(),

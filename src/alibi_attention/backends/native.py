@@ -5,11 +5,18 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from alibi_attention.horizon.tiles import BLOCK_K
+
+BLOCK_Q = 48
+# csrc/call.h, field by field, eight bytes each; the last 18 are backward's own.
+CALL = struct.Struct("=20q3d26q18q")
 
 _FILE = "_alibi_cpu.so"
 _INSTALL = (
@@ -27,7 +34,6 @@ class Native(NamedTuple):
     forward: Callable[[bytes], int]
     backward: Callable[[bytes], int]
     isa: str
-    call_size: int
 
 
 def load() -> Native | str:
@@ -53,17 +59,33 @@ def _load() -> Native | str:
         return f"the compiled library does not load ({error}): {_INSTALL}"
     library.alibi_choose.argtypes = [ctypes.c_char_p]
     library.alibi_chosen.restype = ctypes.c_char_p
-    library.alibi_call_size.restype = ctypes.c_int64
+    reason = _disagreement(library)
+    if reason is not None:
+        return reason
     for entry in (library.alibi_forward, library.alibi_backward):
         entry.argtypes = [ctypes.c_char_p]
         entry.restype = ctypes.c_int64
     wanted = os.environ.get("ALIBI_CPU_ISA", "")
     refusal = library.alibi_choose(wanted.encode())
     if refusal:
-        why = "this machine does not have it" if refusal == 2 else "expected avx512, avx2 or baseline"
+        why = "this machine does not have it" if refusal == 2 else "expected avx512bf16, avx512, avx2 or baseline"
         raise RuntimeError(f"ALIBI_CPU_ISA: got {wanted!r}, {why}; unset it to let the library choose")
-    return Native(
-        library.alibi_forward, library.alibi_backward, library.alibi_chosen().decode(), library.alibi_call_size()
+    return Native(library.alibi_forward, library.alibi_backward, library.alibi_chosen().decode())
+
+
+def _disagreement(library: ctypes.CDLL) -> str | None:
+    """Why a library cannot serve this package: another version of one of them lies beside the other."""
+    expected = (CALL.size, BLOCK_Q, BLOCK_K)
+    try:
+        library.alibi_layout.restype = ctypes.POINTER(ctypes.c_int64 * 3)
+        found = tuple(library.alibi_layout().contents)
+    except AttributeError:
+        found = ()
+    if found == expected:
+        return None
+    return (
+        f"the compiled library is of another version (call, block and tile are {found or 'unknown'} there, "
+        f"{expected} here): {_INSTALL}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,14 +25,41 @@ class Target:
         peer: name of the peer.
         ratio: peer time over our time, where ``at`` does not say otherwise; None for no target there.
         at: the same for (head_dim, keys).
+        also: other peers that the same is asked against.
+        mean: whether it is asked of the geometric mean over all lengths of the case, not of each.
     """
 
     peer: str
     ratio: float | None = None
     at: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    mean: bool = False
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        return (self.peer, *self.also)
 
     def of(self, head_dim: int, keys: int) -> float | None:
         return self.at.get((head_dim, keys), self.ratio)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is asked of the default backend by itself; None where nothing is.
+
+    Attributes:
+        seconds: a call takes less.
+        memory: bytes at the peak beyond inputs and outputs, at most.
+        token_growth: (shorter, longer, ratio): time per token at the longer length, at most so many times that at the
+            shorter.
+        tile_spread: (length, share): from that length up, the longest time per computed tile exceeds the shortest by at
+            most that share.
+    """
+
+    seconds: float | None = None
+    memory: int | None = None
+    token_growth: tuple[int, int, float] | None = None
+    tile_spread: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,10 @@ class Case:
         tolerance: of `alibi_attention`: 0 computes every tile, None skips at rounding level.
         quick_lengths: lengths of a quick look.
         memory_lengths: lengths at which peak memory is measured too.
+        memory_of_peers: whether that of the peers, too.
+        limits: what is asked of us, compared with nobody.
+        alone: whether only the backend that a call takes unasked is measured of ours.
+        trained: whether the inputs are those of a trained model's layers; heads and head dimension are then its own.
     """
 
     name: str
@@ -67,15 +99,20 @@ class Case:
     tolerance: float | None = None
     quick_lengths: tuple[int, ...] = (1024,)
     memory_lengths: tuple[int, ...] = ()
+    memory_of_peers: bool = True
+    limits: Limits = Limits()
+    alone: bool = False
+    trained: bool = False
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A case at one size."""
+    """A case at one size; ``model`` is the run folder of the model that a trained case takes its inputs from."""
 
     case: Case
     head_dim: int
     keys: int
+    model: Path | None = None
 
     @property
     def queries(self) -> int:

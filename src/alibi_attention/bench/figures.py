@@ -48,16 +48,21 @@ def save_figures(results: Results, folder: Path, stem: str) -> list[Path]:
     """Write ``stem``-speedup and ``stem``-per-token as PNG and SVG, those that have anything to show."""
     drawn = {"speedup": draw_speedup(results), "per-token": draw_per_token(results)}
     written = []
-    # A fixed salt and no date: the same results give the same SVG.
-    with mpl.rc_context({"svg.hashsalt": "alibi", "svg.fonttype": "none", "font.size": 11.0}):
-        for name, figure in drawn.items():
-            for suffix in (".png", ".svg") if figure is not None else ():
+    for name, figure in drawn.items():
+        for suffix in (".png", ".svg"):
+            if figure is not None:
                 path = folder / f"{stem}-{name}{suffix}"
-                metadata = {"Date": None} if suffix == ".svg" else None
-                with replacing(path) as temporary:
-                    figure.savefig(temporary, dpi=160, metadata=metadata)  # type: ignore[union-attr]
+                save_figure(figure, path)
                 written.append(path)
     return written
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG or SVG, the same file for the same figure."""
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    # A fixed salt and no date: the same results give the same SVG.
+    with mpl.rc_context({"svg.hashsalt": "alibi", "svg.fonttype": "none", "font.size": 11.0}), replacing(path) as file:
+        figure.savefig(file, dpi=160, metadata=metadata)
 
 
 def draw_speedup(results: Results) -> Figure | None:

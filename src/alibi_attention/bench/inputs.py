@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class Inputs:
     """All heads of a problem, in one group or several.
 
     Attributes:
-        groups: in several, every group has its own slopes over one and the same tensors.
+        groups: in several, every group has its own slopes over one and the same tensors; or the layers of a model.
         note: how the inputs differ from the plain description, or "".
     """
 
@@ -64,7 +65,9 @@ class Inputs:
 
 
 def make_inputs(trial: Trial, memory_budget: int) -> Inputs:
-    """Standard normal tensors from a fixed seed, whole where ``memory_budget`` (bytes) allows it."""
+    """Standard normal tensors from a fixed seed, whole where ``memory_budget`` (bytes) allows it; or a model's."""
+    if trial.model is not None:
+        return _trained(trial, trial.model)
     slopes = alibi_slopes(trial.case.heads)
     size = trial.case.dtype.itemsize * trial.head_dim * trial.case.heads * (2 * trial.queries + 2 * trial.keys)
     if size <= memory_budget or trial.case.heads <= _GROUP:
@@ -92,6 +95,21 @@ def _group(trial: Trial, slopes: Tensor) -> Group:
     for tensor in (query, key, value):
         tensor.requires_grad_(training)
     return Group(query, key, value, slopes, grad)
+
+
+def _trained(trial: Trial, model: Path) -> Inputs:
+    """A group for every layer of the model."""
+    from alibi_attention.bench.trained import layers_of
+
+    layers, slopes, note = layers_of(model, trial.keys)
+    generator = torch.Generator().manual_seed(SEED)
+    training = trial.case.mode == "training"
+    groups = []
+    for layer in layers:
+        query, key, value = (tensor.requires_grad_(training) for tensor in layer)
+        grad = torch.randn(query.shape, generator=generator) if training else None
+        groups.append(Group(query, key, value, slopes, grad))
+    return Inputs(tuple(groups), note)
 
 
 def available_memory() -> int:

@@ -1,8 +1,8 @@
 """Peak memory of one contestant beyond its inputs, in a process of its own.
 
-``python -m alibi_attention.bench.memory CASE HEAD_DIM KEYS NAME`` prints the bytes. What is counted: biases and masks
-made beforehand, the output, what is kept for backward, gradients, workspaces. What is not: the inputs, and libraries,
-which a call at a tiny size has loaded by then.
+``python -m alibi_attention.bench.memory CASE HEAD_DIM KEYS NAME`` prints the bytes, and how many of them are what the
+call returns. What is counted: biases and masks made beforehand, the output, what is kept for backward, gradients,
+workspaces. What is not: the inputs, and libraries, which a call at a tiny size has loaded by then.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _TINY = 64
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_memory(trial: Trial, name: str) -> int | str:
-    """Bytes at the peak of one contestant beyond its inputs, or why they are not known."""
+def peak_memory(trial: Trial, name: str) -> tuple[int, int] | str:
+    """Bytes at the peak of one contestant beyond its inputs, and of its outputs; or why they are not known."""
     if name.startswith("flex"):
         return "the compiler runs in the same process; its memory cannot be told apart"
     command = [sys.executable, "-m", "alibi_attention.bench.memory", trial.case.name]
@@ -46,10 +46,11 @@ def peak_memory(trial: Trial, name: str) -> int | str:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return f"the process ended with status {done.returncode}: {last}"
-    return int(done.stdout)
+    peak, outputs = map(int, done.stdout.split())
+    return peak, outputs
 
 
-def measure(trial: Trial, name: str) -> int:
+def measure(trial: Trial, name: str) -> tuple[int, int]:
     """The same, in this process, which must be new."""
     # Before any worker thread starts, so that all flush: it is quicker, and memory is the same.
     torch.set_flush_denormal(True)
@@ -60,8 +61,10 @@ def measure(trial: Trial, name: str) -> int:
         _forget_peak()
         before = _now()
         call = PEERS[name].make(trial, inputs) if name in PEERS else make_ours(name, trial, inputs)
-        call()
-    return max(0, _peak() - before)
+        result = call()
+    returned = (result,) if isinstance(result, torch.Tensor) else result
+    outputs = sum(tensor.numel() * tensor.element_size() for tensor in returned)
+    return max(0, _peak() - before), outputs
 
 
 def _call(trial: Trial, name: str) -> None:
@@ -96,4 +99,4 @@ def _status(field: str) -> int | None:
 
 if __name__ == "__main__":
     case, head_dim, keys, contestant = sys.argv[1:]
-    print(measure(Trial(CASES[case], int(head_dim), int(keys)), contestant))
+    print(*measure(Trial(CASES[case], int(head_dim), int(keys)), contestant))

@@ -6,18 +6,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from alibi_attention.backends.cpu import BLOCK_Q, CpuBackend
 from alibi_attention.bench.case import Trial
 from alibi_attention.bench.inputs import Group, Inputs
 from alibi_attention.bench.peer import Attend, Peer, timed_call
 from alibi_attention.bench.peers_layer import our_layer
 from alibi_attention.cache import KVCache
+from alibi_attention.call import call_arguments
 from alibi_attention.certificate import certify
 from alibi_attention.dispatch import backend_names, explain_backends
 from alibi_attention.ops import alibi_attention
 
 _REFERENCE = "reference"
+_BLOCK_K = 64
 LAYER = "alibi-layer"
 
 
@@ -57,26 +61,59 @@ def _attend(trial: Trial, backend: str, group: Group) -> Attend:
     return lambda: alibi_attention(query, key, value, slopes, tolerance=tolerance, backend=backend)
 
 
-def _in_float32(trial: Trial, group: Group) -> Attend:
-    query, key, value = (tensor.detach().float() for tensor in (group.query, group.key, group.value))
-    slopes, tolerance = group.slopes, trial.case.tolerance
+def _by_default(trial: Trial, group: Group) -> Attend:
+    query, key, value, slopes, tolerance = group.query, group.key, group.value, group.slopes, trial.case.tolerance
     return lambda: alibi_attention(query, key, value, slopes, tolerance=tolerance)
 
 
-def _forward_alone(trial: Trial) -> str | None:
-    return None if trial.case.mode == "forward" else "measured without gradients alone"
+def _in_float32(group: Group) -> Group:
+    query, key, value = (
+        tensor.detach().float().requires_grad_(tensor.requires_grad) for tensor in (group.query, group.key, group.value)
+    )
+    return Group(query, key, value, group.slopes, None if group.grad is None else group.grad.float())
+
+
+def _no_layer(trial: Trial) -> str | None:
+    return "attention alone, without projections" if trial.case.mode == "layer" else None
 
 
 # Ours in another dtype, to compare the dtypes: a peer of ours, measured as peers are.
-OUR_PEERS = (Peer("alibi-fp32", "alibi-attention, on float32 copies", _in_float32, refuses=_forward_alone),)
+OUR_PEERS = (
+    Peer("alibi-fp32", "alibi-attention, on float32 copies", _by_default, refuses=_no_layer, convert=_in_float32),
+)
 
 
-def computed_tiles(trial: Trial, inputs: Inputs) -> tuple[int, float]:
-    """Tiles of 128 queries by 64 keys that the certificate keeps, and their share of the visible ones."""
+def computed_tiles(trial: Trial, inputs: Inputs, backend: str) -> tuple[int, float, int]:
+    """Tiles computed, their share of the visible ones, and the queries in one; each has 64 keys.
+
+    The cpu backend says itself which it computed: its plan is what backward goes by. Of another, and of a step through
+    a cache, they are those that the certificate keeps.
+    """
+    if backend == f"alibi-{CpuBackend.name}" and not trial.case.cached:
+        computed, visible = 0, 0
+        for group in inputs.groups:
+            mine, seen = _planned_tiles(trial, group)
+            computed, visible = computed + mine, visible + seen
+        return computed, computed / visible, BLOCK_Q
     kept: list[Tensor] = []
     tiles = 0
     for group in inputs.groups:
         found = certify(group.query, group.key, group.slopes, value=group.value, tolerance=trial.case.tolerance)
         tiles += int((-(-found.window // found.block_k)).sum())
         kept.append(found.kept_share.mean())
-    return tiles, float(sum(kept, kept[0] * 0)) / len(kept)
+    return tiles, float(sum(kept, kept[0] * 0)) / len(kept), found.block_q
+
+
+def _planned_tiles(trial: Trial, group: Group) -> tuple[int, int]:
+    """Tiles of the plan that forward hands to backward, and those that a dense pass computes."""
+    with torch.no_grad():
+        arguments = call_arguments(
+            group.query, group.key, group.value, group.slopes, is_causal=True, scale=None, query_offset=None,
+            key_mask=None, cu_seqlens=None, cu_seqlens_k=None, window=None, dropout_p=0.0,
+            tolerance=trial.case.tolerance, backend=CpuBackend.name,
+        )  # fmt: skip
+        plan = torch.ops.alibi_attention.forward(*arguments)[2].view(-1, 3)
+    first, end, apart = plan.unbind(1)
+    last = torch.arange(BLOCK_Q, trial.queries + BLOCK_Q, BLOCK_Q).clamp_max(trial.queries)
+    seen = -(-(last + trial.keys - trial.queries) // _BLOCK_K)
+    return int((end - first).sum() + (apart >= 0).sum()), int(seen.sum()) * len(group.slopes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ class Peer:
         alibi: whether it computes ALiBi at all.
         matrices: by mode, how many float32 matrices of all scores it holds at once.
         refuses: the reason it cannot run a trial, or None; memory is looked after here.
+        convert: what the group is made into before the clock starts.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Peer:
     alibi: bool = True
     matrices: dict[Mode, int] = field(default_factory=dict)
     refuses: Callable[[Trial], str | None] = lambda trial: None  # noqa: ARG005
+    convert: Callable[[Group], Group] = lambda group: group
 
     def why_not(self, trial: Trial, memory_budget: int) -> str | None:
         """The reason this peer cannot run the trial within ``memory_budget`` (bytes), or None."""
@@ -52,7 +54,8 @@ class Peer:
 
     def make(self, trial: Trial, inputs: Inputs) -> Callable[[], Any]:
         """The call that is timed: outputs of all groups, or their gradients in training."""
-        return timed_call(trial, inputs, partial(self.prepare, trial))
+        groups = tuple(self.convert(group) for group in inputs.groups)
+        return timed_call(trial, replace(inputs, groups=groups), partial(self.prepare, trial))
 
 
 def timed_call(trial: Trial, inputs: Inputs, prepare: Callable[[Group], Attend]) -> Callable[[], Any]:

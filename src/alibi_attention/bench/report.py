@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from alibi_attention.bench.compare import against_us, refusals
 from alibi_attention.bench.errors import BenchError
+from alibi_attention.bench.page import fill, latest, target_table
 from alibi_attention.bench.results import Results, TrialResult, read_results
 from alibi_attention.bench.tables import (
     Table,
     denormal_table,
     error_table,
     horizon_table,
+    limit_table,
+    mean_table,
     memory_table,
     ratio_table,
     time_table,
@@ -39,7 +43,7 @@ def write_report(files: Sequence[Path], folder: Path) -> list[Path]:
         raise BenchError(
             "output", expected="a new or empty folder", got=f"{folder}, which exists", remedy="choose another"
         )
-    sections, written = ["# Benchmarks\n"], []
+    sections, written = ["# Benchmarks\n", targets_text(found)], []
     try:
         for index, (path, results) in enumerate(found):
             # Files of one name from several folders must not write over each other's figures.
@@ -52,6 +56,36 @@ def write_report(files: Sequence[Path], folder: Path) -> list[Path]:
         got = f"{folder} ({error.strerror})"
         raise BenchError("output", expected="a folder that can be written", got=got, remedy="choose another") from None
     return [folder / "report.md", *written]
+
+
+def fill_page(files: Sequence[Path], page: Path) -> list[Path]:
+    """Fill the tables that a page marks, and draw the figures of all files together beside it, where it shows them.
+
+    Returns:
+        What was written.
+
+    Raises:
+        BenchError: for a file that holds no results, or a page that marks no tables.
+    """
+    from alibi_attention.bench.figures import draw_speedup, save_figure
+
+    results = [read_results(path) for path in files]
+    fill(page, results)
+    figure = page.parent / "figures" / "speedup.png"
+    if f"figures/{figure.name}" not in page.read_text(encoding="utf-8"):
+        return [page]
+    together = replace(results[-1], trials=latest(results))
+    drawn = draw_speedup(together)
+    if drawn is None:
+        return [page]
+    save_figure(drawn, figure)
+    return [page, figure]
+
+
+def targets_text(found: Sequence[tuple[Path, Results]]) -> str:
+    """Every target of all files with its verdict, in one table; of what was measured twice the last."""
+    table = target_table(latest([results for _, results in found]))
+    return f"## Targets\n\n{table.markdown()}" if table.rows else ""
 
 
 def section(name: str, results: Results, figures: Sequence[Path] = ()) -> str:
@@ -78,6 +112,8 @@ def case_tables(trials: Sequence[TrialResult]) -> list[Table]:
     """Every table of a case that has rows."""
     tables = [
         ratio_table(trials, every_peer=True),
+        mean_table(trials),
+        limit_table(trials),
         time_table(trials),
         horizon_table(trials),
         denormal_table(trials),
@@ -131,6 +167,12 @@ def _described(trial: TrialResult) -> str:
 def _notes(trials: Sequence[TrialResult]) -> list[str]:
     """What else to know about the sizes of a case."""
     notes = [f"{trial.keys} tokens: {trial.note}" for trial in trials if trial.note]
+    notes += [
+        f"{trial.keys} tokens: one float32 matrix of all scores would take "
+        f"{4 * trial.heads * trial.queries * trial.keys / 2**30:,.0f} GiB"
+        for trial in trials
+        if 4 * trial.heads * trial.queries * trial.keys > 2**34
+    ]
     notes += [f"{trial.keys} tokens: stopped before its last round" for trial in trials if not trial.complete]
     for trial in trials:
         for entry in trial.entries:

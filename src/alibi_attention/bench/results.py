@@ -27,6 +27,7 @@ class Entry:
         note: what else to know about its samples.
         error: largest absolute difference to float64 on a few rows of the output, where that was looked at.
         memory: peak memory beyond the inputs, bytes, where that was measured; ``memory_note`` says why not.
+        outputs: bytes of that which are what the call returns.
         plain, flushed: samples with denormals as they come, and flushed to zero (peers alone).
     """
 
@@ -41,6 +42,7 @@ class Entry:
     error: float | None = None
     memory: int | None = None
     memory_note: str = ""
+    outputs: int | None = None
     plain: Samples | None = None
     flushed: Samples | None = None
 
@@ -58,7 +60,17 @@ class Entry:
 
 @dataclass
 class TrialResult:
-    """One case at one size: lengths in tokens, ``tiles`` of 128 queries by 64 keys, ``load`` as the system says."""
+    """One case at one size.
+
+    Attributes:
+        queries, keys: lengths, in tokens.
+        target_peer, target_ratio: the peer that a speed is asked against, and how many times its.
+        target_also: other peers that the same is asked against.
+        target_mean: lengths over whose geometric mean it is asked; empty where it is asked of each.
+        limits: what is asked by itself, as `bench.case.Limits`.
+        tiles: computed tiles of ``tile_rows`` queries by 64 keys; ``kept_share`` is their share of the visible ones.
+        load: as the system says.
+    """
 
     case: str
     title: str
@@ -76,6 +88,10 @@ class TrialResult:
     note: str = ""
     load: float | None = None
     complete: bool = False
+    target_also: list[str] = field(default_factory=list)
+    target_mean: list[int] = field(default_factory=list)
+    limits: dict[str, Any] = field(default_factory=dict)
+    tile_rows: int = 128
     entries: list[Entry] = field(default_factory=list)
 
     def entry(self, name: str | None) -> Entry | None:
@@ -84,6 +100,10 @@ class TrialResult:
     @property
     def default(self) -> Entry | None:
         return next((entry for entry in self.entries if entry.default), None)
+
+    @property
+    def target_peers(self) -> list[str]:
+        return [] if self.target_peer is None else [self.target_peer, *self.target_also]
 
 
 @dataclass

@@ -102,6 +102,9 @@ class Bench:
             tolerance=trial.case.tolerance,
             target_peer=trial.case.target.peer if trial.case.target else None,
             target_ratio=trial.target_ratio,
+            target_also=list(trial.case.target.also) if trial.case.target else [],
+            target_mean=list(trial.case.lengths) if trial.case.target and trial.case.target.mean else [],
+            limits=_limits(trial),
             load=load(),
         )
         before = list(results.trials)
@@ -124,10 +127,13 @@ def expected_seconds(trial: Trial, peers: Sequence[str], settings: Settings, thr
     """A rough prediction of how long a trial takes, seconds: for a bar, not for the record."""
     dense = trial.flops / (_SPEED * threads)
     skips = trial.case.tolerance != 0.0 and trial.queries > 1
-    seconds = 3.0 + 3.0 * _rounds(dense * min(1.0, _WINDOW / trial.keys) if skips else dense, settings)
+    # Three contestants: ours, and another backend that is half as fast.
+    ours = 1.0 if trial.case.alone or settings.default_alone else 3.0
+    seconds = 3.0 + ours * _rounds(dense * min(1.0, _WINDOW / trial.keys) if skips else dense, settings)
     for name in trial.case.peers:
-        target = trial.case.target is not None and trial.case.target.peer == name
-        if name in peers and (target or dense <= settings.patience):
+        target = trial.case.target is not None and name in trial.case.target.peers
+        # Nothing shorter tells the patience that a peer of one length is slow.
+        if name in peers and (target or dense <= settings.patience or len(trial.case.lengths) == 1):
             both = 1.0 if dense >= settings.long_call else 2.0
             seconds += both * _rounds(dense, settings) + (_COMPILATION if name.startswith("flex") else 0.0)
     return seconds
@@ -139,6 +145,12 @@ def _rounds(call: float, settings: Settings) -> float:
         return call
     each = max(settings.least, call)
     return call + each * max(3.0, min(float(settings.repeats), settings.budget / each))
+
+
+def _limits(trial: Trial) -> dict[str, Any]:
+    """What is asked of us by ourselves at this size; nothing at lengths that are not the case's own."""
+    asked = asdict(trial.case.limits) if trial.keys in trial.case.lengths else {}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _machine() -> dict[str, Any]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alibi_attention.bench.case import short
-from alibi_attention.bench.compare import comparisons
+from alibi_attention.bench.compare import comparisons, means
+from alibi_attention.bench.limits import judgements
 from alibi_attention.bench.results import Entry, TrialResult
 from alibi_attention.bench.summary import median, spread, times
 from alibi_attention.bench.timing import Samples
@@ -54,7 +55,7 @@ def ratio_table(trials: Sequence[TrialResult], *, every_peer: bool) -> Table:
     rows = []
     for trial in trials:
         for each in comparisons(trial):
-            if not every_peer and each.peer.name != trial.target_peer:
+            if not every_peer and each.peer.name not in trial.target_peers:
                 continue
             span = f"{times(each.ratio.low)}–{times(each.ratio.high)}" if each.ratio.rounds > 1 else "one round"
             rows.append([
@@ -97,12 +98,34 @@ def error_table(trials: Sequence[TrialResult]) -> Table:
 
 
 def memory_table(trials: Sequence[TrialResult]) -> Table:
-    """Peak memory beyond the inputs, MiB."""
+    """Peak memory beyond the inputs, with what of it is left when the outputs are taken off, MiB."""
 
     def cell(entry: Entry) -> str:
-        return NONE if entry.memory is None else f"{entry.memory / 2**20:,.0f}"
+        if entry.memory is None:
+            return NONE
+        beyond = "" if entry.outputs is None else f" ({max(0, entry.memory - entry.outputs) / 2**20:,.0f})"
+        return f"{entry.memory / 2**20:,.0f}{beyond}"
 
-    return _by_contestant("Peak memory beyond the inputs, MiB", trials, cell)
+    return _by_contestant("Peak memory beyond the inputs, MiB (and beyond the outputs)", trials, cell)
+
+
+def mean_table(trials: Sequence[TrialResult]) -> Table:
+    """Geometric means over lengths, where a target is one."""
+    rows = [
+        [
+            each.case, str(each.head_dim), each.peer, ", ".join(map(short, each.lengths)), times(each.ratio.median),
+            f"{times(each.ratio.low)}–{times(each.ratio.high)}", f"{each.target:g}x", each.verdict,
+        ]
+        for each in means(trials)
+    ]  # fmt: skip
+    header = ["case", "D", "peer", "lengths", "geometric mean", "range", "target", "verdict"]
+    return Table("Geometric mean of the ratio over lengths", header, rows, labels=4)
+
+
+def limit_table(trials: Sequence[TrialResult]) -> Table:
+    """What is asked of us by ourselves."""
+    rows = [[each.where, each.found, each.asked, each.verdict] for each in judgements(trials)]
+    return Table("Asked of the default backend by itself", ["what", "found", "asked", "verdict"], rows, labels=4)
 
 
 def horizon_table(trials: Sequence[TrialResult]) -> Table:
@@ -110,15 +133,16 @@ def horizon_table(trials: Sequence[TrialResult]) -> Table:
     rows = []
     for trial in trials:
         for entry in trial.entries:
-            if entry.ours and entry.seconds is not None and trial.tiles and trial.kept_share is not None:
+            # The tiles are the default's own; another backend may keep others.
+            if entry.default and entry.seconds is not None and trial.tiles and trial.kept_share is not None:
                 micro = entry.seconds * 1e6
                 rows.append([
-                    str(trial.head_dim), short(trial.keys), entry.name + " *" * entry.default,
+                    str(trial.head_dim), short(trial.keys), entry.name + " *", f"{trial.tile_rows} x 64",
                     f"{trial.kept_share:.1%}", f"{trial.tiles:,}", milliseconds(entry.seconds),
                     f"{micro / trial.queries:.3g}", f"{micro / trial.tiles:.3g}",
                 ])  # fmt: skip
-    header = ["D", "length", "ours", "kept", "tiles", "ms", "µs a token", "µs a tile"]
-    return Table("Certified tiles of 128 queries by 64 keys, and time for each", header, rows, labels=3)
+    header = ["D", "length", "ours", "tile", "kept", "tiles", "ms", "µs a token", "µs a tile"]
+    return Table("Tiles computed of those visible, and time for each", header, rows, labels=4)
 
 
 def _by_contestant(

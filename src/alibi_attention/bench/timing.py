@@ -30,6 +30,7 @@ class Settings:
         patience: peers that are no target are left out where a call would take longer, seconds.
         memory_budget: bytes that inputs, biases and scores may take.
         measure_memory: whether to measure peak memory where cases ask for it.
+        default_alone: whether only the backend that a call takes unasked is measured of ours.
     """
 
     repeats: int = 7
@@ -39,6 +40,7 @@ class Settings:
     patience: float = 60.0
     memory_budget: int = 8 << 30
     measure_memory: bool = True
+    default_alone: bool = False
 
 
 @dataclass

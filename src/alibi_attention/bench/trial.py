@@ -18,7 +18,10 @@ from alibi_attention.bench.peer import Peer
 from alibi_attention.bench.peers import PEERS
 from alibi_attention.bench.results import Entry, TrialResult
 from alibi_attention.bench.threads import in_fresh_thread
-from alibi_attention.bench.timing import Contestant, Settings, play_rounds, warm_up
+from alibi_attention.bench.timing import Contestant, Samples, Settings, play_rounds, warm_up
+
+# Calls of so many seconds are not repeated where one says enough.
+_LONG = 0.5
 
 
 def measure_trial(
@@ -38,9 +41,12 @@ def measure_trial(
     # In fresh threads, all of it: workers of this one would stand in the way of those that are timed.
     inputs: Inputs = in_fresh_thread(partial(make_inputs, trial, settings.memory_budget))
     result.note = inputs.note
-    if trial.case.mode != "layer":
-        result.tiles, result.kept_share = in_fresh_thread(partial(computed_tiles, trial, inputs))
     makers = _enter(trial, result, before, inputs, peers, settings)
+    default = result.default
+    if trial.case.mode != "layer" and default is not None:
+        result.tiles, result.kept_share, result.tile_rows = in_fresh_thread(
+            partial(computed_tiles, trial, inputs, default.name)
+        )
     checks = _Checks(trial, inputs)
     contestants: list[Contestant] = []
     for entry, make in makers:
@@ -52,7 +58,7 @@ def measure_trial(
     gc.collect()
     if settings.measure_memory and trial.keys in trial.case.memory_lengths:
         for entry in result.entries:
-            if entry.seconds is not None:
+            if entry.seconds is not None and (entry.ours or trial.case.memory_of_peers):
                 goes_on()
                 _remember(entry, peak_memory(trial, entry.name))
                 sampled(entry.name)
@@ -72,9 +78,12 @@ def _enter(
     """Enter everyone into the result, and return those that run with what makes their call."""
     makers: list[tuple[Entry, Maker]] = []
     refusals = why_not_ours(trial, inputs.groups[0])
+    default = default_of(refusals)
     for name, reason in refusals.items():
+        if name != default and (trial.case.alone or settings.default_alone):
+            continue
         title = "ALiBiAttention" if name == LAYER else f"alibi-attention, backend {name.removeprefix('alibi-')}"
-        entry = Entry(name, title, ours=True, default=name == default_of(refusals), refused=reason)
+        entry = Entry(name, title, ours=True, default=name == default, refused=reason)
         result.entries.append(entry)
         if reason is None:
             makers.append((entry, partial(make_ours, name, trial, inputs)))
@@ -92,7 +101,7 @@ def _enter(
 
 def _too_long(trial: Trial, name: str, before: Sequence[TrialResult], settings: Settings) -> str | None:
     """Why the patience with a peer ends here, from its time at a shorter length; targets are waited for."""
-    if trial.case.target is not None and trial.case.target.peer == name:
+    if trial.case.target is not None and name in trial.case.target.peers:
         return None
     for shorter in reversed(before):
         if (shorter.case, shorter.head_dim) == (trial.case.name, trial.head_dim) and shorter.keys < trial.keys:
@@ -138,6 +147,10 @@ def _prepare(
             if flush and contestant.samples.first >= settings.long_call:
                 entry.note = f"one flushed call alone, over {settings.long_call:.0f} s"
                 break
+            if not flush and entry.flushed is not None and _is_beaten(contestant.samples, entry.flushed):
+                # The faster counts, and this is not it: its rounds would be long, and change nothing.
+                contestant.samples.seconds, contestant.rounds = [contestant.samples.first], 0
+                entry.note = "one call with denormals as they come: flushed is far faster"
     except (MemoryError, RuntimeError, NotImplementedError, ImportError, TypeError, AttributeError) as failure:
         # A contestant that fails is a result too; the others still run.
         entry.plain = entry.flushed = None
@@ -146,11 +159,16 @@ def _prepare(
     return contestants
 
 
-def _remember(entry: Entry, found: int | str) -> None:
+def _is_beaten(plain: Samples, flushed: Samples) -> bool:
+    """Whether the first calls, warm where they are long, leave no doubt which of two kinds is the faster."""
+    return plain.first >= _LONG and plain.first > 1.5 * flushed.first
+
+
+def _remember(entry: Entry, found: tuple[int, int] | str) -> None:
     if isinstance(found, str):
         entry.memory_note = found
     else:
-        entry.memory = found
+        entry.memory, entry.outputs = found
 
 
 class _Checks:

@@ -9,8 +9,11 @@ import typer
 
 from alibi_attention.cli.bench import bench
 from alibi_attention.cli.demo import demo
+from alibi_attention.cli.dissect import dissect
 from alibi_attention.cli.evaluate import evaluate
+from alibi_attention.cli.export import export
 from alibi_attention.cli.extrapolate import extrapolate
+from alibi_attention.cli.generate import generate
 from alibi_attention.cli.inspect import inspect
 from alibi_attention.cli.report import report
 from alibi_attention.cli.reproduce import reproduce
@@ -26,10 +29,13 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(extrapolate)
 app.command()(evaluate)
-app.command()(inspect)
+app.command()(dissect)
 app.command()(study)
 app.command()(report)
 app.add_typer(reproduce, name="reproduce")
+app.command()(generate)
+app.command()(export)
+app.command()(inspect)
 app.add_typer(bench, name="bench")
 
 

@@ -6,20 +6,21 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from alibi_attention.cli.errors import refuse
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from alibi_attention.bench.case import Trial
+    from alibi_attention.bench.case import Case, Trial
     from alibi_attention.bench.results import Results
     from alibi_attention.bench.run import Bench
 
@@ -33,10 +34,18 @@ class _MeasureByDefault(TyperGroup):
         return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
 
 
+class _WithReport(TyperCommand):
+    """The way to the other command stands in the usage of this one, which has no name of its own."""
+
+    def get_usage(self, ctx: Any) -> str:
+        name = ctx.parent.command_path if ctx.parent is not None else "alibi bench"
+        return f"Usage: {name} [OPTIONS] [CASES]...\n        {name} report [OPTIONS] FILE.json..."
+
+
 bench = typer.Typer(cls=_MeasureByDefault, help="Measure speed and memory against the strongest peers on this machine.")
 
 
-@bench.command("run")
+@bench.command("run", cls=_WithReport)
 def run(
     cases: Annotated[list[str] | None, typer.Argument(metavar="CASES", help="Names of cases; all of them.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List cases and peers, measure nothing.")] = False,
@@ -45,6 +54,13 @@ def run(
     ] = None,
     lengths: Annotated[
         str | None, typer.Option(metavar="LENGTHS", help="Lengths in place of each case's own, such as 1K,8K.")
+    ] = None,
+    head_dims: Annotated[
+        str | None, typer.Option(metavar="DIMS", help="Head dimensions to take of a case's own, such as 64.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Run folder of alibi extrapolate: the model of the trained cases."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch.", show_default="the processors there are")
@@ -56,6 +72,9 @@ def run(
         float, typer.Option(help="Leave a peer out where a call of it takes longer, in seconds.")
     ] = 60.0,
     memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Measure peak memory, too.")] = True,
+    default_alone: Annotated[
+        bool, typer.Option("--default-alone", help="Of our backends measure only the one that a call takes unasked.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(help="File of results, new.", metavar="FILE.json", show_default=f"{RESULTS}/DATE-TIME.json"),
@@ -74,12 +93,19 @@ def run(
 
         picked = pick_cases(cases or [])
         names = pick_peers(_split(peers))
-        trials = pick_trials(picked, [_length(text) for text in _split(lengths)], quick)
-        planned = _plan(trials, names, threads, repeats, patience, memory, quick)
+        trials = pick_trials(
+            picked, [_length(text) for text in _split(lengths)], quick,
+            head_dims=[_head_dim(text) for text in _split(head_dims)], model=model,
+        )  # fmt: skip
+        planned = _plan(trials, names, threads, repeats, patience, memory, quick, default_alone)
         if show:
-            _list(planned)
+            _list(planned, picked)
         else:
-            asked = {"cases": [case.name for case in picked], "lengths": lengths, "quick": quick}
+            _tell_untrained(picked, model)
+            asked = {
+                "cases": [case.name for case in picked], "lengths": lengths, "head_dims": head_dims,
+                "model": None if model is None else model.name, "quick": quick,
+            }  # fmt: skip
             _measure(planned, asked, output or _dated())
 
 
@@ -89,14 +115,26 @@ def report(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the report, new.", show_default="FILE-report beside the first")
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="PAGE.md", help="Fill the tables that this page marks, and draw its figures anew."),
+    ] = None,
 ) -> None:
-    """Tables in Markdown, and figures, from files of results; nothing is measured."""
+    """Tables in Markdown, and figures, from files of results; nothing is measured.
+
+    A page marks its tables with lines `<!-- numbers: NAME -->` and `<!-- end of numbers -->`.
+    """
     if find_spec("matplotlib") is None:
         raise refuse("report", "expected matplotlib, got an environment without it", "pip install matplotlib")
     with _errors():
-        from alibi_attention.bench.report import write_report
+        from alibi_attention.bench.report import fill_page, write_report
 
-        written = write_report(files, output or files[0].with_name(f"{files[0].stem}-report"))
+        if page is not None and output is not None:
+            raise refuse("--page", "expected it without --output, got both", "run the command twice")
+        if page is not None:
+            written = fill_page(files, page)
+        else:
+            written = write_report(files, output or files[0].with_name(f"{files[0].stem}-report"))
         typer.echo("Written: " + ", ".join(map(str, written)))
 
 
@@ -108,6 +146,7 @@ def _plan(
     patience: float,
     memory: bool,
     quick: bool,
+    default_alone: bool,
 ) -> Bench:
     from alibi_attention.bench.errors import BenchError
     from alibi_attention.bench.inputs import available_memory
@@ -130,6 +169,7 @@ def _plan(
         # Half of what is free: one contestant's matrices, with room for inputs and the allocator.
         memory_budget=available_memory() // 2,
         measure_memory=memory and not quick,
+        default_alone=default_alone,
     )
     return Bench(trials, peers, threads, settings)
 
@@ -178,7 +218,13 @@ def _tell(console: Console, results: Results, output: Path) -> None:
     console.print(f"Written to {output}; alibi bench report {output}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _list(planned: Bench) -> None:
+def _tell_untrained(cases: list[Case], model: Path | None) -> None:
+    left_out = [case.name for case in cases if case.trained and model is None]
+    if left_out:
+        typer.echo(f"Left out without --model FOLDER of alibi extrapolate: {', '.join(left_out)}.")
+
+
+def _list(planned: Bench, cases: list[Case]) -> None:
     from rich.table import Table
 
     from alibi_attention.bench.case import short
@@ -195,10 +241,17 @@ def _list(planned: Bench) -> None:
         total += seconds
         lengths = dict.fromkeys(short(trial.keys) for trial in trials)
         named = [name for name in kind.peers if name in planned.peers]
+        asked = list(kind.target.peers) if kind.target else []
+        asked += [name for name, value in asdict(kind.limits).items() if value is not None]
         table.add_row(
-            case, kind.title, ", ".join(lengths), ", ".join(named), kind.target.peer if kind.target else "",
+            case, kind.title, ", ".join(lengths), ", ".join(named), ", ".join(asked).replace("_", " "),
             f"{seconds / 60:.1f} min",
         )  # fmt: skip
+    for untrained in (case for case in cases if case.trained and all(t.case.name != case.name for t in planned.trials)):
+        lengths = dict.fromkeys(map(short, untrained.lengths))
+        table.add_row(
+            untrained.name, untrained.title, ", ".join(lengths), ", ".join(untrained.peers), "", "with --model FOLDER"
+        )
     console.print(table, highlight=False)
     console.print(f"\nAbout {total / 60:.0f} minutes on {planned.threads} threads.\n", highlight=False)
     table = Table("peer", "what it is", "ALiBi", "exact far away", box=None, pad_edge=False)
@@ -227,6 +280,14 @@ def _errors() -> Iterator[None]:
 
 def _split(text: str | None) -> list[str]:
     return [] if text is None else [part.strip() for part in text.split(",")]
+
+
+def _head_dim(text: str) -> int:
+    from alibi_attention.bench.errors import BenchError
+
+    if not (text.isascii() and text.isdigit()):
+        raise BenchError("head-dims", expected="numbers joined by commas", got=repr(text), remedy="such as 64,128")
+    return int(text)
 
 
 def _length(text: str) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alibi_attention.cli.errors import refuse
-from alibi_attention.cli.extras import require
+from alibi_attention.cli.extras import missing_from, require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +20,7 @@ DEFAULT_PICTURE = Path("alibi-demo.png")
 BATCH, SEQ_LEN, EMBED_DIM, HEADS = 2, 8, 128, 8
 CORNER = 4
 PICTURE_LEN = 64
+DRAWN_WITH = ("matplotlib",)
 SHADES = " ░▒▓█"
 NATS = (1.0, 5.0, 10.0)
 
@@ -34,6 +35,9 @@ def demo(
     source = context.get_parameter_source("output")
     asked = source is not None and source.name == "COMMANDLINE"
     _check_output(output, asked)
+    if asked:
+        # Before anything is shown: who asks for a picture wants that.
+        require("lab", *DRAWN_WITH)
 
     import torch
     from rich.console import Console
@@ -112,7 +116,9 @@ def _picture(output: Path, asked: bool) -> None:
     if output.exists() and not asked:
         typer.echo(f"{output} exists and was left as it is; --output NAME writes another picture.")
         return
-    require("lab")
+    if missing_from(DRAWN_WITH):
+        typer.echo(f"No picture of them: that needs {DRAWN_WITH[0]}, which pip install 'alibi-attention[lab]' brings.")
+        return
     from alibi_attention.lab.bias_figure import save_bias_figure
 
     try:

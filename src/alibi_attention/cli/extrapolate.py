@@ -87,6 +87,12 @@ def extrapolate(
     layers: Annotated[int, _option(_MODEL, "Layers of the decoder.")] = 4,
     heads: Annotated[int, _option(_MODEL, "Attention heads.")] = 8,
     width: Annotated[int, _option(_MODEL, "Width of the decoder.")] = 128,
+    activation: Annotated[
+        str,
+        _option(
+            _MODEL, "GELU by the error function, as MPT has it, or by tanh, as BLOOM has it.", metavar="gelu|gelu-tanh"
+        ),
+    ] = "gelu",
     dropout: Annotated[float, _option(_MODEL, "Of embeddings and sub-layers, while training.")] = 0.0,
     attention_dropout: Annotated[float, _option(_MODEL, "Of attention weights, while training.")] = 0.0,
     cutoffs: Annotated[

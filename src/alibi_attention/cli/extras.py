@@ -7,13 +7,20 @@ from importlib.util import find_spec
 
 EXTRAS = {
     "cli": ("typer", "rich"),
+    "export": ("gguf", "safetensors", "tokenizers"),
     "lab": ("lightning", "matplotlib", "numpy", "pydantic", "safetensors", "tensorboard", "yaml"),
+    "transformers": ("transformers",),
 }
 
 
-def require(extra: str) -> None:
-    """End the program with the way to mend it if a package of the extra is not installed. Imports none of them."""
-    missing = [package for package in EXTRAS[extra] if find_spec(package) is None]
+def missing_from(packages: tuple[str, ...]) -> list[str]:
+    """Those that are not installed; none is imported."""
+    return [package for package in packages if find_spec(package) is None]
+
+
+def require(extra: str, *packages: str) -> None:
+    """End the program with the way to mend it if the extra is not installed, or those packages of it."""
+    missing = missing_from(packages or EXTRAS[extra])
     if missing:
         print(
             f"error: this needs {', '.join(missing)}, not installed here\n  pip install 'alibi-attention[{extra}]'",

@@ -60,6 +60,8 @@ Count = Annotated[int, _at_least(1)]
 WholeNumber = Annotated[int, _at_least(0)]
 Positive = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_positive)]
 
+Activation = Literal["gelu", "gelu-tanh"]
+
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
@@ -94,6 +96,7 @@ class ExperimentConfig(BaseModel):
         tokenizer: ``"bytes"``, ``"bpe"`` (byte-level, trained on the training text) or ``"words"`` (split at spaces).
         vocabulary: how many tokens; 0 for 256 bytes, 8192 of BPE, or every word of the training text.
         layers, heads, width: of the decoder.
+        activation: of its MLPs: GELU by the error function, as MPT has it, or by tanh, as BLOOM has it.
         dropout, attention_dropout: while training.
         cutoffs: ranks at which an adaptive input and output vocabulary changes width, fourfold each; none by default.
         steps, batch_size: optimiser steps, and sequences in each part of a step.
@@ -132,6 +135,7 @@ class ExperimentConfig(BaseModel):
     layers: Count = 4
     heads: Count = 8
     width: Count = 128
+    activation: Activation = "gelu"
     dropout: Annotated[float, _share] = 0.0
     attention_dropout: Annotated[float, _share] = 0.0
     cutoffs: tuple[int, ...] = ()

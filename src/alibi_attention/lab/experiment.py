@@ -23,7 +23,8 @@ from alibi_attention.lab.positions import full_title, position_methods, split_na
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.protocols import held_out_of, protocol_work, run_protocol
 from alibi_attention.lab.recall import RecallMixer
-from alibi_attention.lab.runs import SCHEMA_VERSION, MethodResult, RunFolder
+from alibi_attention.lab.runs import MethodResult, RunFolder
+from alibi_attention.lab.schema import SCHEMA_VERSION
 from alibi_attention.lab.scores import Evaluation, usable_by_perplexity, usable_by_recall
 from alibi_attention.lab.tables import markdown_table
 from alibi_attention.lab.training import train

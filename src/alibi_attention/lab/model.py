@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alibi_attention.lab.adaptive import AdaptiveEmbedding
-from alibi_attention.lab.config import ExperimentConfig
-from alibi_attention.lab.positions import DecoderShape, PositionMethod, position_methods
+from alibi_attention.lab.config import Activation, ExperimentConfig
+from alibi_attention.lab.positions import Cache, DecoderShape, PositionMethod, position_methods
 
 VOCABULARY = 256
 """Byte values, the tokens by default. Text holds no NUL, so 0 stands between documents."""
@@ -29,18 +29,23 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, position: PositionMethod) -> Tensor:
+    def forward(self, x: Tensor, position: PositionMethod, cache: Cache | None = None) -> Tensor:
         split = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)
-        out: Tensor = self.out_proj(position.attend(query, key, value).transpose(1, 2).flatten(-2))
+        if cache is None:
+            mixed = position.attend(query, key, value)
+        else:
+            mixed = position.continue_with(cache, query, key, value)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(-2))
         return out
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, activation: Activation, dropout: float) -> None:
         super().__init__()
+        self.gelu = "tanh" if activation == "gelu-tanh" else "none"
         self.dropout = nn.Dropout(dropout)
         self.attention_norm = nn.LayerNorm(width, bias=False)
         self.attention = Attention(width, heads)
@@ -48,9 +53,10 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(width, 4 * width, bias=False)
         self.down_proj = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, position: PositionMethod) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), position))
-        out: Tensor = x + self.dropout(self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x)))))
+    def forward(self, x: Tensor, position: PositionMethod, cache: Cache | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), position, cache))
+        inner = F.gelu(self.up_proj(self.mlp_norm(x)), approximate=self.gelu)
+        out: Tensor = x + self.dropout(self.down_proj(inner))
         return out
 
 
@@ -62,6 +68,7 @@ class Decoder(nn.Module):
         method: name of the position method.
         seed: of the initial weights. The decoder draws before its position method does, so that all methods start from
             the same decoder.
+        activation: ``"gelu"``, by the error function, or ``"gelu-tanh"``, its approximation.
         vocabulary: how many tokens there are; bytes by default.
         cutoffs: of an adaptive vocabulary (`AdaptiveEmbedding`); none by default.
         dropout: of embeddings and of what each sub-layer adds, while training.
@@ -69,10 +76,11 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, shape: DecoderShape, method: str, *, seed: int, vocabulary: int = VOCABULARY,
-        cutoffs: Sequence[int] = (), dropout: float = 0.0, attention_dropout: float = 0.0,
+        self, shape: DecoderShape, method: str, *, seed: int, activation: Activation = "gelu",
+        vocabulary: int = VOCABULARY, cutoffs: Sequence[int] = (), dropout: float = 0.0, attention_dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.activation = activation
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embedding: nn.Embedding | AdaptiveEmbedding = (
@@ -80,7 +88,8 @@ class Decoder(nn.Module):
                 if cutoffs
                 else nn.Embedding(vocabulary, shape.width)
             )
-            self.blocks = nn.ModuleList(Block(shape.width, shape.heads, dropout) for _ in range(shape.layers))
+            blocks = (Block(shape.width, shape.heads, activation, dropout) for _ in range(shape.layers))
+            self.blocks = nn.ModuleList(blocks)
             self.final_norm = nn.LayerNorm(shape.width, bias=False)
             self._initialise(shape.layers)
             self.position = position_methods()[method](shape)
@@ -97,17 +106,23 @@ class Decoder(nn.Module):
                 into_stream = name.endswith(("out_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=std / math.sqrt(2 * layers) if into_stream else std)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """(batch, seq_len) integers to (batch, seq_len, width)."""
-        x = self.dropout(self.position.embed(self.embedding(tokens)))
-        for block in self.blocks:
-            x = block(x, self.position)
+    def hidden(self, tokens: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
+        """(batch, seq_len) integers to (batch, seq_len, width).
+
+        With ``caches``, one for each layer, the tokens follow those that went before, and are remembered in their turn.
+        """
+        if caches:
+            self.position.check_cache()
+        layers: Sequence[Cache | None] = caches or [None] * len(self.blocks)
+        x = self.dropout(self.position.embed(self.embedding(tokens), caches[0].length if caches else 0))
+        for block, cache in zip(self.blocks, layers, strict=True):
+            x = block(x, self.position, cache)
         out: Tensor = self.final_norm(x)
         return out
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, seq_len) integers to logits (batch, seq_len, vocabulary)."""
-        return self.logits(self.hidden(tokens))
+    def forward(self, tokens: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
+        """(batch, seq_len) integers to logits (batch, seq_len, vocabulary); ``caches`` as in `hidden`."""
+        return self.logits(self.hidden(tokens, caches))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What `hidden` gives, or some of its rows, (..., width) to (..., vocabulary)."""
@@ -132,6 +147,6 @@ def build_decoder(config: ExperimentConfig, method: str, *, vocabulary: int = VO
     """The decoder of an experiment with one of its position methods."""
     shape = DecoderShape(config.length, config.layers, config.heads, config.width)
     return Decoder(
-        shape, method, seed=config.seed, vocabulary=vocabulary, cutoffs=config.cutoffs, dropout=config.dropout,
-        attention_dropout=config.attention_dropout,
+        shape, method, seed=config.seed, activation=config.activation, vocabulary=vocabulary, cutoffs=config.cutoffs,
+        dropout=config.dropout, attention_dropout=config.attention_dropout,
     )  # fmt: skip

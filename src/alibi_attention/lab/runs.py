@@ -32,9 +32,8 @@ from alibi_attention.lab.corpus import Corpus
 from alibi_attention.lab.environment import differences, environment
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import read_json, write_json, write_text
+from alibi_attention.lab.schema import SCHEMA_VERSION, brought_up_to_date
 from alibi_attention.lab.scores import Evaluation, Score
-
-SCHEMA_VERSION = 2
 
 
 class MethodResult(BaseModel):
@@ -131,9 +130,9 @@ class RunFolder:
         if corpus.encoder.serialized is not None:
             write_text(self.tokenizer, corpus.encoder.serialized)
 
-    def read_config(self) -> ExperimentConfig:
-        """The configuration the run was started with."""
-        return make_config(self.read_start()["config"])
+    def read_config(self, *, older: bool = False) -> ExperimentConfig:
+        """The configuration the run was started with; ``older`` as in `read_start`."""
+        return make_config(self.read_start(older=older)["config"])
 
     def changes_of_environment(self, config: ExperimentConfig) -> list[str]:
         """In words, what is no longer as it was when the run was started, and bears on the last bits of a result."""
@@ -141,7 +140,7 @@ class RunFolder:
 
     def refuse_changed_corpus(self, corpus: Corpus) -> None:
         """Raise `LabError` unless the corpus is, byte for byte, that of the beginning."""
-        started_with = self.read_start()["corpus"]["fingerprint"]
+        started_with = self.read_start(older=True)["corpus"]["fingerprint"]
         if corpus.fingerprint != started_with:
             raise LabError(
                 "text",
@@ -209,21 +208,30 @@ class RunFolder:
         start = self.read_start()
         write_json(self.results, {**start, "results": [result.model_dump(mode="json") for result in results]})
 
-    def read_start(self) -> dict[str, Any]:
-        """What `begin` wrote: configuration, corpus and environment."""
+    def read_start(self, *, older: bool = False) -> dict[str, Any]:
+        """What `begin` wrote: configuration, corpus and environment.
+
+        With ``older``, for those who only want the trained weights, earlier schemas are read as well: what else lies in
+        such a folder is in forms that this version does not continue.
+        """
         remedy = "name the folder of an interrupted run with --output, or start one without --resume"
         if not self.config.is_file():
             got = f"{self.root}, which has no config.json"
             raise LabError("output", expected="the folder of a run", got=got, remedy=remedy)
+        expected = "a config.json as it was written"
         try:
-            start: dict[str, Any] = read_json(self.config)
-            version = start.get("schema_version")
-        except (ValueError, AttributeError) as error:
-            expected = "a config.json as it was written"
+            start: Any = read_json(self.config)
+        except ValueError as error:
             got = f"{self.config} ({error})"
             raise LabError("output", expected=expected, got=got, remedy="start a new run") from None
+        if not isinstance(start, dict):
+            got = f"{self.config}, which holds something else"
+            raise LabError("output", expected=expected, got=got, remedy="start a new run")
+        if older:
+            start = brought_up_to_date(start)
+        version = start.get("schema_version")
         if version != SCHEMA_VERSION:
             expected = f"a run folder of schema version {SCHEMA_VERSION}"
             remedy = "continue it with the version of alibi-attention that started it"
             raise LabError("output", expected=expected, got=f"version {version} in {self.root}", remedy=remedy)
-        return start
+        return dict(start)

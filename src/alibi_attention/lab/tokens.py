@@ -69,10 +69,10 @@ class TrainedEncoder:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(serialized)
-        self._words = kind == "words"
+        self.words = kind == "words"
         self.serialized: str | None = serialized
         self.vocabulary = self._tokenizer.get_vocab_size()
-        self.description = f"{'words' if self._words else 'byte-level BPE'}, {self.vocabulary:,} tokens"
+        self.description = f"{'words' if self.words else 'byte-level BPE'}, {self.vocabulary:,} tokens"
         self.token_bytes = np.array([self._bytes(i) for i in range(self.vocabulary)], dtype=np.int64)
 
     def _bytes(self, token: int) -> int:
@@ -80,7 +80,7 @@ class TrainedEncoder:
         if text in (_END, _NEWLINE):
             return 1
         # A word brings the space before it; a character of byte-level BPE is one byte.
-        return len(text.encode()) + 1 if self._words else len(text)
+        return len(text.encode()) + 1 if self.words else len(text)
 
     def encode(self, text: bytes) -> NDArray[Any]:
         ids: list[int] = []
@@ -91,7 +91,7 @@ class TrainedEncoder:
 
     def decode(self, tokens: Iterable[int]) -> bytes:
         ids = list(tokens)
-        if self._words:
+        if self.words:
             named = (str(self._tokenizer.id_to_token(i)) for i in ids)
             words = " ".join({_NEWLINE: "\n", _END: "\0"}.get(name, name) for name in named)
             return words.replace(" \n ", "\n").encode()

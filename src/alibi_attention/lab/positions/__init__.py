@@ -6,9 +6,9 @@ import importlib
 import pkgutil
 
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.positions.base import DecoderShape, PositionMethod
+from alibi_attention.lab.positions.base import Cache, DecoderShape, PositionMethod
 
-__all__ = ["DecoderShape", "PositionMethod", "full_title", "position_methods", "split_name"]
+__all__ = ["Cache", "DecoderShape", "PositionMethod", "full_title", "position_methods", "split_name"]
 
 
 def position_methods() -> dict[str, type[PositionMethod]]:

@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 from torch import Tensor
 
 from alibi_attention import alibi_attention, alibi_slopes, scale_slopes
-from alibi_attention.lab.positions.base import DecoderShape, PositionMethod
+from alibi_attention.lab.positions.base import Cache, DecoderShape, PositionMethod
 from alibi_attention.slopes import SlopeScaling, SlopeScheme
 
 
@@ -23,6 +23,7 @@ class Alibi(PositionMethod):
     name = "alibi"
     title = "ALiBi"
     variants = {"linear": "linear scaling", "dynamic": "dynamic scaling", "ntk": "NTK scaling"}  # noqa: RUF012
+    can_forget = True
     scheme: ClassVar[SlopeScheme] = "geometric"
     slopes: Tensor
 
@@ -36,6 +37,10 @@ class Alibi(PositionMethod):
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         slopes = self.slopes_for(query.shape[-2])
         return alibi_attention(query, key, value, slopes, is_causal=True, dropout_p=self.dropout_p)
+
+    def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        cache.append(key, value)
+        return cache.attend(query, self.slopes_for(cache.length))
 
     def slopes_for(self, seq_len: int) -> Tensor:
         """(heads,) slopes for an input of ``seq_len`` tokens, in the variant in use."""

@@ -6,10 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alibi_attention import HorizonCache, KVCache
 from alibi_attention.lab.errors import LabError
+
+Cache = KVCache | HorizonCache
+"""One layer's keys and values from one call to the next."""
 
 
 class DecoderShape(NamedTuple):
@@ -49,6 +54,8 @@ class PositionMethod(nn.Module):
     """As in tables and figures."""
     variants: ClassVar[Mapping[str, str]] = {}
     """Title of each variant by its name; ``method:variant`` is its full name."""
+    can_forget: ClassVar[bool] = False
+    """Whether keys lose their weight with distance, so that a `HorizonCache` may let them go."""
     registry: ClassVar[dict[str, type[PositionMethod]]] = {}
     """Every subclass that has a name of its own."""
 
@@ -94,8 +101,11 @@ class PositionMethod(nn.Module):
         finally:
             self.length, self.variant = before
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Token embeddings (batch, seq_len, width) to the input of the first layer, same shape."""
+    def embed(self, x: Tensor, start: int = 0) -> Tensor:  # noqa: ARG002
+        """Token embeddings (batch, seq_len, width) to the input of the first layer, same shape.
+
+        ``start`` is the position of the first of them.
+        """
         return x
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -105,3 +115,24 @@ class PositionMethod(nn.Module):
         to columns of the identity.
         """
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=self.dropout_p)
+
+    def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """`attend` for the tokens that follow those in the cache, which then holds them too.
+
+        A method that overrides `attend` overrides this as well: what is inherited knows nothing of order. Where it does
+        not, the first use of a cache is refused (`check_cache`).
+        """
+        self.check_cache()
+        cache.append(key, value)
+        # No slope, no bias.
+        return cache.attend(query, query.new_zeros(query.shape[1], dtype=torch.float32))
+
+    def check_cache(self) -> None:
+        """Raise `LabError` if the method, in the variant in use, cannot read on from a cache."""
+        owner = {
+            name: next(c for c in type(self).__mro__ if name in c.__dict__) for name in ("attend", "continue_with")
+        }
+        if not issubclass(owner["continue_with"], owner["attend"]):
+            expected = "a method that can read on from a cache"
+            got = f"{self.name!r}, whose {owner['attend'].__name__} has attend() and no continue_with()"
+            raise LabError("method", expected=expected, got=got, remedy="name another, or add continue_with() to it")

@@ -28,12 +28,13 @@ class Learned(PositionMethod):
     def longest(self) -> int:
         return self.shape.length
 
-    def embed(self, x: Tensor) -> Tensor:
-        if x.shape[1] > self.longest:
+    def embed(self, x: Tensor, start: int = 0) -> Tensor:
+        end = start + x.shape[1]
+        if end > self.longest:
             raise LabError(
                 "length",
                 expected=f"at most {self.longest}, the positions that were trained",
-                got=f"{x.shape[1]} tokens",
+                got=f"{end} tokens",
                 remedy="use shorter inputs, or a method whose positions do not end",
             )
-        return x + self.table[: x.shape[1]]
+        return x + self.table[start:end]

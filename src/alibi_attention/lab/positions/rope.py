@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.positions.base import DecoderShape, PositionMethod
+from alibi_attention.lab.positions.base import Cache, DecoderShape, PositionMethod
 
 BASE = 1e4
 
@@ -50,9 +50,13 @@ def scaled_rates(variant: str, head_dim: int, *, train_length: int, length: int)
     return rates.double(), float(factor)
 
 
-def rotation(rates: Tensor, seq_len: int, factor: float = 1.0) -> tuple[Tensor, Tensor]:
-    """factor * cos and factor * sin of t * rate, each (seq_len, rates) float32, angles formed in float64."""
-    angles = torch.arange(seq_len, dtype=torch.float64, device=rates.device).unsqueeze(-1) * rates
+def rotation(rates: Tensor, seq_len: int, factor: float = 1.0, *, start: int = 0) -> tuple[Tensor, Tensor]:
+    """factor * cos and factor * sin of t * rate from position ``start`` on, each (seq_len, rates) float32.
+
+    Angles are formed in float64.
+    """
+    positions = torch.arange(start, start + seq_len, dtype=torch.float64, device=rates.device)
+    angles = positions.unsqueeze(-1) * rates
     return (factor * angles.cos()).float(), (factor * angles.sin()).float()
 
 
@@ -91,12 +95,24 @@ class Rope(PositionMethod):
         cos, sin = self._rotation(query.shape[-2], query.device)
         return super().attend(rotate(query, cos, sin), rotate(key, cos, sin), value)
 
-    def _rotation(self, seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        cos, sin = self._rotation(query.shape[-2], query.device, start=cache.length)
+        return super().continue_with(cache, rotate(query, cos, sin), rotate(key, cos, sin), value)
+
+    def check_cache(self) -> None:
+        super().check_cache()
+        if self.variant == "dynamic":
+            expected = "rotations that stay as the text grows"
+            remedy = "use rope, rope:pi or rope:yarn"
+            got = "rope:dynamic, which turns every key anew at each length"
+            raise LabError("method", expected=expected, got=got, remedy=remedy)
+
+    def _rotation(self, seq_len: int, device: torch.device, start: int = 0) -> tuple[Tensor, Tensor]:
         # All layers of a forward pass, and all steps at one length, share a table.
-        made_for = (seq_len, device, self.variant, self.length)
+        made_for = (seq_len, device, start, self.variant, self.length)
         if self._tables is None or self._tables[0] != made_for:
             rates, factor = self._rates(seq_len)
-            self._tables = (made_for, *rotation(rates.to(device), seq_len, factor))
+            self._tables = (made_for, *rotation(rates.to(device), seq_len, factor, start=start))
         return self._tables[1:]
 
     def _rates(self, seq_len: int) -> tuple[Tensor, float]:

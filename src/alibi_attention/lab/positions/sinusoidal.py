@@ -10,8 +10,8 @@ from torch import Tensor
 from alibi_attention.lab.positions.base import PositionMethod
 
 
-def sinusoids(seq_len: int, width: int, *, device: torch.device | None = None) -> Tensor:
-    """The table of waves, continued to any length.
+def sinusoids(seq_len: int, width: int, *, start: int = 0, device: torch.device | None = None) -> Tensor:
+    """The table of waves, continued to any length, from position ``start`` on.
 
     ::
 
@@ -24,7 +24,7 @@ def sinusoids(seq_len: int, width: int, *, device: torch.device | None = None) -
     Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.5.
     """
     rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float64, device=device) * (-math.log(1e4) / width))
-    angles = torch.arange(seq_len, dtype=torch.float64, device=device).unsqueeze(-1) * rates
+    angles = torch.arange(start, start + seq_len, dtype=torch.float64, device=device).unsqueeze(-1) * rates
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2).float()
 
 
@@ -42,5 +42,6 @@ class Sinusoidal(PositionMethod):
     name = "sinusoidal"
     title = "sinusoidal"
 
-    def embed(self, x: Tensor) -> Tensor:
-        return math.sqrt(self.shape.width) * x + sinusoids(x.shape[1], self.shape.width, device=x.device)
+    def embed(self, x: Tensor, start: int = 0) -> Tensor:
+        waves = sinusoids(x.shape[1], self.shape.width, start=start, device=x.device)
+        return math.sqrt(self.shape.width) * x + waves

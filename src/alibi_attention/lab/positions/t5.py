@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alibi_attention.lab.positions.base import DecoderShape, PositionMethod
+from alibi_attention import HorizonCache
+from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.positions.base import Cache, DecoderShape, PositionMethod
 
 BUCKETS = 32
 FURTHEST = 128
@@ -62,15 +64,28 @@ class T5Bias(PositionMethod):
         self.table = nn.Parameter(torch.zeros(BUCKETS, shape.heads))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        seq_len = query.shape[-2]
-        bias = self._bias_by_distance(seq_len).to(query.dtype)
+        return self._attend_last(query, key, value)
+
+    def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if isinstance(cache, HorizonCache):
+            remedy = "use a KVCache"
+            raise LabError("cache", expected="one that keeps every key", got="a HorizonCache", remedy=remedy)
+        cache.append(key, value)
+        return self._attend_last(query, cache.key, cache.value)
+
+    def _attend_last(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The queries are those of the last keys."""
+        rows, keys = query.shape[-2], key.shape[-2]
+        bias = self._bias_by_distance(keys).to(query.dtype)
         block = _ROWS_WITH_GRADIENTS if torch.is_grad_enabled() else _ROWS
-        if seq_len <= block:
+        if rows <= block:
             return _attend_block(query, key, value, bias, self.dropout_p)
         out = []
-        for first in range(0, seq_len, block):
-            end = min(first + block, seq_len)
-            arguments = query[..., first:end, :], key[..., :end, :], value[..., :end, :], bias[:, :end], self.dropout_p
+        for first in range(0, rows, block):
+            end = min(first + block, rows)
+            seen = keys - rows + end
+            past = key[..., :seen, :], value[..., :seen, :], bias[:, :seen]
+            arguments = query[..., first:end, :], *past, self.dropout_p
             if torch.is_grad_enabled():
                 out.append(checkpoint(_attend_block, *arguments, use_reentrant=False))
             else:

@@ -14,11 +14,12 @@ from alibi_attention.lab.files import write_json
 from alibi_attention.lab.inside import Inside, look_inside
 from alibi_attention.lab.inside_figures import save_inside_figures
 from alibi_attention.lab.positions import split_name
-from alibi_attention.lab.runs import SCHEMA_VERSION, RunFolder
+from alibi_attention.lab.runs import RunFolder
+from alibi_attention.lab.schema import SCHEMA_VERSION
 from alibi_attention.lab.trained import load_trained
 
 
-def inspect_run(
+def dissect_run(
     root: Path, name: str, lengths: Sequence[int], folder: Path, *, mass_length: int, tolerance: float | None = None
 ) -> Inside:
     """Look inside one method of a run, on the beginning of its held-out text, and write what is found.
@@ -38,7 +39,7 @@ def inspect_run(
         raise LabError("lengths", expected="ascending lengths of at least 1", got=got, remedy=remedy)
     method, variant = split_name(name)
     decoder, _ = load_trained(root, method)
-    corpus = load_corpus(RunFolder(root).read_config())
+    corpus = load_corpus(RunFolder(root).read_config(older=True))
     RunFolder(root).refuse_changed_corpus(corpus)
     tokens = torch.from_numpy(corpus.held_out[: max(*lengths, mass_length)].astype(np.int64))
     inside = look_inside(

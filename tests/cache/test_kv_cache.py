@@ -212,6 +212,20 @@ def test_module_with_a_cache() -> None:
     torch.testing.assert_close(torch.cat(parts, 1), whole, **EXACT)
 
 
+def test_what_is_held_prints_and_is_counted() -> None:
+    _, key, value = _tensors(300)
+    cache = KVCache()
+    assert repr(cache) == "KVCache(empty, 0 bytes)"
+    cache.append(key, value[..., :8])
+    # Room for 320 tokens of 16 + 8 numbers and 5 norms in 2 x 2 heads, and 2 x 2 centers of 16; float64 throughout.
+    assert cache.bytes_held == 8 * 4 * (320 * 24 + 5 + 16)
+    assert repr(cache) == (
+        "KVCache(length=300, batch=2, num_kv_heads=2, head_dim=16 and 8, float64 on cpu, 246,432 bytes)"
+    )
+    cache.reset()
+    assert cache.bytes_held == 0
+
+
 def test_refusals() -> None:
     query, key, value = _tensors(10)
     cache = KVCache()

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
+from alibi_attention.cache.common import bytes_of, check_append, check_index, mean_key, outside_compiler, shape_words
 from alibi_attention.call import autocast_is_on, call_arguments
 from alibi_attention.horizon.summary import distances_from
 from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
 from alibi_attention.ops import run_forward
-from alibi_attention.problem import SUPPORTED_DTYPES, check_key_mask, compute_dtype, values_can_be_read
+from alibi_attention.problem import check_key_mask, values_can_be_read
 
 _LEAST_CAPACITY = 256
-
-
-_Call = TypeVar("_Call", bound=Callable[..., Any])
-
-
-def _outside_compiler(function: _Call) -> _Call:
-    """`torch.compiler.disable`, without loading the compiler where nobody compiles.
-
-    The buffers change in place and grow when they are full: a compiler leaves that to Python.
-    """
-
-    untraced = _disable_dynamo(function)
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-        return untraced(*args, **kwargs)
-
-    return cast(_Call, call)
 
 
 class KVCache:
@@ -88,12 +65,20 @@ class KVCache:
         """(batch, num_kv_heads, length, value_dim), a view."""
         return self._held(self._value)
 
+    @property
+    def bytes_held(self) -> int:
+        """Memory of keys, values and their summary, room for tokens to come included."""
+        return bytes_of(self._key, self._value, self._mask, self._center, self._norms)
+
+    def __repr__(self) -> str:
+        return f"KVCache({shape_words(self._length, self._key, self._value)}, {self.bytes_held:,} bytes)"
+
     def _held(self, buffer: Tensor | None) -> Tensor:
         if buffer is None:
             raise ValueError("cache: expected keys and values to have been appended, got an empty cache")
         return buffer[:, :, : self._length]
 
-    @_outside_compiler
+    @outside_compiler
     def append(self, key: Tensor, value: Tensor, *, key_mask: Tensor | None = None) -> None:
         """Add the keys and values of the next tokens.
 
@@ -107,7 +92,7 @@ class KVCache:
             ValueError: for shapes, dtypes or devices that do not continue what is held, for tensors that require a
                 gradient, or for padding that leaves a hole.
         """
-        self._check(key, value)
+        check_append(key, value, self._key, self._value)
         tokens = key.shape[2]
         if key_mask is not None:
             check_key_mask(key_mask, key.shape[0], tokens, key.device)
@@ -124,38 +109,6 @@ class KVCache:
         self._value[:, :, at] = value
         self._length += tokens
         self._summarize(key, value, key_mask, at)
-
-    def _check(self, key: Tensor, value: Tensor) -> None:
-        for name, tensor, held in (("key", key, self._key), ("value", value, self._value)):
-            if tensor.dim() != 4:
-                raise ValueError(
-                    f"{name}: expected 4 dimensions (batch, num_kv_heads, tokens, head_dim), "
-                    f"got shape {tuple(tensor.shape)}"
-                )
-            if 0 in tensor.shape or tensor.dtype not in SUPPORTED_DTYPES:
-                raise ValueError(
-                    f"{name}: expected at least one token of float64, float32, bfloat16 or float16, "
-                    f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
-                )
-            if torch.is_grad_enabled() and tensor.requires_grad:
-                raise ValueError(
-                    f"{name}: expected a tensor without a gradient, got one that requires it; a cache keeps no graph: "
-                    "run under torch.no_grad() or append tensor.detach()"
-                )
-            if held is None:
-                continue
-            want = (held.shape[0], held.shape[1], tensor.shape[2], held.shape[3])
-            if tensor.shape != want or tensor.dtype != held.dtype or tensor.device != held.device:
-                raise ValueError(
-                    f"{name}: expected {held.dtype} of shape {(*want[:2], 'tokens', want[3])} on {held.device}, as the "
-                    f"cache holds, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; "
-                    "reset() empties the cache for another batch"
-                )
-        if key.shape[:3] != value.shape[:3] or key.dtype != value.dtype or key.device != value.device:
-            raise ValueError(
-                f"value: expected the batch, heads and tokens of key, {tuple(key.shape[:3])}, {key.dtype} on "
-                f"{key.device}, got shape {tuple(value.shape)}, {value.dtype} on {value.device}"
-            )
 
     def _make_room(self, key: Tensor, value: Tensor, tokens: int) -> None:
         needed = self._length + tokens
@@ -193,7 +146,7 @@ class KVCache:
 
     def _summarize(self, key: Tensor, value: Tensor, key_mask: Tensor | None, at: slice) -> None:
         if self._center is None:
-            self._center = _mean_key(key, key_mask)
+            self._center = mean_key(key, key_mask)
         assert self._norms is not None
         norms = distances_from(self._center, key, value)
         if key_mask is not None:
@@ -284,11 +237,7 @@ class KVCache:
         Raises:
             ValueError: for an index that is not one-dimensional and integer, or on the CPU out of range.
         """
-        if index.dim() != 1 or index.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"index: expected (batch,) integers, got {index.dtype} of shape {tuple(index.shape)}")
-        batch = self.key.shape[0]
-        if index.device.type == "cpu" and index.numel() and not (0 <= int(index.min()) <= int(index.max()) < batch):
-            raise ValueError(f"index: expected values from 0 to {batch - 1}, got {index.tolist()}")
+        check_index(index, self.key.shape[0])
         for name in ("_key", "_value", "_mask", "_center", "_norms"):
             held = getattr(self, name)
             if held is not None:
@@ -305,12 +254,3 @@ def _grown(held: Tensor | None, like: Tensor, capacity: int) -> Tensor:
     if held is not None:
         buffer[:, :, : held.shape[2]] = held
     return buffer
-
-
-def _mean_key(key: Tensor, key_mask: Tensor | None) -> Tensor:
-    """(batch, num_kv_heads, head_dim): any fixed vector makes a sound center, the mean key a good one."""
-    work = key.to(compute_dtype(key.dtype))
-    counted = work.isfinite().all(-1, keepdim=True)
-    if key_mask is not None:
-        counted = counted & key_mask[:, None, :, None]
-    return work.masked_fill(~counted, 0.0).sum(2) / counted.sum(2).clamp_min(1)

@@ -1,0 +1,128 @@
+"""Calls of the cpu kernels described once and run many times: only addresses differ from one run to the next."""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+from torch import Tensor
+
+from alibi_attention.backends import cpu, native
+from alibi_attention.problem import Problem
+
+# Fields of csrc/call.h by number, eight bytes each.
+_THREADS, _SLOPES, _QUERY, _KEY, _VALUE, _OUT, _LSE, _PLAN = 1, 24, 27, 31, 35, 39, 43, 44
+_GRAD_OUT, _GRAD_LSE, _GRAD_QUERY, _GRAD_KEY, _GRAD_VALUE, _GRAD_SLOPES = 49, 53, 54, 58, 62, 66
+_ADDRESSES = (
+    _SLOPES, _QUERY, _KEY, _VALUE, _OUT, _LSE, _PLAN, _GRAD_OUT, _GRAD_LSE, _GRAD_QUERY, _GRAD_KEY, _GRAD_VALUE,
+    _GRAD_SLOPES,
+)  # fmt: skip
+
+
+class PreparedCall:
+    """What the kernels are told about a plain call (no masks, no packing, one offset), apart from addresses.
+
+    It holds sizes, strides and options and no tensor, so it serves every call that agrees in them, from any thread.
+    """
+
+    __slots__ = ("_dtype", "_like_query", "_lse", "_native", "_out", "_plan", "_rows", "_strides", "_template")
+
+    def __init__(self, problem: Problem, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> None:
+        self._native = native.load()
+        self._dtype = problem.dtype
+        self._lse = (problem.batch, problem.num_heads, problem.q_len)
+        self._rows = problem.batch * problem.num_heads * problem.q_len
+        self._out = (*self._lse, problem.value_dim)
+        self._plan = cpu.CpuBackend().plan_shape(problem)[0]
+        self._like_query = query.is_contiguous() and problem.value_dim == problem.head_dim
+        self._strides = (query.stride(), key.stride(), value.stride())
+        none = torch.empty(0)
+        out = torch.empty(self._out, dtype=problem.dtype, device="meta")
+        place = cpu._place(out)
+        grads = [cpu._place(torch.empty(tensor.shape, device="meta")) for tensor in (query, key, value)]
+        packed = cpu._pack(
+            problem, None, slopes, query, key, value, out, none, none, *place, 0, *grads[0], *grads[1], *grads[2], 0
+        )
+        template = array("q")
+        template.frombytes(packed)
+        for field in _ADDRESSES:
+            template[field] = 0
+        self._template = template
+
+    def serves_still(self) -> bool:
+        """Whether the library that it was made for is the one there is."""
+        return native.load() is self._native
+
+    def output(self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
+        """The output alone; lse and plan share a block that nobody sees."""
+        out = self._empty_out(query)
+        rest = torch.empty(self._rows + self._plan, dtype=torch.int32)
+        at = rest.data_ptr()
+        self._forward(query, key, value, slopes, out, at, at + 4 * self._rows)
+        return out
+
+    def results(self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, lse and plan."""
+        out = self._empty_out(query)
+        lse = torch.empty(self._lse, dtype=torch.float32)
+        plan = torch.empty(self._plan, dtype=torch.int32)
+        self._forward(query, key, value, slopes, out, lse.data_ptr(), plan.data_ptr())
+        return out, lse, plan
+
+    def gradients(
+        self, saved: tuple[Tensor, ...], grad_out: Tensor, grad_lse: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of query, key, value, and of slopes by batch element, from what `results` was given and gave."""
+        query, key, value, slopes, out, lse, plan = saved
+        grads = [torch.empty(each.shape, dtype=each.dtype) for each in (query, key, value)]
+        grad_slopes = torch.empty(self._lse[:2], dtype=torch.float32)
+        grad_out = cpu._rows(grad_out)
+        call = self._filled(query, key, value, slopes, out, lse.data_ptr(), plan.data_ptr())
+        place, field = cpu._place(grad_out), _GRAD_OUT
+        call[field], call[field + 1], call[field + 2], call[field + 3] = place
+        if grad_lse is not None:
+            grad_lse = grad_lse.contiguous()
+            call[_GRAD_LSE] = grad_lse.data_ptr()
+        call[_GRAD_QUERY] = grads[0].data_ptr()
+        call[_GRAD_KEY] = grads[1].data_ptr()
+        call[_GRAD_VALUE] = grads[2].data_ptr()
+        call[_GRAD_SLOPES] = grad_slopes.data_ptr()
+        native.check(self._native.backward(call.tobytes()))  # type: ignore[union-attr]
+        return grads[0], grads[1], grads[2], grad_slopes
+
+    def fits(self, saved: tuple[Tensor, ...], grad_out: Tensor, grad_lse: Tensor | None) -> bool:
+        """Whether `gradients` may take them: hooks may have brought saved tensors back in another layout."""
+        query, key, value, _, out, lse, plan = saved
+        return (
+            (query.stride(), key.stride(), value.stride()) == self._strides
+            and out.is_contiguous()
+            and lse.is_contiguous()
+            and plan.is_contiguous()
+            and grad_out.dtype is self._dtype
+            and grad_out.shape == self._out
+            and (grad_lse is None or (grad_lse.dtype is torch.float32 and grad_lse.shape == self._lse))
+        )
+
+    def _empty_out(self, query: Tensor) -> Tensor:
+        # The first is twice as quick.
+        return torch.empty_like(query) if self._like_query else torch.empty(self._out, dtype=self._dtype)
+
+    def _forward(
+        self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, out: Tensor, lse: int, plan: int
+    ) -> None:
+        call = self._filled(query, key, value, slopes, out, lse, plan)
+        native.check(self._native.forward(call.tobytes()))  # type: ignore[union-attr]
+
+    def _filled(
+        self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, out: Tensor, lse: int, plan: int
+    ) -> array[int]:
+        call = self._template[:]
+        call[_THREADS] = torch.get_num_threads()
+        call[_SLOPES] = slopes.data_ptr()
+        call[_QUERY] = query.data_ptr()
+        call[_KEY] = key.data_ptr()
+        call[_VALUE] = value.data_ptr()
+        call[_OUT] = out.data_ptr()
+        call[_LSE] = lse
+        call[_PLAN] = plan
+        return call

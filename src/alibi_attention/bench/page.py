@@ -1,0 +1,261 @@
+"""Tables of a page in Markdown, filled from files of results: numbers are copied by a command, never by hand.
+
+A page marks where a table belongs::
+
+    <!-- numbers: forward -->
+    ...
+    <!-- end of numbers -->
+
+What stands between is replaced. Trials of several files count together; ratios are within a file all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alibi_attention.bench.case import short
+from alibi_attention.bench.compare import Comparison, comparisons, means
+from alibi_attention.bench.errors import BenchError
+from alibi_attention.bench.limits import beyond, judgements, per_tile, per_token
+from alibi_attention.bench.results import Results, TrialResult
+from alibi_attention.bench.summary import Ratio, times
+from alibi_attention.bench.tables import NONE, Table, milliseconds
+from alibi_attention.lab.files import write_text
+
+_ROW, _PLAIN = "sdpa-row", "sdpa"
+_MARKED = re.compile(r"(<!-- numbers: ([a-z0-9-]+) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
+
+_PASSES = {"forward-dense": "forward", "training-dense": "forward and backward", "layer": "layer"}
+
+Trials = Sequence[TrialResult]
+
+
+def latest(results: Sequence[Results]) -> list[TrialResult]:
+    """The trials of all files, each size once: as the newest file that has it measured to the end."""
+    found = {
+        (trial.case, trial.head_dim, trial.keys): trial
+        for each in sorted(results, key=lambda each: str(each.machine["date"]))
+        for trial in each.trials
+        if trial.complete
+    }
+    return list(found.values())
+
+
+def fill(page: Path, results: Sequence[Results]) -> list[str]:
+    """Replace every marked table of the page.
+
+    Returns:
+        Their names.
+
+    Raises:
+        BenchError: for a page that cannot be read or written, marks nothing, or names a table there is none of.
+    """
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        got = f"{page} ({error.strerror})"
+        raise BenchError("page", expected="a page in Markdown", got=got, remedy="name one") from None
+    names = [match[2] for match in _MARKED.finditer(text)]
+    wrong = [name for name in names if name not in TABLES]
+    if wrong or not names:
+        got = f"{page}, which marks {', '.join(map(repr, wrong)) or 'none'}"
+        remedy = f"write <!-- numbers: NAME --> and <!-- end of numbers --> with a name of {', '.join(TABLES)}"
+        raise BenchError("page", expected="a page that marks tables", got=got, remedy=remedy)
+    trials = latest(results)
+
+    def table(match: re.Match[str]) -> str:
+        made = TABLES[match[2]](trials)
+        return match[1] + (made.markdown() if made.rows else "Not measured yet.\n") + match[3]
+
+    write_text(page, _MARKED.sub(table, text))
+    return names
+
+
+def _find(trials: Trials, case: str, head_dim: int, keys: int, peer: str = _ROW) -> Comparison | None:
+    for trial in trials:
+        if (trial.case, trial.head_dim, trial.keys) == (case, head_dim, keys):
+            return next((each for each in comparisons(trial) if each.ours.default and each.peer.name == peer), None)
+    return None
+
+
+def _ratio(found: Ratio | None) -> str:
+    if found is None:
+        return NONE
+    span = "" if found.rounds == 1 else f" ({times(found.low)[:-1]}–{times(found.high)[:-1]})"
+    return times(found.median) + span
+
+
+def _cell(found: Comparison | None) -> str:
+    return _ratio(None if found is None else found.ratio)
+
+
+def _lengths(trials: Trials, *cases: str) -> list[int]:
+    return sorted({trial.keys for trial in trials if trial.case in cases})
+
+
+def _head_dims(trials: Trials, *cases: str) -> list[int]:
+    return sorted({trial.head_dim for trial in trials if trial.case in cases})
+
+
+def _speed_table(trials: Trials, mode: str, peers: Sequence[tuple[str, str]]) -> Table:
+    """Horizon and every tile by length, for each head dimension; geometric means of the latter last."""
+    horizon, dense = f"{mode}-horizon", f"{mode}-dense"
+    dims = _head_dims(trials, horizon, dense)
+    columns = [
+        (dim, case, peer, f"D = {dim}, {words}{against}")
+        for dim in dims
+        for case, words in ((horizon, "horizon"), (dense, "every tile"))
+        for peer, against in (peers if case == dense else peers[:1])
+    ]
+    rows = [
+        [short(length), *(_cell(_find(trials, case, dim, length, peer)) for dim, case, peer, _ in columns)]
+        for length in _lengths(trials, horizon, dense)
+    ]
+    averages = {(each.case, each.head_dim, each.peer): each for each in means(trials)}
+    last = []
+    for dim, case, peer, _ in columns:
+        mean = averages.get((case, dim, peer))
+        last.append("" if mean is None or mean.missing else _ratio(mean.ratio))
+    if any(last):
+        rows.append(["geometric mean", *last])
+    return Table("", ["tokens", *(title for *_, title in columns)], rows)
+
+
+def _forward(trials: Trials) -> Table:
+    return _speed_table(trials, "forward", [(_ROW, "")])
+
+
+def _training(trials: Trials) -> Table:
+    return _speed_table(trials, "training", [(_ROW, ""), (_PLAIN, ", against no bias")])
+
+
+def _decode(trials: Trials) -> Table:
+    dims = _head_dims(trials, "decode")
+
+    def cell(dim: int, length: int) -> str:
+        found = _find(trials, "decode", dim, length)
+        return NONE if found is None else f"{milliseconds(found.ours.seconds or 0.0)} ms, {_cell(found)}"
+
+    rows = [[short(length), *(cell(dim, length) for dim in dims)] for length in _lengths(trials, "decode")]
+    return Table("", ["keys held", *(f"D = {dim}" for dim in dims)], rows)
+
+
+def _linear(trials: Trials) -> Table:
+    """Time per token and per computed tile, by length."""
+    rows = []
+    for trial in sorted(trials, key=lambda each: (each.head_dim, each.keys)):
+        token, tile = per_token(trial), per_tile(trial)
+        if trial.case == "sweep" and token is not None and tile is not None and trial.default is not None:
+            rows.append([
+                str(trial.head_dim), short(trial.keys), f"{trial.kept_share or 0.0:.1%}", f"{trial.tiles:,}",
+                milliseconds(trial.default.seconds or 0.0), f"{token * 1e6:.3g}", f"{tile * 1e6:.3g}",
+            ])  # fmt: skip
+    return Table("", ["D", "tokens", "tiles kept", "tiles", "ms", "µs a token", "µs a tile"], rows)
+
+
+def _memory(trials: Trials) -> Table:
+    rows = [
+        [trial.dtype, str(trial.head_dim), short(trial.keys), f"{(beyond(trial) or 0) / 1e6:.1f} MB"]
+        for trial in trials
+        if trial.case in ("memory", "memory-bf16") and beyond(trial) is not None
+    ]
+    return Table("", ["inputs", "D", "tokens", "peak beyond inputs and outputs"], rows, labels=3)
+
+
+def _trained(trials: Trials) -> Table:
+    rows = []
+    for trial in trials:
+        for peer in (_ROW, _PLAIN) if trial.case.startswith("trained-") else ():
+            found = _find(trials, trial.case, trial.head_dim, trial.keys, peer)
+            if found is not None:
+                words = "forward" if trial.case == "trained-forward" else "forward and backward"
+                share = f"{trial.kept_share or 0.0:.0%}"
+                rows.append([words, short(trial.keys), share, found.peer.title, _cell(found)])
+    return Table("", ["", "tokens", "tiles kept", "against", "times faster"], rows, labels=4)
+
+
+def _bf16(trials: Trials) -> Table:
+    rows = []
+    for trial in trials:
+        found = _find(trials, trial.case, trial.head_dim, trial.keys, "alibi-fp32")
+        if found is not None:
+            words = trial.title.replace(" in bfloat16", "")
+            rows.append([words, str(trial.head_dim), short(trial.keys), _cell(found)])
+    return Table("", ["", "D", "tokens", "speed beside float32"], rows, labels=3)
+
+
+def _overhead(trials: Trials) -> Table:
+    rows = []
+    for trial in trials:
+        if trial.case.startswith("overhead-") and trial.default is not None:
+            micro = [f"{entry.seconds * 1e6:.1f}" for entry in trial.entries if entry.default and entry.seconds]
+            peers = [
+                f"{entry.seconds * 1e6:.1f}" if (entry := trial.entry(name)) and entry.seconds else NONE
+                for name in (_PLAIN, _ROW)
+            ]
+            words = "without gradients" if trial.case == "overhead-forward" else "with gradients"
+            rows.append([words, *(micro or [NONE]), *peers])
+    return Table("", ["µs a call of 16 tokens", "alibi-attention", "SDPA, no bias", "SDPA, row bias"], rows)
+
+
+def _bloom(trials: Trials) -> Table:
+    rows = []
+    for trial in trials:
+        found = _find(trials, trial.case, trial.head_dim, trial.keys) if trial.case == "bloom-176b" else None
+        if found is not None:
+            spare = beyond(trial)
+            scores = 4 * trial.heads * trial.queries * trial.keys
+            rows.append(["time", f"{found.ours.seconds or 0:.1f} s", f"{found.peer.seconds or 0:.1f} s (row bias)"])
+            memory = NONE if spare is None else f"{spare / 1e6:,.0f} MB"
+            rows.append(["memory beyond inputs and output", memory, f"{scores / 1e9:,.0f} GB (a matrix of scores)"])
+    return Table("", ["", "alibi-attention", "every pair computed"], rows)
+
+
+def _peers(trials: Trials) -> Table:
+    """Medians against every peer, by length: dense passes and layers."""
+    cases = ("forward-dense", "training-dense", "layer")
+    lengths = _lengths(trials, *cases)
+    found: dict[tuple[str, int, str], dict[int, str]] = {}
+    for trial in trials:
+        for each in comparisons(trial) if trial.case in cases else ():
+            if each.ours.default:
+                cells = found.setdefault((trial.case, trial.head_dim, each.peer.title), {})
+                cells[trial.keys] = times(each.ratio.median)
+    rows = [
+        [words, *(cells.get(length, NONE) for length in lengths)]
+        for (case, dim, peer), cells in found.items()
+        for words in [f"{_PASSES[case]}, D = {dim}, {peer}"]
+    ]
+    return Table("", ["", *map(short, lengths)], rows)
+
+
+def target_table(trials: Trials) -> Table:
+    """Every target, what was found, and the verdict."""
+    rows = []
+    for trial in trials:
+        for each in comparisons(trial):
+            if each.target is not None:
+                where = f"{trial.case}, D={trial.head_dim}, {short(trial.keys)}, against {each.peer.name}"
+                rows.append([where, f"{each.target:g}x", _cell(each), each.verdict])
+    for mean in means(trials):
+        where = f"{mean.case}, D={mean.head_dim}, geometric mean, against {mean.peer}"
+        rows.append([where, f"{mean.target:g}x", _ratio(mean.ratio), mean.verdict])
+    rows += [[each.where, each.asked, each.found, each.verdict] for each in judgements(trials)]
+    return Table("", ["target", "asked", "found", "verdict"], rows, labels=4)
+
+
+TABLES: dict[str, Callable[[Trials], Table]] = {
+    "forward": _forward,
+    "training": _training,
+    "decode": _decode,
+    "linear": _linear,
+    "memory": _memory,
+    "trained": _trained,
+    "bf16": _bf16,
+    "overhead": _overhead,
+    "bloom-176b": _bloom,
+    "peers": _peers,
+    "targets": target_table,
+}

@@ -1,0 +1,158 @@
+"""Audited mode: every row is held against what was evicted, and what was seen decides what is kept."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alibi_attention.cache.audit import Rows
+from alibi_attention.cache.auditor import Auditor
+from alibi_attention.cache.kv import KVCache
+from alibi_attention.cache.options import Options, per_head
+from alibi_attention.cache.proof import HorizonViolation, HorizonWarning
+from alibi_attention.cache.sizes import reach_of
+from alibi_attention.cache.store import Store
+from alibi_attention.merge import merge_attention
+
+
+class Audit:
+    """Judges each call of attention.
+
+    Args:
+        options: of the cache.
+        store: what is held.
+        slopes: (num_heads,) float64.
+        scale: factor on the dot products.
+        log_tolerance: of the share of mass that evicted keys may hold.
+        backing: the full cache to refetch from.
+    """
+
+    def __init__(
+        self, options: Options, store: Store, slopes: Tensor, scale: float, log_tolerance: float,
+        backing: KVCache | None,
+    ) -> None:  # fmt: skip
+        self.auditor = Auditor(store.center.shape[0], slopes, log_tolerance)
+        self.excess: Tensor | None = None  # of the last call
+        self.violations = self.refetches = self.sink_reads = 0
+        self._options, self._store, self._backing = options, store, backing
+        self._slopes, self._scale, self._limit = slopes, scale, log_tolerance
+        self._group = slopes.shape[0] // store.center.shape[1]
+        self._center = self._query_center()
+        per_head("window", options.window or (1.0,), store.center.shape[1], slopes.device)
+
+    def _query_center(self) -> Tensor:
+        """(batch, num_heads, 1, head_dim): the center each query head's keys are taken about, times the scale."""
+        return (self._store.center * self._scale).repeat_interleave(self._group, 1).unsqueeze(2)
+
+    def _by_query_head(self, per_key_head: Tensor) -> Tensor:
+        spread = per_key_head if self._group == 1 else per_key_head.repeat_interleave(self._group, 1)
+        return spread.unsqueeze(2)
+
+    def reaches(self, store: Store) -> list[float]:
+        """Tokens before a query that each key head shall hold."""
+        if self._options.window:
+            heads = store.center.shape[1]
+            tokens = per_head("window", self._options.window, heads, self._slopes.device)
+            steep = self._slopes.unflatten(0, (heads, self._group)).amin(1) > 0
+            return [math.ceil(each) if falls else math.inf for each, falls in zip(tokens.tolist(), steep, strict=True)]
+        return reach_of(self.auditor.needed(self._options.headroom), self._slopes, self._group)
+
+    def judge(self, query: Tensor, slopes: Tensor, out: Tensor, lse: Tensor, **call: Any) -> tuple[Tensor, Tensor]:
+        """Output and lse to answer with, from those over what the rings hold.
+
+        Raises:
+            HorizonViolation: where evicted keys may matter and the cache was asked to raise.
+        """
+        rows = self._rows(query, lse)
+        store, auditor = self._store, self.auditor
+        if not self._options.window and any(ring.start == 0 for ring in store.rings):
+            auditor.observe(rows, self._by_query_head(store.farther))
+        self.excess = None
+        if not auditor.has_evicted:
+            return out, lse
+        position = store.length - query.shape[2]
+        excess = self.excess = auditor.excess(rows, position, with_sink=True)
+        by_head = excess.amax((0, 2))
+        worst = float(by_head.amax())
+        if not worst <= self._limit:
+            return self._look_closer(query, slopes, out, lse, **call)
+        auditor.record(by_head, excess.numel())
+        if worst > self._limit - self._options.headroom / 4:
+            self._widen(by_head)
+        return out, lse
+
+    def _rows(self, query: Tensor, lse: Tensor) -> Rows:
+        return Rows(query, lse, self._center, self._by_query_head(self._store.longest), self._scale)
+
+    def _look_closer(
+        self, query: Tensor, slopes: Tensor, out: Tensor, lse: Tensor, **call: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The first tile is read where it may matter; what is then left over the tolerance is a violation."""
+        position = self._store.length - query.shape[2]
+        first = self._store.attend_sinks(query, slopes, position, **call)
+        if first is not None:
+            out, lse = merge_attention((out, first[0]), (lse, first[1]))
+            self.sink_reads += 1
+        rows = self._rows(query, lse)
+        excess = self.auditor.excess(rows, position, with_sink=first is None)
+        # Where the result is no number, neither is the dense one; and padding sees nothing.
+        exempt = lse.isnan()
+        if self._store.padding is not None:
+            index = torch.arange(position, self._store.length, device=lse.device)
+            exempt = exempt | (index < self._store.padding.unsqueeze(1)).unsqueeze(1)
+        excess = excess.masked_fill(exempt, -torch.inf)
+        excess = excess.masked_fill(excess.isnan(), torch.inf)
+        self.excess = excess
+        by_head = excess.amax((0, 2))
+        self.auditor.record(by_head, excess.numel())
+        self._widen(by_head)
+        over = excess > self._limit
+        if not bool(over.any()):
+            return out, lse
+        self.violations += int(over.sum())
+        return self._react(excess, query, slopes, out, lse, **call)
+
+    def _react(
+        self, excess: Tensor, query: Tensor, slopes: Tensor, out: Tensor, lse: Tensor, **call: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self._options.on_violation == "refetch":
+            assert self._backing is not None
+            self.refetches += 1
+            home = self._backing.key.device
+            full, full_lse = self._backing.attend(query.to(home), slopes.to(home), return_lse=True, **call)
+            return full.to(out.device), full_lse.to(lse.device)
+        worst = int(excess.argmax())
+        row, head, token = (int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape))
+        share = math.exp(min(700.0, float(excess.flatten()[worst])))
+        complaint = (
+            f"evicted keys may hold up to {share:.3g} times the softmax mass kept, tolerance "
+            f"{math.exp(self._limit):.3g}, for the token at {self._store.length - query.shape[2] + token:,} "
+            f"(batch row {row}, head {head}; {int((excess > self._limit).sum())} rows of this call)"
+        )
+        if self._options.on_violation == "warn":
+            warnings.warn(f"HorizonCache: {complaint}", HorizonWarning, stacklevel=4)
+            return out, lse
+        raise HorizonViolation(
+            f"HorizonCache: {complaint}; keep more with window= or headroom=, loosen tolerance=, or keep a full cache "
+            "beside this one with on_violation='refetch', backing='cpu'"
+        )
+
+    def _widen(self, by_head: Tensor) -> None:
+        """Keep more, from now on, where less than a quarter of the headroom is left."""
+        if self._options.window or not self._options.headroom:
+            return
+        short = by_head > self._limit - self._options.headroom / 4
+        for ring in self._store.rings:
+            heads = [head * self._group + member for head in ring.heads for member in range(self._group)]
+            if ring.start > 0 and ring.reach is not None and bool(short[heads].any()):
+                slope = float(self._slopes[heads][short[heads]].amin())
+                ring.reach += math.ceil(self._options.headroom / 2 / slope)
+
+    def reorder(self, index: Tensor) -> None:
+        """Make row b of the batch what row index[b] was; the store has done so."""
+        self.auditor.reorder(index)
+        self._center = self._query_center()

@@ -1,0 +1,104 @@
+"""What every cache asks of the tensors it is given."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from alibi_attention.problem import SUPPORTED_DTYPES, compute_dtype
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def outside_compiler(function: _Call) -> _Call:
+    """`torch.compiler.disable`, without loading the compiler where nobody compiles.
+
+    The buffers change in place and grow when they are full: a compiler leaves that to Python.
+    """
+
+    untraced = _disable_dynamo(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        return untraced(*args, **kwargs)
+
+    return cast(_Call, call)
+
+
+def check_append(key: Tensor, value: Tensor, held_key: Tensor | None, held_value: Tensor | None) -> None:
+    """Whether key and value can follow on what is held.
+
+    Raises:
+        ValueError: for shapes, dtypes or devices that do not, or for tensors that require a gradient.
+    """
+    for name, tensor, held in (("key", key, held_key), ("value", value, held_value)):
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{name}: expected 4 dimensions (batch, num_kv_heads, tokens, head_dim), "
+                f"got shape {tuple(tensor.shape)}"
+            )
+        if 0 in tensor.shape or tensor.dtype not in SUPPORTED_DTYPES:
+            raise ValueError(
+                f"{name}: expected at least one token of float64, float32, bfloat16 or float16, "
+                f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            raise ValueError(
+                f"{name}: expected a tensor without a gradient, got one that requires it; a cache keeps no graph: "
+                "run under torch.no_grad() or append tensor.detach()"
+            )
+        if held is None:
+            continue
+        want = (held.shape[0], held.shape[1], tensor.shape[2], held.shape[3])
+        if tensor.shape != want or tensor.dtype != held.dtype or tensor.device != held.device:
+            raise ValueError(
+                f"{name}: expected {held.dtype} of shape {(*want[:2], 'tokens', want[3])} on {held.device}, as the "
+                f"cache holds, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; "
+                "reset() empties the cache for another batch"
+            )
+    if key.shape[:3] != value.shape[:3] or key.dtype != value.dtype or key.device != value.device:
+        raise ValueError(
+            f"value: expected the batch, heads and tokens of key, {tuple(key.shape[:3])}, {key.dtype} on "
+            f"{key.device}, got shape {tuple(value.shape)}, {value.dtype} on {value.device}"
+        )
+
+
+def check_index(index: Tensor, batch: int) -> None:
+    """Whether an index names rows of the batch."""
+    if index.dim() != 1 or index.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"index: expected (batch,) integers, got {index.dtype} of shape {tuple(index.shape)}")
+    if index.device.type == "cpu" and index.numel() and not (0 <= int(index.min()) <= int(index.max()) < batch):
+        raise ValueError(f"index: expected values from 0 to {batch - 1}, got {index.tolist()}")
+
+
+def mean_key(key: Tensor, key_mask: Tensor | None) -> Tensor:
+    """(batch, num_kv_heads, head_dim): any fixed vector makes a sound center, the mean key a good one."""
+    work = key.to(compute_dtype(key.dtype))
+    counted = work.isfinite().all(-1, keepdim=True)
+    if key_mask is not None:
+        counted = counted & key_mask[:, None, :, None]
+    return work.masked_fill(~counted, 0.0).sum(2) / counted.sum(2).clamp_min(1)
+
+
+def bytes_of(*tensors: Tensor | None) -> int:
+    """Memory of the buffers behind some tensors."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor is not None)
+
+
+def shape_words(length: int, key: Tensor | None, value: Tensor | None) -> str:
+    """How a cache describes what it holds."""
+    if key is None or value is None:
+        return "empty"
+    dims = str(key.shape[3]) if key.shape[3] == value.shape[3] else f"{key.shape[3]} and {value.shape[3]}"
+    return (
+        f"length={length:,}, batch={key.shape[0]}, num_kv_heads={key.shape[1]}, head_dim={dims}, "
+        f"{str(key.dtype).removeprefix('torch.')} on {key.device}"
+    )

@@ -1,0 +1,371 @@
+"""A cache that forgets what can no longer matter, and proves it: constant memory however long the text."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from alibi_attention.cache.audited import Audit
+from alibi_attention.cache.caps import Caps, check_keys
+from alibi_attention.cache.common import check_append, check_index, outside_compiler, shape_words
+from alibi_attention.cache.kv import KVCache
+from alibi_attention.cache.options import Many, make_options
+from alibi_attention.cache.proof import HorizonCertificate
+from alibi_attention.cache.rings import PIECE
+from alibi_attention.cache.sizes import group_heads
+from alibi_attention.cache.store import Store
+from alibi_attention.call import autocast_is_on
+from alibi_attention.horizon.tiles import BLOCK_K
+from alibi_attention.problem import check_key_mask, check_tensors, default_tolerance
+from alibi_attention.slopes import alibi_slopes
+
+
+class HorizonCache:
+    """The keys and values that queries to come can still need, of a batch of sequences without end.
+
+    ::
+
+        cache = HorizonCache()
+        cache.append(key, value)                  # a prompt, a chunk of one, or a single token
+        out = cache.attend(query, slopes)         # the queries of those tokens
+        print(cache.certificate())
+
+    Each key head keeps whole tiles as far back as its flattest query head looks, and memory stops growing when the
+    window of the flattest head of all is full. Positions are exact at any length. What a key that has gone would have
+    weighed is bounded, in one of two ways:
+
+    - ``audited``: the mass of evicted keys is kept as a bound, for each query head, by norm of the query; every row
+      attended to is held against it. Windows are found from the rows seen so far, with ``headroom`` to spare, and widen
+      when it is used up. A row that may have lost more than the tolerance is never passed over: ``on_violation`` says
+      what happens.
+    - ``guaranteed``: norms of queries and keys are capped, as QK norms cap them. The windows follow from the caps,
+      no row can lose more than the tolerance, and a norm above its cap is refused.
+
+    What is still held is attended to by the same kernels, in the same tiles and by the same tests as in a `KVCache`,
+    and the result is the same to the last bit wherever those tests come out the same (docs/streaming.md). The first
+    tile of a sequence, where attention sinks live, is kept for as long as it may matter.
+
+    Args:
+        mode: "audited" or "guaranteed".
+        query_norm: guaranteed: caps on |q|, one number or one for each query head.
+        key_norm: guaranteed: caps on |k|, one number or one for each key head.
+        window: audited: tokens to keep before a query, one number or one for each key head; found by itself by default.
+        headroom: audited: nats by which windows found by themselves are wider than the rows seen ask for.
+        tolerance: the largest share of a row's softmax mass that evicted keys may hold, beside what attention itself
+            may skip; None is rounding level, 2^-24 (2^-53 in float64).
+        on_violation: audited: "raise" `HorizonViolation`, "warn" with `HorizonWarning` and go on, or "refetch": answer
+            from ``backing``.
+        backing: a full cache to keep beside this one and to refetch from: a `KVCache`, or "cpu" for one in host memory.
+
+    Raises:
+        ValueError: for options that do not go together.
+
+    Source: docs/maths.md, section 9.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["audited", "guaranteed"] = "audited",
+        *,
+        query_norm: Many | None = None,
+        key_norm: Many | None = None,
+        window: Many | None = None,
+        headroom: float = 8.0,
+        tolerance: float | None = None,
+        on_violation: Literal["raise", "warn", "refetch"] = "raise",
+        backing: KVCache | Literal["cpu"] | None = None,
+    ) -> None:
+        has_backing = backing is not None
+        self._options = make_options(mode, query_norm, key_norm, window, headroom, tolerance, on_violation, has_backing)
+        if has_backing and backing != "cpu" and not isinstance(backing, KVCache):
+            raise ValueError(f"backing: expected a KVCache, 'cpu' or None, got {backing!r}")
+        if isinstance(backing, KVCache) and backing.length:
+            raise ValueError(
+                f"backing: expected an empty KVCache, got one of {backing.length} tokens; this cache fills it"
+            )
+        self._backing: KVCache | None = KVCache() if backing == "cpu" else backing
+        self._backing_device = torch.device("cpu") if backing == "cpu" else None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._store: Store | None = None
+        self._slopes: Tensor | None = None
+        self._scale: float | None = None
+        self._judge: Audit | Caps | None = None
+        self._is_settled = self._has_evicted = False
+        # Evictions so far leave queries from this position on what they need.
+        self._safe_from = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens seen, padding included."""
+        return 0 if self._store is None else self._store.length
+
+    @property
+    def bytes_held(self) -> int:
+        """Memory of all buffers, a full cache kept beside them not included."""
+        return 0 if self._store is None else self._store.bytes_held
+
+    @property
+    def tolerance(self) -> float:
+        """The largest share of a row's softmax mass that evicted keys may hold."""
+        given = self._options.tolerance
+        if given is not None:
+            return given
+        return default_tolerance(torch.float32 if self._store is None else self._store.like[0].dtype)
+
+    def __repr__(self) -> str:
+        if self._store is None:
+            return f"HorizonCache({self._options.mode}, empty)"
+        held = ", ".join(f"{ring.held:,}" for ring in self._store.rings)
+        words = shape_words(self.length, *self._store.like)
+        return f"HorizonCache({self._options.mode}, {words}, {self.bytes_held:,} bytes, rings of {held} tokens)"
+
+    @outside_compiler
+    def append(self, key: Tensor, value: Tensor, *, key_mask: Tensor | None = None) -> None:
+        """Add the keys and values of the next tokens, after letting go of those that no query from here on needs.
+
+        Args:
+            key: (batch, num_kv_heads, tokens, head_dim).
+            value: (batch, num_kv_heads, tokens, value_dim).
+            key_mask: (batch, tokens) bool, False for padding, on the left only.
+
+        Raises:
+            ValueError: as `KVCache.append`; in guaranteed mode for a key norm above its cap, and for keys or values
+                that are not finite.
+        """
+        store = self._store
+        check_append(key, value, *((None, None) if store is None else store.like))
+        if store is None:
+            store = Store(key, value, key_mask)
+        if key_mask is not None:
+            check_key_mask(key_mask, key.shape[0], key.shape[2], key.device)
+            store.check_mask(key_mask)
+        if self._options.mode == "guaranteed":
+            check_keys(self._options, key, value, key_mask)
+        if self._backing is not None:
+            device = self._backing_device or key.device
+            mask = None if key_mask is None else key_mask.to(device)
+            self._backing.append(key.to(device), value.to(device), key_mask=mask)
+        self._store = store
+        self._let_go(store)
+        store.append(key, value, key_mask)
+
+    def _let_go(self, store: Store) -> None:
+        """Evict what no query from the present length on needs."""
+        position = store.length
+        if self._judge is None:
+            return
+        if not self._is_settled or any(ring.start == 0 for ring in store.rings):
+            self._settle(store, position)
+        starts = store.starts(position)
+        if any(start > ring.start for start, ring in zip(starts, store.rings, strict=True)):
+            self._has_evicted, self._safe_from = True, position
+            store.evict(starts, position, self._judge.auditor if isinstance(self._judge, Audit) else None)
+
+    def _settle(self, store: Store, position: int) -> None:
+        """Find the windows; those of rings that are not full yet are found again, from more."""
+        if position < 2 * PIECE or (self._is_settled and position % PIECE):
+            return
+        assert self._judge is not None
+        reaches = self._judge.reaches(store)
+        if not self._is_settled:
+            if min(reaches) + BLOCK_K + PIECE > position:
+                return
+            store.deal(group_heads(reaches))
+            self._is_settled = True
+        for ring in store.rings:
+            if ring.start == 0:
+                farthest = max(reaches[head] for head in ring.heads)
+                ring.reach = None if farthest == math.inf else int(farthest)
+
+    @overload
+    def attend(
+        self, query: Tensor, slopes: Tensor | None = ..., *, scale: float | None = ...,
+        window: tuple[int | None, int | None] | None = ..., tolerance: float | None = ...,
+        return_lse: Literal[False] = ..., backend: str | None = ...,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def attend(
+        self, query: Tensor, slopes: Tensor | None = ..., *, scale: float | None = ...,
+        window: tuple[int | None, int | None] | None = ..., tolerance: float | None = ...,
+        return_lse: Literal[True], backend: str | None = ...,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    @outside_compiler
+    def attend(
+        self,
+        query: Tensor,
+        slopes: Tensor | None = None,
+        *,
+        scale: float | None = None,
+        window: tuple[int | None, int | None] | None = None,
+        tolerance: float | None = None,
+        return_lse: bool = False,
+        backend: str | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Causal attention of the queries of the last tokens over everything they can need.
+
+        Args:
+            query: (batch, num_heads, q_len, head_dim); query i belongs to the token q_len - i from the end, and q_len
+                is at most the number of tokens appended last: what older queries need may be gone.
+            slopes: (num_heads,) float32, the same in every call; `alibi_slopes(num_heads)` by default. A head whose
+                slope is not positive forgets nothing.
+            scale: as in `alibi_attention`, the same in every call.
+            window, tolerance, return_lse, backend: as in `alibi_attention`; ``tolerance`` is what attention may skip
+                of what is held.
+
+        Returns:
+            As `alibi_attention` over all tokens seen.
+
+        Raises:
+            ValueError: for more queries than that, for slopes or a scale that change, where a gradient is asked for, in
+                guaranteed mode for a query norm above its cap, and as `alibi_attention`.
+            HorizonViolation: in audited mode, where evicted keys may matter.
+        """
+        store = self._checked(query)
+        if autocast_is_on(query.device.type):
+            query = query.to(store.like[0].dtype)
+        slopes = self._settled_slopes(query, slopes, scale)
+        assert self._scale is not None
+        if isinstance(self._judge, Caps):
+            self._judge.check_queries(query)
+        call = {"scale": self._scale, "window": window, "backend": backend}
+        out, lse = store.attend(query, slopes, tolerance=tolerance, **call)
+        if isinstance(self._judge, Audit):
+            out, lse = self._judge.judge(query, slopes, out, lse, **call)
+        return (out, lse) if return_lse else out
+
+    def _checked(self, query: Tensor) -> Store:
+        store = self._store
+        if store is None:
+            raise ValueError("cache: expected keys and values to have been appended, got an empty cache")
+        if query.dim() == 4 and query.shape[2] > store.length - (self._safe_from if self._has_evicted else 0):
+            what = f"the {store.length:,} tokens seen"
+            if self._has_evicted:
+                what = f"the {store.length - self._safe_from:,} tokens appended last"
+            raise ValueError(
+                f"query: expected at most one for each of {what}, got shape {tuple(query.shape)}; "
+                "attend after each append, before what these queries need is gone"
+            )
+        return store
+
+    def _settled_slopes(self, query: Tensor, slopes: Tensor | None, scale: float | None) -> Tensor:
+        """The slopes, checked; what they and the scale decide is set up in the first call."""
+        store = self._store
+        assert store is not None
+        heads = int(query.shape[1]) if query.dim() == 4 else 1
+        if slopes is None:
+            slopes = alibi_slopes(heads).to(query.device) if self._slopes is None else self._slopes
+        check_tensors(query, *store.like, slopes)
+        if torch.is_grad_enabled() and (query.requires_grad or slopes.requires_grad):
+            raise ValueError(
+                "query, slopes: expected tensors without a gradient, got one that requires it; a cache that forgets "
+                "keeps no graph: run under torch.no_grad()"
+            )
+        scale = query.shape[3] ** -0.5 if scale is None else scale
+        if self._slopes is None:
+            self._begin(store, slopes, scale)
+        elif (slopes is not self._slopes and not torch.equal(slopes, self._slopes)) or scale != self._scale:
+            raise ValueError(
+                f"slopes, scale: expected those of the calls before, got others (scale {scale:.6g}); what was evicted "
+                "was judged by them: reset() empties the cache for others"
+            )
+        return slopes
+
+    def _begin(self, store: Store, slopes: Tensor, scale: float) -> None:
+        if slopes.dim() != 1:
+            raise ValueError(
+                f"slopes: expected shape ({slopes.shape[1]},), one set for the batch, got {tuple(slopes.shape)}; "
+                "keep sequences with slopes of their own in caches of their own"
+            )
+        exact, limit = slopes.detach().double(), math.log(self.tolerance)
+        if self._options.mode == "guaranteed":
+            self._judge = Caps(self._options, exact, scale, limit)
+        else:
+            self._judge = Audit(self._options, store, exact, scale, limit, self._backing)
+        self._slopes, self._scale = slopes, scale
+
+    def dropped_shares(self) -> Tensor:
+        """(batch, num_heads, q_len) float64: for each row of the last `attend`, the bound on what evicted keys weigh.
+
+        As shares of the mass kept. Zero where nothing has been evicted; in guaranteed mode (num_heads,), for any row.
+        """
+        store, judge = self._store, self._judge
+        if store is None or judge is None:
+            return torch.zeros(0, dtype=torch.float64)
+        if isinstance(judge, Caps):
+            return judge.log_shares(store).exp()
+        if judge.excess is None:
+            return torch.zeros(store.center.shape[0], len(judge.auditor.worst), 1, dtype=torch.float64)
+        return judge.excess.exp()
+
+    def certificate(self) -> HorizonCertificate:
+        """What has been forgotten so far, and the bound on what it would have weighed."""
+        store, judge = self._store, self._judge
+        heads = 0 if store is None else store.center.shape[1]
+        held, start = (torch.zeros(heads, dtype=torch.int64) for _ in range(2))
+        for ring in [] if store is None else store.rings:
+            held[ring.heads], start[ring.heads] = ring.held, ring.start
+        logs = torch.full((heads if self._slopes is None else len(self._slopes),), -torch.inf, dtype=torch.float64)
+        if isinstance(judge, Audit):
+            logs = judge.auditor.worst.cpu()
+        elif isinstance(judge, Caps) and store is not None:
+            logs = judge.log_shares(store).cpu()
+        return HorizonCertificate(
+            mode=self._options.mode,
+            tolerance=self.tolerance,
+            length=self.length,
+            windows=held,
+            evicted=start,
+            bytes_held=self.bytes_held,
+            dropped_share=float(logs.exp().amax()) if heads else 0.0,
+            by_head=logs.exp(),
+            checked=judge.auditor.checked if isinstance(judge, Audit) else 0,
+            violations=judge.violations if isinstance(judge, Audit) else 0,
+            refetches=judge.refetches if isinstance(judge, Audit) else 0,
+            sink_reads=judge.sink_reads if isinstance(judge, Audit) else 0,
+        )
+
+    def crop(self, length: int) -> None:
+        """Forget the tokens from ``length`` on, as speculative decoding does with those it rejects.
+
+        Raises:
+            ValueError: for a length that is not between 0 and what was seen, or, once keys were evicted, below what it
+                was before the last append: what older queries need may be gone.
+        """
+        least = self._safe_from if self._has_evicted else 0
+        if not least <= length <= self.length:
+            why = "; what queries before that need may have been evicted" if least else ""
+            raise ValueError(f"length: expected {least:,} to {self.length:,}, the tokens seen, got {length}{why}")
+        if self._store is None or length == self.length:
+            return
+        self._store.crop(length)
+        if self._backing is not None:
+            self._backing.crop(length)
+
+    def reorder(self, index: Tensor) -> None:
+        """Make row b of the batch what row index[b] was, as beam search does; rows may repeat or fall away.
+
+        Args:
+            index: (new batch,) integers.
+
+        Raises:
+            ValueError: for an index that is not one-dimensional and integer, or on the CPU out of range.
+        """
+        if self._store is None:
+            raise ValueError("cache: expected keys and values to have been appended, got an empty cache")
+        check_index(index, self._store.center.shape[0])
+        self._store.reorder(index)
+        if isinstance(self._judge, Audit):
+            self._judge.reorder(index.to(self._store.center.device))
+        if self._backing is not None:
+            self._backing.reorder(index)
+
+    def reset(self) -> None:
+        """Forget everything, the slopes too, and free the memory; a full cache kept beside this one is emptied."""
+        if self._backing is not None:
+            self._backing.reset()
+        self._clear()

@@ -1,0 +1,136 @@
+"""The short way of a plain call: no dispatcher where it would only pass the call on, nothing described twice.
+
+A call of a few tokens is mostly overhead. What a call is (sizes, strides, dtypes, options) is checked, described and
+given a backend once and remembered by exactly those; what its tensors hold is looked at every time. The short way is
+open only where the dispatcher would have gone straight to the kernel. Modes, subclasses, transforms, compilers,
+tracers and profilers see the operator as ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad, profiler
+
+from alibi_attention.backends.cpu import CpuBackend
+from alibi_attention.backends.prepared import PreparedCall
+from alibi_attention.call import call_arguments, preset_slopes, problem_of
+from alibi_attention.dispatch import choose
+from alibi_attention.problem import check_finite_slopes
+
+# Descriptions kept. One is a few hundred bytes; a model has a handful for each length.
+MOST = 256
+
+
+class PlainCall(NamedTuple):
+    """A call described, checked and given to the kernels: ``rest`` is what follows its tensors in the operators."""
+
+    prepared: PreparedCall
+    rest: tuple[Any, ...]
+
+
+_CALLS: dict[tuple[Any, ...], PlainCall | None] = {}
+
+
+def _key_set(*names: str) -> int:
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
+    for name in names:
+        keys = keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+    return int(keys.raw_repr())
+
+
+# What the dispatcher includes of its own accord, and the keys of an ordinary tensor: outside and in inference mode.
+_NO_MODES = {_key_set("BackendSelect", "ADInplaceOrView"), _key_set("BackendSelect")}
+_ORDINARY = {_key_set("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU"), _key_set("CPU", "AutocastCPU")}
+_TENSORS = {Tensor, torch.nn.Parameter}
+_NUMBERS = {type(None), int, float}
+_INTEGERS = {type(None), int}
+
+
+def nothing_listens() -> bool:
+    """Whether the dispatcher would pass a call on an ordinary tensor straight to its kernel, autograd apart."""
+    return (
+        torch._C._dispatch_tls_local_include_set().raw_repr() in _NO_MODES
+        and not torch._C._len_torch_function_stack()
+        and not torch.is_autocast_enabled("cpu")
+        and not profiler._is_profiler_enabled
+        and not torch._C._autograd._profiler_enabled()
+        and forward_ad._current_level < 0
+    )
+
+
+def is_ordinary(tensor: Any) -> bool:
+    """Whether it is a strided tensor in memory, without a subclass, a lazy negation or anything of that kind."""
+    return type(tensor) in _TENSORS and torch._C._dispatch_keys(tensor).raw_repr() in _ORDINARY
+
+
+def plain_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    query_offset: int | Tensor | None,
+    window: tuple[int | None, int | None] | None,
+    dropout_p: float,
+    tolerance: float | None,
+    backend: str | None,
+) -> tuple[PlainCall, Tensor] | None:
+    """The call and its slopes where the short way is open, else None. Not to be asked under a compiler.
+
+    Raises:
+        ValueError, NotImplementedError: as `alibi_attention`.
+    """
+    # Numbers that are equal may be of types that are not: True is no window, and 1 no is_causal.
+    if not (
+        is_ordinary(query)
+        and is_ordinary(key)
+        and is_ordinary(value)
+        and (slopes is None or is_ordinary(slopes))
+        and nothing_listens()
+        and (is_causal is True or is_causal is False)
+        and type(scale) in _NUMBERS
+        and type(tolerance) in _NUMBERS
+        and type(query_offset) in _INTEGERS
+        and (window is None or (type(window) is tuple and {*map(type, window)} <= _INTEGERS))
+        and (dropout_p == 0.0 if type(dropout_p) is float else False)
+        and (backend is None or type(backend) is str)
+    ):
+        return None
+    learned = slopes is not None and slopes.requires_grad and torch.is_grad_enabled()
+    name = (
+        query.shape, key.shape, value.shape, query.stride(), key.stride(), value.stride(),
+        query.dtype, key.dtype, value.dtype, is_causal, scale, query_offset, window, tolerance, backend,
+        None if slopes is None else (slopes.shape, slopes.stride(), slopes.dtype, learned),
+    )  # fmt: skip
+    try:
+        call = _CALLS[name]
+    except KeyError:
+        call = _describe(
+            query, key, value, slopes, is_causal=is_causal, scale=scale, query_offset=query_offset, window=window,
+            dropout_p=0.0, tolerance=tolerance, backend=backend,
+        )  # fmt: skip
+        if len(_CALLS) >= MOST:
+            _CALLS.clear()
+        _CALLS[name] = call
+    else:
+        if call is not None and slopes is not None:
+            check_finite_slopes(slopes)
+    if call is None or not call.prepared.serves_still():
+        return None
+    return call, preset_slopes(query.shape[1], query.device) if slopes is None else slopes
+
+
+def _describe(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, **options: Any) -> PlainCall | None:
+    """The call checked in full; None where it is not the kernels' or they could not read its tensors as they are."""
+    arguments = call_arguments(query, key, value, slopes, key_mask=None, cu_seqlens=None, cu_seqlens_k=None, **options)
+    problem, backend = problem_of(*arguments[:3], *arguments[4:])
+    readable = all(tensor.stride(3) == 1 for tensor in (query, key, value)) and (
+        slopes is None or slopes.dtype == torch.float32
+    )
+    if not readable or not isinstance(choose(problem, backend), CpuBackend):
+        return None
+    return PlainCall(PreparedCall(problem, query, key, value, arguments[3]), arguments[4:])

@@ -1,0 +1,1 @@
+"""Text from a model, token by token: what any source of logits has in common."""

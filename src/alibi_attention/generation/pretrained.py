@@ -1,0 +1,88 @@
+"""Text from a Transformers directory with ALiBi, run through this library's operator."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alibi_attention import HorizonCache, KVCache
+from alibi_attention.generation.source import CacheKind
+from alibi_attention.generation.text import TokenText
+from alibi_attention.lab.errors import LabError
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+class PretrainedSource:
+    """A causal language model and its tokenizer.
+
+    Raises:
+        LabError: for a model or tokenizer that does not load, or a model that our operator does not serve.
+    """
+
+    def __init__(self, path: Path, cache: CacheKind, device: str, dtype: str | None) -> None:
+        if dtype is not None and dtype not in _DTYPES:
+            remedy = "leave it out to take that of the weights"
+            raise LabError("dtype", expected=f"one of {', '.join(_DTYPES)}", got=dtype, remedy=remedy)
+        # Transformers is loaded by these alone.
+        transformers = importlib.import_module("transformers")
+        ours = importlib.import_module("alibi_attention.integrations.transformers")
+        # Its bars and tables would stand between the text and its figures.
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
+            model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            got = f"{path} ({str(error).strip().splitlines()[0]})"
+            expected = "a causal language model and its tokenizer"
+            raise LabError("source", expected=expected, got=got, remedy="save both into the folder") from None
+        try:
+            self._model: Any = ours.enable(model).eval().to(device)
+        except ValueError as error:
+            got = f"{path} ({error})"
+            remedy = "BLOOM, MPT and Falcon with alibi=true are"
+            raise LabError("source", expected="a model with ALiBi", got=got, remedy=remedy) from None
+        except RuntimeError as error:
+            remedy = "use cpu"
+            raise LabError(
+                "device", expected="a device of this machine", got=f"{device} ({error})", remedy=remedy
+            ) from None
+        make = ours.horizon_cache if cache == "horizon" else ours.kv_cache
+        self._cache: Any = make(self._model)
+        config = self._model.config
+        ends = config.eos_token_id
+        self.end = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._begin = config.bos_token_id if config.bos_token_id is not None else min(self.end, default=0)
+        self.name = f"{path} ({config.model_type})"
+
+    def encode(self, prompt: str) -> list[int]:
+        tokens: list[int] = self._tokenizer(prompt)["input_ids"] if prompt else []
+        return tokens or [self._begin]
+
+    def text(self) -> TokenText:
+        return TokenText(lambda tokens: self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def read(self, tokens: list[int]) -> Tensor:
+        ids = torch.tensor([tokens], device=self._model.device)
+        out = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        logits: Tensor = out.logits[0, -1]
+        return logits
+
+    @property
+    def longest(self) -> None:
+        return None
+
+    def _layers(self) -> list[KVCache | HorizonCache]:
+        return [layer.cache for layer in self._cache.layers]
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(cache.bytes_held for cache in self._layers())
+
+    def horizon_caches(self) -> list[HorizonCache]:
+        return [cache for cache in self._layers() if isinstance(cache, HorizonCache)]

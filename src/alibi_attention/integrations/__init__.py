@@ -1,0 +1,1 @@
+"""ALiBi in other libraries' models, interfaces and file formats."""

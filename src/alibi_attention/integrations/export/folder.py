@@ -1,0 +1,49 @@
+"""Folders that are either whole or absent, and what every model folder holds besides weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``output`` that takes its name when the block ends well, and vanishes otherwise.
+
+    Raises:
+        ValueError: if ``output`` exists (unless it is an empty folder) or cannot be made.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output: expected a new or empty folder, got {output}, which exists; choose another")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise ValueError(
+            f"output: expected a folder that can be made, got {output} ({error.strerror}); choose another"
+        ) from None
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
+    # "pt" tells Transformers whose tensors they are. (`save_file` makes files that only their owner may read.)
+    (folder / "model.safetensors").write_bytes(save(contiguous, metadata={"format": "pt"}))

@@ -1,0 +1,95 @@
+"""A model with linear biases, described by what its configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alibi_attention.slopes import SlopeScheme
+
+
+class NotAlibi(ValueError):  # noqa: N818 (an answer, not an accident)
+    """The configuration is of a model without linear biases, or of one nobody here knows."""
+
+
+@dataclass(frozen=True)
+class Trap:
+    """Something that goes wrong, or differs, without a word.
+
+    Attributes:
+        code: a short name, for programs.
+        text: what happens, and what to do.
+    """
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class AlibiModel:
+    """A model with linear biases.
+
+    Attributes:
+        family: its name.
+        layers, heads, kv_heads, head_dim: of attention; kv_heads is smaller with grouped or shared keys.
+        slopes: (heads,) float32 as they reach the softmax, in nats per token.
+        scheme: how they were made; None where that is not known.
+        bias_max: the exponent they were made with; None where that is not known.
+        slope_note: what else was done to them; empty for nothing.
+        causal: False for encoders, which look both ways.
+        scale: factor on dot products.
+        length: what the configuration calls the longest sequence, in tokens; None where it says nothing.
+        length_key: where it says so.
+        dtype: of the weights; None where it says nothing.
+        traps: in the order of their weight.
+    """
+
+    family: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    slopes: Tensor
+    scheme: SlopeScheme | None
+    bias_max: float | None
+    slope_note: str
+    causal: bool
+    scale: float
+    length: int | None
+    length_key: str
+    dtype: str | None
+    traps: tuple[Trap, ...]
+
+
+def number(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
+    """The first of the keys that is there, as an integer of at least 1.
+
+    Raises:
+        ValueError: if none is there and there is no default, or it is no such integer.
+    """
+    for key in keys:
+        value = config.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{key}: expected an integer of at least 1, got {value!r}; mend the configuration")
+        return value
+    if default is None:
+        raise ValueError(f"{keys[0]}: expected in the configuration, got none; mend the configuration")
+    return default
+
+
+def dtype_of(config: Mapping[str, Any]) -> str | None:
+    """What the configuration calls dtype, or torch_dtype before version 5 of Transformers."""
+    value = config.get("dtype") or config.get("torch_dtype")
+    return value.removeprefix("torch.") if isinstance(value, str) else None
+
+
+def rounding_of_positions(slopes: Tensor, length: int, dtype: torch.dtype) -> float:
+    """The largest error, in nats, of m * j formed in a dtype for any position j below ``length``."""
+    exact = slopes.double().unsqueeze(-1) * torch.arange(length, dtype=torch.float64)
+    return float((exact.to(dtype).double() - exact).abs().max())

@@ -1,0 +1,230 @@
+"""The configuration keys of the families that use linear biases.
+
+A reader takes a configuration and gives a description, or raises `NotAlibi` where the family also has members without
+linear biases and this is one. `describe` finds the reader.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from alibi_attention.integrations.inspect import traps as known
+from alibi_attention.integrations.inspect.description import AlibiModel, NotAlibi, Trap, dtype_of, number
+from alibi_attention.slopes import alibi_slopes
+
+Config = Mapping[str, Any]
+
+
+class _Shape(NamedTuple):
+    """The keys of a configuration that say how large the model is."""
+
+    layers: tuple[str, ...] = ("n_layer", "num_hidden_layers")
+    heads: tuple[str, ...] = ("n_head", "num_attention_heads")
+    width: tuple[str, ...] = ("n_embd", "hidden_size")
+    length: tuple[str, ...] = ("n_positions", "max_position_embeddings")
+
+
+_GPT = _Shape()
+_BERT = _Shape(("num_hidden_layers",), ("num_attention_heads",), ("hidden_size",), ("max_position_embeddings",))
+
+
+def describe(config: object) -> AlibiModel:
+    """What a model's configuration says of its linear biases.
+
+    Args:
+        config: the contents of a config.json.
+
+    Raises:
+        NotAlibi: for a model without linear biases, or one that is not known.
+        ValueError: for a configuration in which something needed is missing or wrong.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config: expected a JSON object, got {type(config).__name__}")
+    inner = config.get("text_config")
+    if isinstance(inner, Mapping):
+        return describe(inner)
+    if _data2vec(config) is not None:
+        return _read_data2vec(config)
+    kind = str(config.get("model_type", "")).lower()
+    if kind in _READERS:
+        return _READERS[kind](config)
+    if config.get("position_embedding_type") == "alibi" or config.get("alibi") is True:
+        return _read_unknown(config)
+    name = f"model_type {kind!r}" if kind else "a configuration without model_type"
+    raise NotAlibi(
+        f"{name}: no sign of linear biases (position_embedding_type, alibi, alibi_starting_size), and no family known "
+        f"for them; known are {', '.join(FAMILIES)}"
+    )
+
+
+def _model(
+    config: Config, family: str, shape: _Shape, *, causal: bool = True, kv_heads: int | None = None,
+    bias_max: float = 8.0, factor: float = 1.0, note: str = "", scale_power: float = 0.5,
+    slopes: Tensor | None = None, extra: tuple[Trap, ...] = (),
+) -> AlibiModel:  # fmt: skip
+    heads, width = number(config, *shape.heads), number(config, *shape.width)
+    if width % heads:
+        raise ValueError(f"{shape.width[0]}: expected a multiple of the {heads} heads, got {width}")
+    length = next((config[key] for key in shape.length if isinstance(config.get(key), int)), None)
+    length_key = next((key for key in shape.length if isinstance(config.get(key), int)), "")
+    slopes = alibi_slopes(heads, "interleaved", bias_max) if slopes is None else slopes
+    return AlibiModel(
+        family=family,
+        layers=number(config, *shape.layers),
+        heads=heads,
+        kv_heads=kv_heads or heads,
+        head_dim=width // heads,
+        slopes=slopes * factor,
+        scheme="interleaved",
+        bias_max=bias_max,
+        slope_note=note,
+        causal=causal,
+        scale=(width // heads) ** -scale_power,
+        length=length,
+        length_key=length_key,
+        dtype=dtype_of(config),
+        traps=(*extra, *known.slopes_of_odd_heads(heads), *(() if causal else (known.BOTH_WAYS,))),
+    )
+
+
+def _read_bloom(config: Config) -> AlibiModel:
+    shape = _Shape(width=("n_embed", "hidden_size"), length=("seq_length",))
+    model = _model(config, "BLOOM", shape)
+    return known.add(model, *known.of_bloom(model))
+
+
+def _read_mpt(config: Config) -> AlibiModel:
+    attention = config.get("attn_config") or config
+    if attention.get("alibi", "attn_config" not in config or config["attn_config"] is None) is not True:
+        raise NotAlibi(
+            "MPT with attn_config.alibi off: learned positions instead of linear biases. Transformers' own MPT does "
+            "not read this key and would apply linear biases all the same"
+        )
+    shape = _Shape(("n_layers",), ("n_heads",), ("d_model",), ("max_seq_len",))
+    heads = number(config, "n_heads")
+    kv_heads = number(attention, "kv_n_heads", default=heads)
+    if attention.get("attn_type") == "multiquery_attention":
+        kv_heads = 1
+    bias_max = attention.get("alibi_bias_max", 8)
+    name = "Replit" if "replit" in str(config.get("_name_or_path", "")).lower() else "MPT"
+    if config.get("model_type") == "replit_lm":
+        name = "Replit"
+    model = _model(config, name, shape, kv_heads=kv_heads, bias_max=bias_max)
+    return known.add(model, *known.of_mpt(config, attention, model))
+
+
+def _read_falcon(config: Config) -> AlibiModel:
+    if config.get("alibi") is not True:
+        raise NotAlibi("Falcon with alibi off: rotary embedding instead of linear biases")
+    heads = number(config, "n_head", "num_attention_heads")
+    width = number(config, "hidden_size")
+    kv_heads = heads
+    if config.get("new_decoder_architecture"):
+        kv_heads = number(config, "num_kv_heads", "n_head_kv", default=heads)
+    elif config.get("multi_query", True):
+        kv_heads = 1
+    root = math.sqrt(width // heads)
+    note = f"divided by sqrt(head_dim) = {root:g}, as its code divides the sum of scores and bias"
+    model = _model(config, "Falcon", _GPT, kv_heads=kv_heads, factor=1 / root, note=note)
+    return known.add(model, *known.of_falcon(model))
+
+
+def _read_baichuan(config: Config) -> AlibiModel:
+    # Both sizes share a model_type; the 7B models, of width 4096, have rotary embedding. (vLLM tells them apart so.)
+    if number(config, "hidden_size") == 4096:
+        raise NotAlibi("Baichuan of width 4096 (the 7B models): rotary embedding instead of linear biases")
+    shape = _BERT._replace(length=("model_max_length", "max_position_embeddings"))
+    model = _model(config, "Baichuan-13B", shape)
+    return known.add(model, known.of_baichuan(model))
+
+
+def _read_cerebras(config: Config) -> AlibiModel:
+    family = {"jais": "Jais", "btlm": "BTLM"}[str(config["model_type"]).lower()]
+    if config.get("position_embedding_type") != "alibi":
+        raise NotAlibi(f"{family} with position_embedding_type {config.get('position_embedding_type')!r}, not 'alibi'")
+    by_d = bool(config.get("mup_scale_qk_dot_by_d", config.get("scale_qk_dot_by_d", False)))
+    extra = (known.SCALED_BY_D,) if by_d else ()
+    scaling = config.get("alibi_scaling") or {}
+    factor, note = 1.0, ""
+    if scaling.get("factor"):
+        factor, note = 1.0 / float(scaling["factor"]), f"divided by alibi_scaling.factor = {scaling['factor']}"
+    elif scaling.get("train_seq_len"):
+        extra = (*extra, known.scaled_by_length(int(scaling["train_seq_len"])))
+    return _model(
+        config, family, _GPT, factor=factor, note=note, scale_power=1.0 if by_d else 0.5, extra=extra
+    )  # fmt: skip
+
+
+def _read_refact(config: Config) -> AlibiModel:
+    return _model(config, "Refact", _GPT, kv_heads=1 if config.get("multi_query", True) else None)
+
+
+def _read_bert(config: Config) -> AlibiModel:
+    if config.get("position_embedding_type") == "alibi":
+        return _model(config, "jina-embeddings-v2", _BERT, causal=False, extra=(known.PLAIN_BERT,))
+    if "alibi_starting_size" in config:
+        shape = _BERT._replace(length=("alibi_starting_size",))
+        family = "DNABERT-2" if "dnabert" in str(config.get("_name_or_path", "")).lower() else "MosaicBERT or DNABERT-2"
+        return _model(config, family, shape, causal=False, extra=(known.PLAIN_BERT,))
+    raise NotAlibi("BERT without alibi_starting_size and without position_embedding_type 'alibi': learned positions")
+
+
+def _data2vec(config: Config) -> Config | None:
+    """The part of a data2vec 2 configuration that speaks of its biases, wherever it lies."""
+    if config.get("use_alibi_encoder") is True:
+        return config
+    parts = [value for value in config.values() if isinstance(value, Mapping)]
+    return next((found for part in parts if (found := _data2vec(part)) is not None), None)
+
+
+def _read_data2vec(config: Config) -> AlibiModel:
+    part = _data2vec(config)
+    assert part is not None
+    outer = config.get("model") if isinstance(config.get("model"), Mapping) else config
+    merged = {**(outer if isinstance(outer, Mapping) else {}), **part}
+    shape = _Shape(
+        ("model_depth", "depth", "encoder_layers", "num_hidden_layers"),
+        ("num_alibi_heads", "num_heads", "num_attention_heads", "encoder_attention_heads"),
+        ("embed_dim", "hidden_size", "encoder_embed_dim"),
+        ("alibi_max_pos",),
+    )
+    learned = any(part.get(key) for key in ("learned_alibi", "learned_alibi_scale"))
+    factor = float(part.get("alibi_scale", 1.0))
+    note = f"times alibi_scale = {factor:g}" if factor != 1.0 else ""
+    extra = (known.LEARNED_SCALE,) if learned else ()
+    return _model(merged, "data2vec 2", shape, causal=False, factor=factor, note=note, extra=extra)
+
+
+def _read_unknown(config: Config) -> AlibiModel:
+    shape = _Shape(
+        ("n_layer", "num_hidden_layers", "n_layers"), ("n_head", "num_attention_heads", "n_heads"),
+        ("n_embd", "hidden_size", "d_model"), ("n_positions", "max_position_embeddings", "max_seq_len"),
+    )  # fmt: skip
+    name = str(config.get("model_type") or "unnamed")
+    kv_heads = config.get("num_key_value_heads")
+    return _model(config, name, shape, kv_heads=kv_heads, extra=(known.guessed(name),))
+
+
+_READERS: dict[str, Callable[[Config], AlibiModel]] = {
+    "bloom": _read_bloom,
+    "mpt": _read_mpt,
+    "replit_lm": _read_mpt,
+    "falcon": _read_falcon,
+    "refinedweb": _read_falcon,
+    "refinedwebmodel": _read_falcon,
+    "baichuan": _read_baichuan,
+    "jais": _read_cerebras,
+    "btlm": _read_cerebras,
+    "gpt_refact": _read_refact,
+    "bert": _read_bert,
+}
+
+FAMILIES = (
+    *("BLOOM", "MPT", "Falcon", "Baichuan-13B", "Jais", "BTLM", "Replit", "Refact", "jina-embeddings-v2"),
+    *("MosaicBERT", "DNABERT-2", "data2vec 2"),
+)
+"""Names of the families whose keys are known."""

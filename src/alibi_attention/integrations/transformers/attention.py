@@ -1,0 +1,88 @@
+"""One layer's attention for a Transformers model, with whatever cache it was given."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from alibi_attention.integrations.transformers.cache import own_layer
+from alibi_attention.integrations.transformers.masks import key_mask_of
+from alibi_attention.ops import alibi_attention
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    cache: Any,
+    attention_mask: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """Causal attention of new tokens over themselves and what the cache holds, to which they are added.
+
+    Args:
+        module: has ``layer_idx`` and, from `give_slopes`, ``alibi_slopes``.
+        query: (batch, num_heads, tokens, head_dim).
+        key, value: (batch, num_kv_heads, tokens, head_dim).
+        cache: a transformers.Cache or None.
+        attention_mask: as `masks.padding_mask` made it.
+
+    Returns:
+        (batch, tokens, num_heads * head_dim).
+    """
+    mask, slopes = key_mask_of(attention_mask), slopes_of(module, query.device)
+    if cache is None:
+        out = alibi_attention(query, key, value, slopes, scale=scale, key_mask=mask, dropout_p=dropout_p)
+        return joined(out)
+    index = cast(int, module.layer_idx)
+    wants_graph = dropout_p > 0.0 or (
+        torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    )
+    layer = own_layer(cache, index, key, mask, wants_graph)
+    if layer is not None:
+        return joined(layer.attend(query, key, value, slopes, scale, mask))
+    past = cache.get_seq_length(index)
+    if isinstance(past, Tensor):
+        # A static layer hands out its live counter, which update() moves.
+        past = past.clone()
+    key, value = cache.update(key, value, index)
+    offset = past.to(query.device).expand(query.shape[0]) if isinstance(past, Tensor) else past
+    out = alibi_attention(
+        query, key, value, slopes, scale=scale, key_mask=mask, query_offset=offset, dropout_p=dropout_p
+    )
+    return joined(out)
+
+
+def joined(out: Tensor) -> Tensor:
+    """(batch, tokens, num_heads * head_dim) from (batch, num_heads, tokens, head_dim)."""
+    return out.transpose(1, 2).flatten(-2)
+
+
+def give_slopes(module: nn.Module, slopes: Tensor) -> None:
+    """A plain attribute: no entry of the state dict, and out of reach of module.to(torch.bfloat16)."""
+    module.alibi_slopes = slopes
+
+
+def slopes_of(module: nn.Module, device: torch.device) -> Tensor:
+    """The module's slopes, on the device its tensors have come to."""
+    slopes: Tensor = module.alibi_slopes  # type: ignore[assignment]
+    if slopes.device != device:
+        # Inference tensors could not be saved for a backward pass later on.
+        with torch.inference_mode(False):
+            slopes = slopes.to(device)
+        give_slopes(module, slopes)
+    return slopes
+
+
+def refuse_weights(output_attentions: bool | None) -> None:
+    """Raises ValueError where attention weights are asked for."""
+    if output_attentions:
+        raise ValueError(
+            "output_attentions: expected False, got True; the weights are never formed. disable(model) brings the "
+            "stock attention back, alibi_attention.reference has them for study"
+        )

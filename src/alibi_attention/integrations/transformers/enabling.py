@@ -1,0 +1,122 @@
+"""Putting our attention into a loaded model, and taking it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from alibi_attention.integrations.transformers.attention import give_slopes
+from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
+from alibi_attention.integrations.transformers.native import FAMILIES, ALiBiFalconAttention, Family
+from alibi_attention.integrations.transformers.positions import restore_positions
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_STOCK = "_alibi_stock"
+
+
+def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
+    """Put the operator into a BLOOM, an MPT or a Falcon with ALiBi, in place.
+
+    Parameters, state dict, configuration file and outputs stay what they were (up to rounding); prefill and training
+    then need O(length) memory, and a step of generation reads only the keys inside its horizons. Slopes are taken from
+    the configuration; MPT's ``alibi_bias_max``, which Transformers ignores, is honoured. MPT runs beyond
+    ``max_seq_len``.
+
+    Args:
+        model: a model of Transformers, with any head, or a module that contains some. Enabling twice does nothing more.
+        falcon_rounding: Falcon was trained with biases m * j rounded to bfloat16, and Transformers rounds them so in
+            every dtype. True reproduces that, False keeps the exact line: what is lost grows with the position, to
+            nats beyond some thousand tokens. Other families are never rounded.
+
+    Returns:
+        model.
+
+    Raises:
+        ValueError: where there is nothing to enable, or the configuration asks for what the operator does not do; the
+            model is then as it was.
+    """
+    parts = list(_native_parts(model))
+    if not parts:
+        raise ValueError(
+            f"model: expected a BLOOM, an MPT or a Falcon with alibi=True, got {type(model).__name__}, which holds "
+            "none; replace_positions(model) trains others with ALiBi"
+        )
+    work = []
+    for part, family in parts:
+        slopes = family.slopes(part.config)
+        work.append((part, family, slopes, list(_to_swap(part, family))))
+    for part, family, slopes, modules in work:
+        if part.config._attn_implementation not in (NATIVE, GENERAL):
+            setattr(part, _STOCK, part.config._attn_implementation)
+        part.config._attn_implementation_internal = NATIVE
+        for module, own in modules:
+            # A model and the head around it hold the same layers.
+            if not isinstance(module, own):
+                setattr(module, _STOCK, type(module))
+                if hasattr(own, "slopes"):
+                    give_slopes(module, slopes)
+                _become(module, own)
+        for module in part.modules():
+            if isinstance(module, ALiBiFalconAttention):
+                module.reproduces_rounding = falcon_rounding
+        if family.bias is not None and isinstance(part, family.model):
+            setattr(part, *family.bias)
+    return model
+
+
+def disable(model: Model) -> Model:
+    """Put Transformers' own attention, or the positions that `replace_positions` took away, back in place.
+
+    Args:
+        model: as `enable` or `replace_positions` took it; any other is left alone.
+
+    Returns:
+        model.
+    """
+    for part, family in _native_parts(model):
+        for module in part.modules():
+            for stock, own in family.swaps:
+                if isinstance(module, own):
+                    _become(module, vars(module).pop(_STOCK, stock))
+                    for name in ("alibi_slopes", "reproduces_rounding"):
+                        vars(module).pop(name, None)
+        if family.bias is not None:
+            vars(part).pop(family.bias[0], None)
+        before = vars(part).pop(_STOCK, None)
+        if before is not None or part.config._attn_implementation in (NATIVE, GENERAL):
+            part.config._attn_implementation_internal = before or family.implementation
+    restore_positions(model)
+    return model
+
+
+def _native_parts(model: nn.Module) -> Iterator[tuple[Any, Family]]:
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and part.config.model_type in FAMILIES:
+            yield part, FAMILIES[part.config.model_type]
+
+
+def _to_swap(part: nn.Module, family: Family) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """Modules that are stock still, and what each is to become."""
+    for module in part.modules():
+        for stock, own in family.swaps:
+            if isinstance(module, stock) and not isinstance(module, own):
+                hidden = vars(module).get("forward")
+                if hidden is not None and not hasattr(module, "_old_forward"):
+                    # A forward of the instance's own would hide that of its new class.
+                    raise ValueError(
+                        f"model: expected {type(module).__name__} to run its own forward, got one put over it "
+                        f"({hidden!r}); enable the model before whatever did that"
+                    )
+                yield module, own
+
+
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+    if isinstance(vars(module).get("_old_forward"), MethodType):
+        # Accelerate keeps the forward it has wrapped, bound.
+        vars(module)["_old_forward"] = MethodType(kind.forward, module)
+    module.__class__ = kind

@@ -1,0 +1,81 @@
+"""``attn_implementation="alibi"``: what a model that asks Transformers for its attention by name gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alibi_attention.integrations.transformers.attention import refuse_weights, slopes_of
+from alibi_attention.integrations.transformers.masks import key_mask_of
+from alibi_attention.ops import alibi_attention
+
+# What attention functions of Transformers take besides, and ours has no part in.
+_FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask", "sinks")
+
+
+def alibi_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function, as Transformers calls it.
+
+    Args:
+        query: (batch, num_heads, q_len, head_dim).
+        key, value: (batch, num_kv_heads, k_len, head_dim).
+        attention_mask: as `masks.padding_mask` made it.
+        sliding_window: tokens a query sees, itself included, on each side it sees.
+
+    Returns:
+        (batch, q_len, num_heads, head_dim), and None for the weights.
+
+    Raises:
+        ValueError: for a model `replace_positions` has not prepared, and for what the operator does not carry.
+    """
+    if "alibi_slopes" not in vars(module):
+        raise ValueError(
+            f"attn_implementation: expected a model prepared for 'alibi', got a {type(module).__name__} that has its "
+            "own positions still; call alibi_attention.integrations.transformers.replace_positions(model) first"
+        )
+    refuse_weights(kwargs.get("output_attentions"))
+    foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]}: expected None with attn_implementation='alibi', got one; it would change scores"
+        )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = bool(causal) and getattr(module.config, "is_causal", True) is not False
+    window = None
+    if sliding_window is not None:
+        window = (sliding_window - 1, None if causal else sliding_window - 1)
+    packed = kwargs.get("cu_seq_lens_q")
+    if attention_mask is not None and attention_mask.dim() == 1:
+        packed = attention_mask
+    mask = None if packed is not None else key_mask_of(attention_mask)
+    if not causal and query.shape[2] != key.shape[2]:
+        raise ValueError(
+            f"key: expected self-attention, as many keys as the {query.shape[2]} queries, got {key.shape[2]}; ALiBi "
+            "has no distances between two sequences"
+        )
+    out = alibi_attention(
+        query, key, value, slopes_of(module, query.device), is_causal=causal, scale=scaling, key_mask=mask,
+        cu_seqlens=None if packed is None else packed.to(torch.int32), window=window, dropout_p=dropout,
+    )  # fmt: skip
+    return out.transpose(1, 2).contiguous(), None
+
+
+def refuse_native(module: nn.Module, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    """The attention function under the name an enabled model has: nobody asks for it."""
+    raise ValueError(
+        f"attn_implementation: expected one that {type(module).__name__} knows, got that of an enabled BLOOM, MPT or "
+        "Falcon; use 'alibi' after replace_positions(model)"
+    )

@@ -1,0 +1,148 @@
+"""What Transformers calls an attention mask, reduced to which keys are padding: nothing of size length x length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+
+GENERAL = "alibi"
+NATIVE = "alibi_native"
+# Their attention is not chosen by name: with a name alone they would run their own, without a causal mask.
+_NEED_ENABLE = ("bloom", "mpt")
+# The parts that Transformers builds mask functions of, by the names of what makes them.
+_WINDOWED = {
+    "causal_mask_function",
+    "bidirectional_mask_function",
+    "sliding_window_overlay",
+    "sliding_window_bidirectional_overlay",
+}
+_PACKED = {"packed_sequence_mask_function", "remap_positions_for_packed_sequence"}
+
+
+def padding_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    *,
+    config: Any = None,
+    local_size: int | None = None,
+    device: Any = None,
+    **_: Any,
+) -> Tensor | None:
+    """The mask function of ``attn_implementation="alibi"``.
+
+    Returns:
+        None where nothing is hidden but by causality and windows; (batch, kv_length) bool, False for padding; or for
+        sequences packed in one row their cumulative lengths, (sequences + 1,) int32.
+
+    Raises:
+        ValueError: for a model that has not been enabled, padding inside a sequence, or a mask that is more than
+            causality, a window and padding.
+    """
+    family = getattr(config, "model_type", None)
+    if family in _NEED_ENABLE and config._attn_implementation == GENERAL:
+        raise ValueError(
+            f"attn_implementation: {family} does not choose its attention by name, got {GENERAL!r}; load the model "
+            "without it and call alibi_attention.integrations.transformers.enable(model)"
+        )
+    bounds = _packed_bounds(mask_function, local_size)
+    if bounds is not None:
+        return bounds
+    is_static = isinstance(q_offset, Tensor) or q_offset + q_length != kv_length + kv_offset
+    if is_static and config is not None and config._attn_implementation == GENERAL and family != "falcon":
+        raise ValueError(
+            f"past_key_values: expected a cache that grows (DynamicCache), got one of fixed length {kv_length}, in "
+            "which attn_implementation='alibi' cannot tell where the queries stand"
+        )
+    mask = None
+    # One without columns is our own, handed back by generate().
+    if attention_mask is not None and attention_mask.shape[1] > 0:
+        mask = _checked(attention_mask.to(torch.bool), kv_length, kv_offset, is_static)
+    if mask is None and family == "mpt":
+        # MPT converts whatever it gets; a mask without columns masks nothing.
+        return torch.ones(batch_size, 0, dtype=torch.bool, device=device)
+    return mask
+
+
+def _packed_bounds(mask_function: Callable[..., Any], local_size: int | None) -> Tensor | None:
+    """Cumulative lengths of packed sequences, or None for causality and a window alone; refuses everything else."""
+    if mask_function is causal_mask_function or mask_function is bidirectional_mask_function:
+        return None
+    parts = {getattr(part, "__qualname__", "").split(".")[0]: part for part in _conjunction(mask_function)}
+    if local_size is not None and set(parts) <= _WINDOWED:
+        return None
+    if set(parts) == _PACKED:
+        inner = next(cell for cell in _cells(parts["remap_positions_for_packed_sequence"]) if callable(cell))
+        sequence = next(cell for cell in _cells(parts["packed_sequence_mask_function"]) if isinstance(cell, Tensor))
+        if _packed_bounds(inner, local_size) is None and sequence.shape[0] == 1:
+            starts = torch.diff(sequence[0]).nonzero().flatten() + 1
+            bounds = [starts.new_zeros(1), starts, starts.new_full((1,), sequence.shape[1])]
+            return torch.cat(bounds).to(torch.int32)
+    raise ValueError(
+        "attention_mask: expected causality, a sliding window, padding, or sequences packed in one row, got a mask "
+        f"function of {sorted(parts)}; use another attn_implementation for it"
+    )
+
+
+def _cells(function: Callable[..., Any]) -> list[Any]:
+    return [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+
+
+def _conjunction(mask_function: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
+    """The functions that Transformers' `and_masks` has joined, or the function alone."""
+    for cell in _cells(mask_function):
+        if isinstance(cell, tuple) and all(map(callable, cell)):
+            return cell
+    return (mask_function,)
+
+
+def _checked(mask: Tensor, kv_length: int, kv_offset: int, is_static: bool) -> Tensor | None:
+    length = mask.shape[1]
+    if length > kv_length + kv_offset or (length < kv_length + kv_offset and not is_static):
+        raise ValueError(
+            f"attention_mask: expected one column for each of the {kv_length + kv_offset} tokens, those in the cache "
+            f"included, got shape {tuple(mask.shape)}"
+        )
+    if not torch.compiler.is_compiling():
+        if bool(mask.all()):
+            return None
+        refuse_holes(mask)
+    padded = torch.nn.functional.pad(mask, (0, kv_length + kv_offset - length))
+    return padded[:, kv_offset:]
+
+
+def refuse_holes(mask: Tensor) -> None:
+    """Raises ValueError where padding stands between the tokens of a row."""
+    runs = (torch.diff(mask.to(torch.int8), dim=1, prepend=mask.new_zeros(len(mask), 1).to(torch.int8)) == 1).sum(1)
+    holed = (runs > 1).nonzero().flatten().tolist()
+    if holed:
+        raise ValueError(
+            "attention_mask: expected padding on the left or on the right of each row, got padding between tokens in "
+            f"rows {holed[:8]}; distances across the hole are ambiguous (BLOOM and Falcon count only real tokens, MPT "
+            "counts all). Padding on the right becomes a hole when tokens are generated after it: pad on the left, "
+            "tokenizer.padding_side = 'left'"
+        )
+
+
+def key_mask_of(attention_mask: Tensor | None) -> Tensor | None:
+    """What reaches an attention layer, as the operator takes it.
+
+    Raises:
+        ValueError: for a mask that was prepared by hand.
+    """
+    if attention_mask is None or (attention_mask.dim() == 2 and attention_mask.shape[1] == 0):
+        return None
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            "attention_mask: expected (batch, length), 1 for tokens and 0 for padding, got shape "
+            f"{tuple(attention_mask.shape)}; causality and distance are ALiBi attention's own affair"
+        )
+    return attention_mask

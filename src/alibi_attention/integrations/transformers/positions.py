@@ -1,0 +1,204 @@
+"""ALiBi in place of a model's own sense of position, to train it so."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from alibi_attention.integrations.transformers.attention import give_slopes
+from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
+from alibi_attention.problem import check_slopes
+from alibi_attention.slopes import alibi_slopes
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_BEFORE = "_alibi_before"
+# Tables of learned positions, by the names Transformers gives them.
+_TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"}
+_PROBE = 6
+
+
+def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
+    """Switch a model's own positions off and ALiBi on, in place; for training it from there.
+
+    Rotary embeddings turn by nothing, and tables of learned positions are left out (and frozen); so there is no
+    longest length any more. That the output no longer depends on position ids is then tried out, on six tokens. The
+    model must choose its attention by name, as Llama, Qwen3, GPT-2, BERT and ModernBERT do; it need not have been
+    loaded with ``attn_implementation="alibi"``, which this sets. A checkpoint does not remember any of it: call this
+    again after loading one.
+
+    Args:
+        model: a PreTrainedModel with weights, no encoder-decoder.
+        slopes: (num_heads,) float32, nats per token; `alibi_slopes(num_heads)` by default.
+
+    Returns:
+        model.
+
+    Raises:
+        ValueError: where no positions are found or they do not go away, where attention is not chosen by name, or for
+            slopes of another shape; the model is then as it was.
+    """
+    part = _only_part(model)
+    config = part.config
+    if config._attn_implementation == GENERAL and vars(part).get(_BEFORE) is not None:
+        restore_positions(model)
+    heads = config.num_attention_heads
+    slopes = alibi_slopes(heads) if slopes is None else slopes.detach().to("cpu", copy=True)
+    check_slopes(slopes, 1, heads)
+    before = config._attn_implementation
+    layers = [module for module in part.modules() if _dispatches(module)]
+    if not layers:
+        raise ValueError(
+            f"model: expected attention layers that ask Transformers for their attention by name, "
+            f"got a {type(part).__name__} without any"
+        )
+    name = before if before not in (GENERAL, None) else "sdpa"
+    config._attn_implementation_internal = name
+    try:
+        if _ignores_positions(part):
+            raise ValueError(
+                f"model: expected a {type(part).__name__} to depend on position_ids before they are switched off; it "
+                "does not, so it cannot be seen whether they are"
+            )
+        found = [*_switch_off(part)]
+        for layer in layers:
+            give_slopes(layer, slopes)
+        vars(part)[_BEFORE] = name
+        config._attn_implementation_internal = GENERAL
+        if not found or not _ignores_positions(part):
+            raise ValueError(
+                f"model: expected the positions of a {type(part).__name__} to be rotary embeddings or a table of "
+                f"learned ones, which can be switched off; {'some are left' if found else 'found neither'}"
+            )
+    except BaseException:
+        restore_positions(model)
+        config._attn_implementation_internal = before
+        raise
+    return model
+
+
+def restore_positions(model: nn.Module) -> None:
+    """Undo `replace_positions`; any other model is left alone."""
+    for part in model.modules():
+        if not isinstance(part, PreTrainedModel) or _BEFORE not in vars(part):
+            continue
+        part.config._attn_implementation_internal = vars(part).pop(_BEFORE)
+        for module in part.modules():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                for key, hook in list(hooks.items()):
+                    if hook in _HOOKS:
+                        del hooks[key]
+                        module._forward_pre_hooks_with_kwargs.pop(key, None)
+            vars(module).pop("alibi_slopes", None)
+            if vars(module).pop("_alibi_froze", False):
+                module.weight.requires_grad_(True)
+
+
+def _only_part(model: nn.Module) -> Any:
+    """The model proper, inside whatever wraps it."""
+    parts = [each for each in model.modules() if isinstance(each, PreTrainedModel)]
+    if not parts:
+        raise ValueError(f"model: expected a PreTrainedModel of Transformers, got a {type(model).__name__}")
+    part, config = parts[0], parts[0].config
+    if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
+        raise ValueError(
+            f"model: expected self-attention alone, got a {type(part).__name__} with cross-attention; ALiBi has no "
+            "distances between two sequences"
+        )
+    if any(each.config is not config for each in parts):
+        raise ValueError(
+            f"model: expected one model of one configuration, got several in a {type(part).__name__}; call this for "
+            "the language model alone"
+        )
+    if config._attn_implementation == NATIVE or not hasattr(config, "num_attention_heads"):
+        raise ValueError(
+            f"model: expected one with positions of its own, got a {type(part).__name__}; enable(model) is for models "
+            "that have ALiBi already"
+        )
+    if next(part.parameters()).is_meta:
+        raise ValueError("model: expected weights, got meta tensors; load them first: the result is tried out")
+    return part
+
+
+def _dispatches(module: nn.Module) -> bool:
+    return hasattr(module, "is_causal") and hasattr(module, "config") and not isinstance(module, PreTrainedModel)
+
+
+def _switch_off(part: nn.Module) -> Iterator[nn.Module]:
+    for name, module in part.named_modules():
+        if "RotaryEmbedding" in type(module).__name__:
+            module.register_forward_hook(no_rotation)
+        elif isinstance(module, nn.Embedding) and name.split(".")[-1] in _TABLES:
+            module.register_forward_pre_hook(first_row)
+            module.register_forward_hook(no_embedding)
+            if module.weight.requires_grad:
+                module.weight.requires_grad_(False)
+                vars(module)["_alibi_froze"] = True
+        elif isinstance(getattr(module, "position_ids", None), Tensor) and _takes_positions(module):
+            module.register_forward_pre_hook(no_positions, with_kwargs=True)
+            continue
+        else:
+            continue
+        yield module
+
+
+def no_rotation(module: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    """A turn by the angle 0."""
+    if not isinstance(output, tuple) or len(output) != 2:
+        raise ValueError(f"model: expected {type(module).__name__} to give a cosine and a sine, got {type(output)}")
+    return torch.ones_like(output[0]), torch.zeros_like(output[1])
+
+
+def first_row(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG001
+    """Positions past the end of a table are no reason to fail any more."""
+    return (torch.zeros_like(inputs[0]), *inputs[1:])
+
+
+def no_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.zeros_like(output)
+
+
+def no_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:  # noqa: ARG001
+    """Position 0 for every token: a buffer of position ids ends where the table did."""
+    given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    if given is None:
+        given = args[0]
+    ids = torch.zeros(1, given.shape[1], dtype=torch.int64, device=given.device)
+    return args, {**kwargs, "position_ids": ids}
+
+
+_HOOKS = (no_rotation, first_row, no_embedding, no_positions)
+
+
+def _takes_positions(module: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(module.forward).parameters
+
+
+@torch.no_grad()
+def _ignores_positions(part: Any) -> bool:
+    """Whether the output is the same for tokens in place and for positions all mixed up."""
+    base = part.base_model
+    if not _takes_positions(base):
+        raise ValueError(
+            f"model: expected a {type(base).__name__} that takes position_ids, by which the result is tried"
+        )
+    device = part.get_input_embeddings().weight.device
+    ids = torch.arange(_PROBE, device=device).unsqueeze(0) % part.config.vocab_size
+    mixed = torch.tensor([[0, 5, 1, 4, 2, 3]], device=device)
+    modes = [(module, module.training) for module in part.modules()]
+    part.eval()
+    try:
+        # A mask is given so that mixed positions are not taken for packed sequences.
+        options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "return_dict": True}
+        placed, moved = (
+            base(**options, position_ids=at)[0] for at in (torch.arange(_PROBE, device=device)[None], mixed)
+        )
+    finally:
+        for module, training in modes:
+            module.training = training
+    return bool(torch.equal(placed, moved))

@@ -1,0 +1,20 @@
+"""Making the names known to Transformers."""
+
+from __future__ import annotations
+
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.models.falcon.modeling_falcon import FALCON_ATTENTION_CLASSES
+
+from alibi_attention.integrations.transformers.general import alibi_forward, refuse_native
+from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE, padding_mask
+from alibi_attention.integrations.transformers.native import ALiBiFalconAttention
+
+
+def register() -> None:
+    """``attn_implementation="alibi"`` for models that choose their attention by name, Falcon among them."""
+    AttentionInterface.register(GENERAL, alibi_forward)
+    AttentionInterface.register(NATIVE, refuse_native)
+    for name in (GENERAL, NATIVE):
+        AttentionMaskInterface.register(name, padding_mask)
+        FALCON_ATTENTION_CLASSES[name] = ALiBiFalconAttention

@@ -1,0 +1,280 @@
+"""The bound on what was evicted is above the truth, and whatever exceeds the tolerance is heard of."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streams import Stream, evicted_tokens, stream, true_shares
+from torch import Tensor
+
+from alibi_attention import HorizonCache, HorizonViolation, HorizonWarning, KVCache, alibi_attention
+from alibi_attention.cache.audit import Mass, make_grid
+from alibi_attention.cache.sizes import group_heads
+
+STEEP = torch.tensor([0.5, 0.3, 0.2, 0.1])
+
+
+def feed(cache: HorizonCache, whole: Stream, *sizes: int, slopes: Tensor = STEEP) -> Tensor:
+    for part in whole.parts(*sizes):
+        cache.append(part.key, part.value)
+        out: Tensor = cache.attend(part.query, slopes)
+    return out
+
+
+@settings(max_examples=30)
+@given(
+    kind=st.sampled_from(["normal", "growing", "outliers", "common mean", "wide queries", "last keys small"]),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 999),
+)
+def test_the_bound_is_above_what_was_dropped(kind: str, kv_heads: int, seed: int) -> None:
+    """Windows far too small on purpose, so that what is dropped is large enough to be told from rounding."""
+    torch.manual_seed(seed)
+    whole = stream(2100, kv_heads=kv_heads, dtype=torch.float64, mean=3.0 if kind == "common mean" else 0.0)
+    query, key, value = whole
+    if kind == "growing":
+        key *= torch.linspace(4.0, 0.1, 2100)[:, None]
+    elif kind == "outliers":
+        key[:, :, ::97] *= 12.0
+    elif kind == "wide queries":
+        query *= 1.0 + 5.0 * torch.rand(2100, 1)
+    elif kind == "last keys small":
+        key[:, :, 1600:] *= 0.01
+    slopes = torch.tensor([0.02, 0.005, 0.01, 0.03])
+    cache = HorizonCache(window=100, on_violation="warn")
+    checked = 0
+    for part in Stream(query, key, value).parts(200, 1, 1):
+        cache.append(part.key, part.value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HorizonWarning)
+            cache.attend(part.query, slopes)
+        gone = evicted_tokens(cache)
+        if not bool((gone > 0).any()):
+            continue
+        end, count = cache.length, part.query.shape[2]
+        # The first tile is kept apart, and merged where it may matter: what it holds is not dropped.
+        if cache.certificate().sink_reads:
+            continue
+        true = true_shares(part.query, key[:, :, :end], slopes, gone, end - count)
+        bound = cache.dropped_shares()[0]
+        assert bool((bound >= true).all())
+        checked += 1
+        if kind == "normal":
+            # Not to be met by a bound that says nothing: Cauchy-Schwarz costs norm times norm, some ten nats here.
+            assert float((bound / true).log().amax()) < 40.0
+    certificate = cache.certificate()
+    assert checked or certificate.sink_reads
+    assert certificate.violations > 0
+    assert certificate.dropped_share >= float(cache.dropped_shares().amax())
+
+
+def _shrinking(length: int = 3000) -> Stream:
+    """Old keys that a late, long query finds in the end: it lies along one of them."""
+    whole = stream(length)
+    query = whole.query.clone()
+    query[:, :, -1] = 400.0 * whole.key[:, :, 1500] / whole.key[:, :, 1500].norm(dim=-1, keepdim=True)
+    return Stream(query, whole.key, whole.value)
+
+
+def test_a_violation_raises() -> None:
+    whole = _shrinking()
+    cache = HorizonCache()
+    before, last = (Stream(*(t[:, :, part] for t in whole)) for part in (slice(0, 2999), slice(2999, 3000)))
+    feed(cache, before, 300, 1)
+    assert cache.certificate().violations == 0
+    cache.append(last.key, last.value)
+    with pytest.raises(
+        HorizonViolation,
+        match=r"evicted keys may hold up to .* times the softmax mass kept, tolerance 5.96e-08, for the token at 2,999 "
+        r"\(batch row 0, head \d; \d rows of this call\); keep more with window= or headroom=, loosen tolerance=, or",
+    ):
+        cache.attend(last.query, STEEP)
+    certificate = cache.certificate()
+    assert certificate.violations > 0
+    assert certificate.dropped_share > certificate.tolerance
+    # Nothing is lost by it: the next row is judged by itself.
+    cache.append(last.key, last.value)
+    cache.attend(before.query[:, :, -1:], STEEP)
+
+
+def test_a_violation_warns_every_time() -> None:
+    whole = _shrinking()
+    cache = HorizonCache(on_violation="warn")
+    feed(cache, Stream(*(t[:, :, :-1] for t in whole)), 300)
+    for count in (1, 2):
+        cache.append(whole.key[:, :, -1:], whole.value[:, :, -1:])
+        with pytest.warns(HorizonWarning, match="HorizonCache: evicted keys may hold up to"):
+            cache.attend(whole.query[:, :, -1:], STEEP)
+        assert cache.certificate().violations >= count
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_violation_is_answered_from_the_full_cache(own: bool) -> None:
+    whole = _shrinking()
+    cache = HorizonCache(on_violation="refetch", backing=KVCache() if own else "cpu")
+    out = feed(cache, whole, 299, 1)
+    assert cache.certificate().refetches == 1
+    want = alibi_attention(*(t.double() for t in whole), STEEP, tolerance=0.0)[:, :, -out.shape[2] :]
+    torch.testing.assert_close(out.double(), want, rtol=1e-4, atol=1e-5)
+    cache.reorder(torch.tensor([0, 0]))
+    cache.append(*(t[:, :, -1:].repeat(2, 1, 1, 1) for t in whole[1:]))
+    again = cache.attend(whole.query[:, :, -1:].repeat(2, 1, 1, 1), STEEP)
+    assert cache.certificate().refetches == 2
+    torch.testing.assert_close(again[0], again[1])
+    cache.reset()
+    assert cache.length == 0
+    cache.append(whole.key[:, :, :3], whole.value[:, :, :3])
+
+
+@pytest.mark.parametrize("where", ["value", "key"])
+def test_what_is_not_finite_is_never_forgotten_in_silence(where: str) -> None:
+    whole = stream(2600)
+    getattr(whole, where)[0, 2, 900, 3] = math.inf
+    cache = HorizonCache()
+    with pytest.raises(HorizonViolation, match=r"may hold up to 1.01e\+304 times the softmax mass .* head 2;"):
+        feed(cache, whole, 100)
+    # A row that is no number itself loses nothing.
+    whole = stream(2600)
+    whole.query[0, 1, 2500] = math.nan
+    out = feed(HorizonCache(), whole, 100)
+    assert bool(out[0, 1, 0].isnan().all())
+    assert bool(out[0, 1, 1:].isfinite().all())
+
+
+def test_a_sink_is_read_as_long_as_it_matters() -> None:
+    """The first key is long, and all queries lean towards it; the others of its tile are as any other."""
+    torch.manual_seed(1)
+    whole = stream(8000)
+    query, key, value = whole
+    direction = torch.nn.functional.normalize(torch.randn(1, 4, 1, 16), dim=-1)
+    query += 4.0 * direction
+    key[:, :, :1] = 130.0 * direction
+    key[:, :, 1:] -= 0.5 * direction
+    # Looked at from 2000 tokens on, the sink of the third head has about as much mass as all near keys.
+    slopes = torch.tensor([0.3, 0.2, 0.06, 0.09])
+    full, cache = KVCache(), HorizonCache()
+    reads = []
+    for part in Stream(query, key, value).parts(250, 1):
+        for each in (full, cache):
+            each.append(part.key, part.value)
+        want, want_lse = full.attend(part.query, slopes, return_lse=True)
+        out, lse = cache.attend(part.query, slopes, return_lse=True)
+        torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(lse, want_lse, rtol=1e-5, atol=1e-5)
+        reads.append(cache.certificate().sink_reads)
+    certificate = cache.certificate()
+    assert certificate.violations == 0
+    assert bool((certificate.evicted > 64).all())
+    # Needed for a while, and then no more.
+    assert reads[-1] == reads[-6] > 3
+
+
+def test_windows_widen_before_they_are_too_small() -> None:
+    torch.manual_seed(2)
+    whole = stream(7000)
+    whole.query.mul_(torch.linspace(0.1, 12.0, 7000)[:, None])
+    early, late = (Stream(*(t[:, :, part] for t in whole)) for part in (slice(0, 2500), slice(2500, 7000)))
+    cache = HorizonCache()
+    feed(cache, early, 50)
+    windows = cache.certificate().windows
+    out = feed(cache, late, 50)
+    assert cache.certificate().violations == 0
+    assert bool((cache.certificate().windows >= windows).all())
+    assert int(cache.certificate().windows[3]) > int(windows[3]) + 512
+    want = alibi_attention(*(t.double() for t in whole), STEEP)[:, :, -50:]
+    torch.testing.assert_close(out.double(), want, rtol=1e-4, atol=1e-5)
+    # The windows of the beginning would not have done.
+    with pytest.raises(HorizonViolation):
+        feed(HorizonCache(window=[1, 1, 1, 150]), whole, 50)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 999), kv_heads=st.sampled_from([1, 2]))
+def test_caps_guarantee_it_against_the_worst(seed: int, kv_heads: int) -> None:
+    """Old keys at their cap along the query, near keys at their cap against it."""
+    torch.manual_seed(seed)
+    length, cap_q, cap_k = 2500, 5.0, 3.0
+    slopes = torch.tensor([0.4, 0.3])
+    direction = torch.nn.functional.normalize(torch.randn(1, kv_heads, 1, 16, dtype=torch.float64), dim=-1)
+    cache = HorizonCache("guaranteed", query_norm=cap_q, key_norm=[cap_k] * kv_heads)
+    key = (cap_k * direction).expand(1, kv_heads, length, 16).clone()
+    value = torch.randn(1, kv_heads, length, 16, dtype=torch.float64)
+    query = (cap_q * direction).repeat_interleave(2 // kv_heads, 1)
+    for start in range(0, length - 100, 100):
+        at = slice(start, start + 100)
+        cache.append(key[:, :, at], value[:, :, at])
+        cache.attend(query.expand(-1, -1, 100, -1), slopes)
+    evicted = evicted_tokens(cache)
+    assert bool((evicted > 0).all())
+    # Everything the cache still holds turns against the query.
+    for head in range(kv_heads):
+        key[:, head, int(evicted[head]) :] *= -1.0
+    at = length - 101
+    true = true_shares(query, key[:, :, : at + 1], slopes, evicted, at)[:, 0]
+    bound = cache.dropped_shares()
+    assert bool((true <= bound).all())
+    assert float(bound.amax()) <= 2.0**-53
+    certificate = cache.certificate()
+    assert certificate.mode == "guaranteed"
+    assert certificate.dropped_share == float(bound.amax())
+    assert certificate.checked == certificate.violations == 0
+
+
+def test_norms_above_their_caps_are_refused() -> None:
+    whole = stream(10)
+    cache = HorizonCache("guaranteed", query_norm=20.0, key_norm=[20.0, 20.0, 1.0, 20.0])
+    with pytest.raises(
+        ValueError, match=r"key: expected norms up to the cap key_norm, 1, got \d.* batch row 0, head 2"
+    ):
+        cache.append(whole.key, whole.value)
+    assert cache.length == 0
+    cache = HorizonCache("guaranteed", query_norm=20.0, key_norm=20.0)
+    cache.append(whole.key, whole.value)
+    with pytest.raises(
+        ValueError, match=r"query: expected norms up to the cap query_norm, 20, got \d{3}.* or use mode='a"
+    ):
+        cache.attend(100 * whole.query, STEEP)
+    spoilt = whole.value.clone()
+    spoilt[0, 1, 3] = math.nan
+    with pytest.raises(
+        ValueError, match="value: expected finite numbers in mode='guaranteed', got others in batch row 0"
+    ):
+        cache.append(whole.key, spoilt)
+    with pytest.raises(ValueError, match="key_norm: expected one number or 4, one for each head, got 2"):
+        HorizonCache("guaranteed", query_norm=1.0, key_norm=[1.0, 2.0]).append(whole.key, whole.value)
+
+
+@given(seed=st.integers(0, 999))
+def test_lines_bound_the_mass_at_any_norm(seed: int) -> None:
+    torch.manual_seed(seed)
+    slopes = torch.tensor([0.1, 0.02], dtype=torch.float64)
+    mass = Mass(1, make_grid(torch.tensor([2.0, 5.0], dtype=torch.float64)))
+    radii = 4.0 * torch.rand(1, 2, 300, dtype=torch.float64)
+    place = 0
+    for first in range(0, 300, 100):
+        mass.fade(slopes, first + 150 - place)
+        place = first + 150
+        ages = place - torch.arange(first, first + 100, dtype=torch.float64)
+        mass.add(torch.tensor([0, 1]), radii[:, :, first : first + 100], slopes, ages)
+    at, rise = mass.lines()
+    for rho in (0.0, 0.3, 1.9, 5.0, 11.0, 60.0):
+        distance = place - torch.arange(300, dtype=torch.float64)
+        true = (rho * radii[0] - slopes[:, None] * distance).logsumexp(-1)
+        bound = (at + rho * rise).amax(-1)[0, :, 0]
+        assert bool((bound >= true - 1e-9).all())
+        # The chord of a convex function over a quarter of the usual norm loses little.
+        assert rho > 5.0 or float((bound - true).amax()) < 1.0
+
+
+def test_heads_are_grouped_by_how_far_they_reach() -> None:
+    geometric = [40.0 * 2**head for head in range(1, 9)]
+    assert group_heads(geometric) == [[0, 1, 2, 3, 4], [5, 6], [7]]
+    assert group_heads([100.0] * 6) == [[0, 1, 2, 3, 4, 5]]
+    assert group_heads([9000.0, 100.0, 9000.0, 200.0]) == [[1, 3], [0, 2]]
+    assert group_heads([math.inf, 100.0]) == [[1], [0]]
+    assert group_heads([math.inf, math.inf]) == [[0, 1]]

@@ -1,0 +1,220 @@
+"""`alibi generate`: text on one stream, everything else on the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from alibi_attention.cli.app import app
+from alibi_attention.lab.checkpoint import save_tensors
+from alibi_attention.lab.config import make_config
+from alibi_attention.lab.files import write_json
+from alibi_attention.lab.model import build_decoder
+from alibi_attention.lab.runs import RunFolder
+from alibi_attention.lab.schema import SCHEMA_VERSION
+from alibi_attention.lab.trained import load_trained
+
+COMMAND = [sys.executable, "-m", "alibi_attention.cli"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose decoders were never trained: they babble bytes, and that is text enough."""
+    root = tmp_path_factory.mktemp("run")
+    config = make_config({"length": 16, "layers": 1, "heads": 2, "width": 16})
+    folder = RunFolder(root)
+    write_json(folder.config, {"schema_version": SCHEMA_VERSION, "config": config.model_dump(mode="json")})
+    for method in ("alibi", "rope"):
+        folder.weights(method).parent.mkdir()
+        save_tensors(folder.weights(method), build_decoder(config, method).state_dict(), {})
+    return root
+
+
+def invoke(*arguments: object, **options: Any) -> Any:
+    return CliRunner().invoke(app, ["generate", *map(str, arguments)], **options)
+
+
+def test_text_and_figures_go_their_own_ways(run_folder: Path) -> None:
+    done = invoke(run_folder, "abc", "--max-tokens", 30, "--seed", 3, "--past-end")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout
+    assert "30 tokens in" in done.stderr
+    assert "tokens/s), prompt 4 tokens in" in done.stderr
+    assert "ended by length" in done.stderr
+    assert "cache: 0." in done.stderr
+    again = invoke(run_folder, "abc", "--max-tokens", 30, "--seed", 3, "--past-end", "--quiet")
+    assert again.stdout_bytes == done.stdout_bytes
+    assert again.stderr == ""
+    other = invoke(run_folder, "abc", "--max-tokens", 30, "--seed", 4, "--past-end", "--quiet")
+    assert other.stdout_bytes != done.stdout_bytes
+
+
+def test_the_prompt_comes_three_ways(run_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("dé\n", encoding="utf-8")
+    how = ("--max-tokens", 20, "--seed", 1, "--quiet", "--past-end")
+    given = invoke(run_folder, "dé\n", *how)
+    assert given.stdout_bytes
+    assert invoke(run_folder, "--prompt-file", file, *how).stdout_bytes == given.stdout_bytes
+    assert invoke(run_folder, "-", *how, input="dé\n").stdout_bytes == given.stdout_bytes
+    assert invoke(run_folder, *how, input="dé\n").stdout_bytes == given.stdout_bytes
+
+
+def test_greedy_text_is_the_models_own_and_either_cache_gives_it(run_folder: Path) -> None:
+    decoder, _ = load_trained(run_folder, "alibi")
+    tokens = [0, *b"start"]
+    with torch.inference_mode():
+        for _ in range(40):
+            tokens.append(int(decoder(torch.tensor([tokens]))[0, -1].argmax()))
+    want = bytes(tokens[6:]).replace(b"\0", b"\n").decode("utf-8", "replace")
+    for options in (("--cache", "full"), ("--cache", "horizon"), ("--cache", "full", "--top-k", 1, "--temperature", 1)):
+        given = ("--temperature", 0, *options) if "--top-k" not in options else options
+        done = invoke(run_folder, "start", "--max-tokens", 40, "--past-end", *given)
+        assert done.stdout_bytes.decode() == want
+    # A stop within that text.
+    cut = want[10:12]
+    done = invoke(run_folder, "start", "--max-tokens", 40, "--past-end", "--temperature", 0, "--stop", cut)
+    assert done.stdout_bytes.decode() == want[: want.index(cut)]
+    assert "ended by stop" in done.stderr
+
+
+def test_other_methods_generate_too(run_folder: Path) -> None:
+    done = invoke(run_folder, "x", "--method", "rope", "--max-tokens", 12, "--past-end")
+    assert done.exit_code == 0
+    assert "(RoPE): 12 tokens" in done.stderr
+    refused = invoke(run_folder, "x", "--method", "rope", "--cache", "horizon")
+    assert refused.exit_code == 2
+    assert (
+        "error: --cache: expected full for RoPE, got horizon\n  only a bias that grows with distance" in refused.stderr
+    )
+
+
+def test_an_endless_text_forgets(run_folder: Path) -> None:
+    done = invoke(run_folder, "x" * 4000, "--cache", "horizon", "--max-tokens", 1200, "--past-end")
+    assert done.exit_code == 0, done.stderr
+    assert "horizon: up to " in done.stderr
+    assert "up to 0 tokens" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("nowhere",),
+            "error: SOURCE: expected the folder of a run of alibi extrapolate, or of a Transformers model, got ",
+        ),
+        (
+            ("RUN", "--max-tokens", -1),
+            "error: --max-tokens: expected 0 or more, got -1\n  0 goes on until the text ends",
+        ),
+        (("RUN", "--cache", "big"), "error: --cache: expected full or horizon, got 'big'\n"),
+        (("RUN", "--temperature", -2), "error: --temperature: expected 0 or more, got -2.0\n"),
+        (("RUN", "--top-p", 2), "error: --top-p: expected a probability above 0 and up to 1, got 2.0\n"),
+        (("RUN", "--stop", ""), "error: --stop: expected some text, got an empty string\n"),
+        (("RUN", "--seed", -5), "error: --seed: expected a whole number from 0 to"),
+        (
+            ("RUN", "--method", "sinusoidal"),
+            "error: --method: expected a method that was trained, got 'sinusoidal', of",
+        ),
+        (("RUN", "--dtype", "bfloat16"), "error: --dtype: expected none for a run of the laboratory, got bfloat16\n"),
+        (("RUN", "hello", "--prompt-file", "x"), "error: --prompt-file: expected without a prompt on the command line"),
+        (
+            ("RUN", "--prompt-file", "/nowhere/x"),
+            "error: --prompt-file: expected a file that can be read, got /nowhere/x",
+        ),
+    ],
+)
+def test_refusals(run_folder: Path, arguments: tuple[object, ...], message: str) -> None:
+    done = invoke(*(run_folder if each == "RUN" else each for each in arguments), input="")
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_folders_that_hold_no_model(tmp_path: Path) -> None:
+    assert "which has no config.json" in invoke(tmp_path, "x").stderr
+    (tmp_path / "config.json").write_text("[]", encoding="utf-8")
+    assert "which describes neither" in invoke(tmp_path, "x").stderr
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    assert "error: SOURCE: expected the folder of a run" in invoke(tmp_path, "x").stderr
+
+
+def test_ctrl_c_keeps_the_text_and_says_what_was_done(run_folder: Path) -> None:
+    command = [*COMMAND, "generate", str(run_folder), "abc", "--max-tokens", "0", "--past-end", "--cache", "horizon"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    first = os.read(process.stdout.fileno(), 1)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    # Whole characters to the end.
+    assert (first + rest).decode("utf-8")
+    assert b"ended by interrupted" in errors
+    assert b"Traceback" not in errors
+    assert b"cache: " in errors
+
+
+def test_a_reader_that_has_enough_is_no_error(run_folder: Path) -> None:
+    command = [*COMMAND, "generate", str(run_folder), "abc", "--max-tokens", "0", "--past-end"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.read(5)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("family", ["bloom", "mpt"])
+def test_a_transformers_directory(tmp_path: Path, family: str) -> None:
+    pytest.importorskip("alibi_attention.integrations.transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    import transformers
+
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"</s>": 0, **{piece: number for number, piece in enumerate(alphabet, 1)}}
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = tokenizers.decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>").save_pretrained(tmp_path)
+    common = {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(0)
+    if family == "bloom":
+        config = transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **common)
+    else:
+        config = transformers.MptConfig(d_model=32, n_layers=2, n_heads=4, max_seq_len=64, **common)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+
+    ids = raw.encode("hé").ids
+    with torch.no_grad():
+        stock = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False, eos_token_id=10**6)[
+            0, len(ids) :
+        ]
+    want = "".join("\n" if int(token) == 0 else raw.decode([int(token)]) for token in stock)
+    for cache in ("full", "horizon"):
+        done = invoke(tmp_path, "hé", "--max-tokens", 40, "--past-end", "--temperature", 0, "--cache", cache)
+        assert done.exit_code == 0, done.stderr
+        if "\N{REPLACEMENT CHARACTER}" not in want:
+            assert done.stdout_bytes.decode() == want
+        assert f"({family}): 40 tokens in" in done.stderr
+    refused = invoke(tmp_path, "x", "--method", "alibi")
+    assert "error: --method: expected none for a Transformers directory, got alibi" in refused.stderr
+    other = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64, **common)
+    transformers.GPT2LMHeadModel(other).save_pretrained(tmp_path)
+    refused = invoke(tmp_path, "x")
+    assert refused.exit_code == 2
+    assert "error: SOURCE: expected a model with ALiBi, got" in refused.stderr
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert "error: SOURCE: expected a causal language model and its tokenizer, got" in invoke(tmp_path, "x").stderr

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from alibi_attention.generation.sampling import Sampling
+from alibi_attention.generation.text import ByteText, Stops, TokenText
+from alibi_attention.lab.errors import LabError
+
+LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.2, 0.3]))
+
+
+def test_probabilities_are_the_definition() -> None:
+    torch.testing.assert_close(Sampling().probabilities(LOGITS), torch.tensor([0.1, 0.4, 0.2, 0.3]))
+    squared = torch.tensor([0.01, 0.16, 0.04, 0.09])
+    torch.testing.assert_close(Sampling(temperature=0.5).probabilities(LOGITS), squared / squared.sum())
+    torch.testing.assert_close(Sampling(top_k=2).probabilities(LOGITS), torch.tensor([0.0, 4 / 7, 0.0, 3 / 7]))
+    torch.testing.assert_close(Sampling(top_p=0.6).probabilities(LOGITS), torch.tensor([0.0, 4 / 7, 0.0, 3 / 7]))
+    torch.testing.assert_close(Sampling(top_p=0.75).probabilities(LOGITS), torch.tensor([0.0, 4 / 9, 2 / 9, 3 / 9]))
+    torch.testing.assert_close(Sampling(top_p=1e-9).probabilities(LOGITS), torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    # top_p is taken of what temperature and top_k leave.
+    both = Sampling(temperature=0.5, top_k=3, top_p=0.5).probabilities(LOGITS)
+    torch.testing.assert_close(both, torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    assert Sampling(temperature=1e-30).probabilities(1e6 * LOGITS)[1] == 1.0
+
+
+def test_choices_follow_the_seed_and_the_shares() -> None:
+    sampling = Sampling()
+    draws = [
+        sampling.choose(LOGITS, generator) for generator in [torch.Generator().manual_seed(5)] for _ in range(4000)
+    ]
+    again = [sampling.choose(LOGITS, generator) for generator in [torch.Generator().manual_seed(5)] for _ in range(50)]
+    assert draws[:50] == again
+    for token, share in enumerate((0.1, 0.4, 0.2, 0.3)):
+        # Six standard deviations of a binomial.
+        assert abs(draws.count(token) / 4000 - share) < 6 * math.sqrt(share * (1 - share) / 4000)
+    assert Sampling(temperature=0.0).choose(LOGITS, torch.Generator()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature: expected 0 or more, got -1.0; 0 takes the likeliest token"),
+        ({"temperature": math.nan}, "temperature: expected 0 or more, got nan"),
+        ({"top_k": -1}, "top_k: expected 0 or more, got -1; 0 allows every token"),
+        ({"top_p": 0.0}, "top_p: expected a probability above 0 and up to 1, got 0.0; 1 allows every token"),
+    ],
+)
+def test_numbers_out_of_range(options: dict[str, float], message: str) -> None:
+    with pytest.raises(LabError, match=message):
+        Sampling(**options)  # type: ignore[arg-type]
+
+
+def test_logits_that_are_no_numbers() -> None:
+    with pytest.raises(LabError, match="source: expected a model whose logits are numbers, got NaN or infinity"):
+        Sampling().choose(torch.tensor([0.0, math.nan]), torch.Generator())
+
+
+def test_bytes_become_whole_characters() -> None:
+    reader = ByteText()
+    pieces = [reader.push(byte) for byte in "aé€😀".encode()]
+    assert pieces == ["a", "", "é", "", "", "€", "", "", "", "😀"]
+    assert reader.push(0xE2) == ""
+    assert reader.end() == "\N{REPLACEMENT CHARACTER}"
+    assert ByteText().push(0xFF) == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_tokens_become_whole_characters() -> None:
+    # A vocabulary in which a token may be part of a character, and the first token loses its blank.
+    vocabulary = [b" a", b" b", "€".encode()[:2], "€".encode()[2:], b"\xff"]
+
+    def decode(tokens: list[int]) -> str:
+        return b"".join(vocabulary[token] for token in tokens).decode("utf-8", "replace").removeprefix(" ")
+
+    reader = TokenText(decode)
+    assert [reader.push(token) for token in (0, 1, 2, 3, 1)] == ["a", " b", "", "€", " b"]
+    assert reader.push(4) == ""
+    assert reader.end() == "\N{REPLACEMENT CHARACTER}"
+    many = TokenText(decode)
+    tokens = [0, 1, 2, 3] * 50
+    assert "".join(map(many.push, tokens)) + many.end() == decode(tokens)
+
+
+def test_stops_are_met_across_pieces() -> None:
+    stops = Stops(["END", "\n\n"])
+    assert [stops.push(piece) for piece in ("one E", "N", "T", "\n", "x\n", "\nrest", "more")] == [
+        "one ", "", "ENT", "", "\nx", "", "",
+    ]  # fmt: skip
+    assert stops.met
+    assert stops.end() == ""
+    unmet = Stops(["END"])
+    assert unmet.push("the EN") == "the "
+    assert unmet.end() == "EN"
+    assert not unmet.met
+    first = Stops(["b", "ab"])
+    assert first.push("xxab") == "xx"
+    assert Stops([]).push("all") == "all"

@@ -1,0 +1,295 @@
+"""Configurations of the families with linear biases, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from alibi_attention import alibi_slopes, certify
+from alibi_attention.integrations.inspect import AlibiModel, NotAlibi, describe, report
+from alibi_attention.integrations.inspect.description import rounding_of_positions
+
+# As the models' own config.json have them, less what does not matter here.
+BLOOM = {"model_type": "bloom", "n_head": 112, "n_embed": 14336, "n_layer": 70, "seq_length": 2048}
+MPT = {
+    "model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 65536, "use_cache": False,
+    "torch_dtype": "bfloat16", "attn_config": {"alibi": True, "alibi_bias_max": 16, "clip_qkv": 6, "prefix_lm": False},
+}  # fmt: skip
+FALCON = {
+    "model_type": "falcon", "alibi": True, "hidden_size": 2048, "num_attention_heads": 32, "num_hidden_layers": 24,
+    "multi_query": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+BAICHUAN = {
+    "model_type": "baichuan", "hidden_size": 5120, "num_attention_heads": 40, "num_hidden_layers": 40,
+    "model_max_length": 4096, "torch_dtype": "bfloat16",
+}  # fmt: skip
+JAIS = {
+    "model_type": "jais", "position_embedding_type": "alibi", "n_embd": 5120, "n_head": 40, "n_layer": 40,
+    "n_positions": 2048, "mup_scale_qk_dot_by_d": True,
+}  # fmt: skip
+BTLM = {**JAIS, "model_type": "btlm", "n_embd": 2560, "n_head": 32, "n_layer": 32, "n_positions": 8192}
+REPLIT = {
+    "model_type": "mpt", "_name_or_path": "replit/replit-code-v1_5-3b", "d_model": 3072, "n_heads": 24, "n_layers": 32,
+    "max_seq_len": 4096, "attn_config": {"alibi": True, "alibi_bias_max": 8, "kv_n_heads": 8},
+}  # fmt: skip
+REPLIT_V1 = {
+    "model_type": "replit_lm", "alibi": True, "alibi_bias_max": 8, "d_model": 2560, "n_heads": 32, "n_layers": 32,
+    "max_seq_len": 2048,
+}  # fmt: skip
+REFACT = {
+    "model_type": "gpt_refact", "n_embd": 2048, "n_head": 32, "n_layer": 32, "n_positions": 4096, "multi_query": True,
+}  # fmt: skip
+BERT = {"model_type": "bert", "hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12}
+JINA = {**BERT, "position_embedding_type": "alibi", "max_position_embeddings": 8192}
+MOSAIC = {**BERT, "alibi_starting_size": 512, "max_position_embeddings": 512}
+DNABERT = {**MOSAIC, "position_embedding_type": "absolute", "_name_or_path": "zhihan1996/DNABERT-2-117M"}
+DATA2VEC = {
+    "model": {
+        "depth": 8, "num_heads": 12, "embed_dim": 768,
+        "modalities": {"audio": {"use_alibi_encoder": True, "learned_alibi_scale": True, "alibi_scale": 0.5}},
+    }
+}  # fmt: skip
+
+# layers, heads, key heads, head_dim, causal, length
+SIZES: list[tuple[str, dict[str, Any], tuple[int, int, int, int, bool, int | None]]] = [
+    ("BLOOM", BLOOM, (70, 112, 112, 128, True, 2048)),
+    ("MPT", MPT, (32, 32, 32, 128, True, 65536)),
+    ("Falcon", FALCON, (24, 32, 32, 64, True, None)),
+    ("Baichuan-13B", BAICHUAN, (40, 40, 40, 128, True, 4096)),
+    ("Jais", JAIS, (40, 40, 40, 128, True, 2048)),
+    ("BTLM", BTLM, (32, 32, 32, 80, True, 8192)),
+    ("Replit", REPLIT, (32, 24, 8, 128, True, 4096)),
+    ("Replit", REPLIT_V1, (32, 32, 32, 80, True, 2048)),
+    ("Refact", REFACT, (32, 32, 1, 64, True, 4096)),
+    ("jina-embeddings-v2", JINA, (12, 12, 12, 64, False, 8192)),
+    ("MosaicBERT or DNABERT-2", MOSAIC, (12, 12, 12, 64, False, 512)),
+    ("DNABERT-2", DNABERT, (12, 12, 12, 64, False, 512)),
+    ("data2vec 2", DATA2VEC, (8, 12, 12, 64, False, None)),
+]
+
+
+def codes(model: AlibiModel) -> set[str]:
+    return {trap.code for trap in model.traps}
+
+
+@pytest.mark.parametrize(("family", "config", "sizes"), SIZES, ids=[str(n) for n in range(len(SIZES))])
+def test_each_family_is_understood(family: str, config: dict[str, Any], sizes: tuple[Any, ...]) -> None:
+    model = describe(config)
+    assert model.family == family
+    assert sizes == (model.layers, model.heads, model.kv_heads, model.head_dim, model.causal, model.length)
+    assert model.scheme == "interleaved"
+    assert ("interleaved-slopes" in codes(model)) == (model.heads not in (1, 2, 4, 8, 16, 32, 64))
+    assert ("both-ways" in codes(model)) == (not model.causal)
+
+
+def test_slopes() -> None:
+    assert torch.equal(describe(BLOOM).slopes, alibi_slopes(112, "interleaved"))
+    assert torch.equal(describe(MPT).slopes, alibi_slopes(32, bias_max=16.0))
+    assert torch.equal(describe(FALCON).slopes, alibi_slopes(32) / 8)
+    assert describe(FALCON).slope_note.startswith("divided by sqrt(head_dim) = 8")
+    assert torch.equal(describe(DATA2VEC).slopes, alibi_slopes(12, "interleaved") / 2)
+    assert torch.equal(describe({**JAIS, "alibi_scaling": {"factor": 4.0}}).slopes, alibi_slopes(40, "interleaved") / 4)
+
+
+def test_scales() -> None:
+    assert describe(JAIS).scale == 1 / 128
+    assert describe({**JAIS, "mup_scale_qk_dot_by_d": False}).scale == 128**-0.5
+    assert "scaled-by-d" in codes(describe(JAIS))
+    assert "scaled-by-d" not in codes(describe(BLOOM))
+
+
+def test_stock_models_have_these_slopes() -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom_bias
+    from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_bias
+    from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as mpt_bias
+
+    mask = torch.ones(1, 2, dtype=torch.int64)
+    for heads in (12, 16):
+        bloom = transformers.BloomConfig(n_head=heads, hidden_size=96).to_dict()
+        torch.testing.assert_close(bloom_bias(mask, heads, torch.float32)[:, 0, 1], describe(bloom).slopes)
+        mpt = transformers.MptConfig(n_heads=heads, d_model=96).to_dict()
+        torch.testing.assert_close(mpt_bias(heads, 2)[:, 0, 1] - mpt_bias(heads, 2)[:, 0, 0], describe(mpt).slopes)
+        falcon = describe(transformers.FalconConfig(num_attention_heads=heads, hidden_size=96, alibi=True).to_dict())
+        stock = falcon_bias(mask, heads, torch.float32)[:, 0, 1] / math.sqrt(96 // heads)
+        torch.testing.assert_close(stock, falcon.slopes, rtol=2.0**-8, atol=0)  # bfloat16 rounds it
+        assert falcon.kv_heads == 1
+
+
+# Traps
+
+
+def test_traps_of_mpt() -> None:
+    assert codes(describe(MPT)) == {"bias-max-ignored", "length-cap", "no-cache"}
+    assert "shared-keys" in codes(describe(REPLIT))
+    attention = {"alibi": True, "qk_ln": True, "prefix_lm": True}
+    changed = {**MPT, "attn_config": attention, "use_cache": True, "architectures": ["MptForCausalLM"]}
+    assert codes(describe(changed)) == {"length-cap", "qk-norm-ignored", "prefix-lm", "spelling"}
+
+
+def test_what_the_traps_of_mpt_say_is_so() -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def logits(length: int = 8, **attention: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        config = transformers.MptConfig(
+            d_model=16, n_heads=2, n_layers=1, max_seq_len=8, vocab_size=32, attn_config=attention
+        )
+        model = transformers.MptForCausalLM(config).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        with torch.no_grad():
+            out: torch.Tensor = model(torch.arange(length)[None]).logits
+        return out
+
+    stock = logits()
+    for ignored in ({"alibi_bias_max": 16}, {"alibi": False}, {"qk_ln": True}):
+        assert torch.equal(logits(**ignored), stock), ignored
+    with pytest.raises(RuntimeError):
+        logits(length=9)
+
+
+def test_what_the_traps_of_falcon_say_is_so() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.FalconConfig(
+        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=32, alibi=True, multi_query=False
+    )
+    assert codes(describe(config.to_dict())) == {"rounded-bias", "divided-bias", "eager-twice"}
+    outs = []
+    for implementation in ("eager", "sdpa"):
+        torch.manual_seed(0)
+        model = transformers.FalconForCausalLM._from_config(config, attn_implementation=implementation).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        with torch.no_grad():
+            outs.append(model(torch.arange(32)[None]).logits)
+    assert (outs[0] - outs[1]).abs().max() > 1e-2
+    assert "rounded-slopes" in codes(describe(FALCON))
+
+
+def test_rounding_of_the_bias() -> None:
+    # A slope of 1/2 at 8192 tokens: positions to 4096, which bfloat16 holds in steps of 16.
+    assert rounding_of_positions(torch.tensor([0.5]), 8192, torch.bfloat16) == 8.0
+    assert rounding_of_positions(torch.tensor([0.5]), 256, torch.bfloat16) == 0.0
+    assert "rounded-bias" not in codes(describe(BLOOM))
+    rounded = next(t for t in describe({**BLOOM, "dtype": "bfloat16"}).traps if t.code == "rounded-bias")
+    assert "rounds it to bfloat16: at 2,048 tokens the bias is off by up to 4 nats" in rounded.text
+
+
+def test_other_traps() -> None:
+    dense = next(trap for trap in describe(BAICHUAN).traps if trap.code == "dense-bias")
+    assert "where positions are rounded: 1.2 GiB at 4,096 tokens" in dense.text  # 40 * 4096^2 * 2 bytes
+    assert "plain-bert" in codes(describe(JINA))
+    assert "plain-bert" in codes(describe(DNABERT))
+    assert "learned-scale" in codes(describe(DATA2VEC))
+    scaled = describe({**JAIS, "alibi_scaling": {"type": "dynamic", "train_seq_len": 2048}})
+    assert "scaled-by-length" in codes(scaled)
+    assert torch.equal(scaled.slopes, describe(JAIS).slopes)
+    unknown = {"model_type": "newcomer", "alibi": True, "hidden_size": 64, "num_attention_heads": 4}
+    assert "guessed" in codes(describe({**unknown, "num_hidden_layers": 2}))
+    with pytest.raises(ValueError, match=r"^n_layer: expected in the configuration, got none"):
+        describe(unknown)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"model_type": "llama"}, "model_type 'llama': no sign of linear biases"),
+        ({}, "a configuration without model_type"),
+        ({**MPT, "attn_config": {"alibi": False}}, "MPT with attn_config.alibi off"),
+        ({**FALCON, "alibi": False}, "Falcon with alibi off: rotary"),
+        ({**BAICHUAN, "hidden_size": 4096, "num_attention_heads": 32}, "Baichuan of width 4096"),
+        ({**JAIS, "position_embedding_type": "learned"}, "Jais with position_embedding_type 'learned'"),
+        (BERT, "BERT without alibi_starting_size"),
+        ({"model_type": "x", "text_config": {"model_type": "llama"}}, "model_type 'llama'"),
+    ],
+)
+def test_models_without_linear_biases(config: dict[str, Any], text: str) -> None:
+    with pytest.raises(NotAlibi) as error:
+        describe(config)
+    assert str(error.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ([], "config: expected a JSON object, got list"),
+        ({**BLOOM, "n_head": "many"}, "n_head: expected an integer of at least 1, got 'many'"),
+        ({**BLOOM, "n_embed": 100}, "n_embed: expected a multiple of the 112 heads, got 100"),
+        ({"model_type": "bloom"}, "n_head: expected in the configuration, got none"),
+    ],
+)
+def test_damaged_configurations(config: Any, text: str) -> None:
+    with pytest.raises(ValueError, match="expected") as error:
+        describe(config)
+    assert not isinstance(error.value, NotAlibi)
+    assert str(error.value).startswith(text)
+
+
+def test_a_model_inside_a_model() -> None:
+    assert describe({"model_type": "llava_mpt", "text_config": MPT}).family == "MPT"
+
+
+# Windows and memory
+
+
+def test_windows_by_their_formula() -> None:
+    result = report(describe(MPT), logit_bound=5.0)
+    flattest = 2.0**16
+    assert float(result.guaranteed[-1]) == math.ceil((2 * 5 + 24 * math.log(2)) * flattest)
+    assert float(result.typical[-1]) == math.ceil((5 - 0.5 + 24 * math.log(2)) * flattest)
+    assert result.spans[-1].tolist() == [flattest, 5 * flattest, 10 * flattest]
+    assert report(describe(MPT)).logit_bound == math.sqrt(128)
+
+
+def test_typical_windows_are_those_of_unit_normal_queries_and_keys() -> None:
+    config = {"model_type": "bloom", "n_head": 8, "n_embed": 512, "n_layer": 1}
+    predicted = report(describe(config)).typical
+    torch.manual_seed(0)
+    query, key = (torch.randn(1, 8, 16384, 64) for _ in range(2))
+    last = certify(query[:, :, -128:], key, alibi_slopes(8))
+    measured = last.window[0, :, 0].double()
+    # Whole tiles: up to 64 keys more on the left, up to 127 for the first query of the block.
+    for head in range(8):
+        assert abs(measured[head] - predicted[head]) < 0.25 * predicted[head] + 192, head
+
+
+def test_memory() -> None:
+    result = report(describe({**REPLIT, "dtype": "bfloat16"}), lengths=[64, 10**6])
+    short, long = result.memory
+    token = 2 * 32 * 128 * 2
+    assert short.full == short.horizon == token * 8 * 64
+    assert short.keys_read < 64
+    assert long.full == token * 8 * 10**6
+    # Each key head keeps what the flattest of its three query heads needs, in tiles of 64 and the one being filled.
+    widest = result.guaranteed.view(8, 3).amax(1)
+    assert long.horizon == token * sum(64 * (math.ceil(float(window) / 64) + 1) for window in widest)
+    assert long.keys_read == pytest.approx(float(result.typical.mean()))
+    assert result.element_bytes == 2
+    assert report(describe({**REPLIT, "dtype": "float32"}), lengths=[1]).memory[0].full == 2 * token * 8
+    assert report(describe(JINA)).memory == ()
+    assert [m.length for m in report(describe(MPT)).memory] == [65536, 4 * 65536, 16 * 65536, 64 * 65536]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"lengths": []}, "lengths: expected one or more"),
+        ({"lengths": [0]}, "lengths: expected one or more"),
+        ({"logit_bound": -1.0}, "logit_bound: expected a number of at least 0, got -1.0"),
+        ({"logit_bound": math.nan}, "logit_bound: expected a number of at least 0, got nan"),
+    ],
+)
+def test_assumptions_that_cannot_be(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match="expected") as error:
+        report(describe(MPT), **options)
+    assert str(error.value).startswith(text)
+
+
+def test_configurations_are_json() -> None:
+    for _, config, _ in SIZES:
+        assert describe(json.loads(json.dumps(config))).heads

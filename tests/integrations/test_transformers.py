@@ -1,0 +1,397 @@
+"""BLOOM, MPT and Falcon compute with our operator what they compute without it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+from hf_models import KINDS, padding, small, tokens
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.bloom.modeling_bloom import BloomGelu
+from transformers.models.mpt import modeling_mpt
+
+from alibi_attention.integrations.transformers import disable, enable
+from alibi_attention.integrations.transformers.native import FusedBloomGelu
+from alibi_attention.integrations.transformers.versions import TESTED_VERSIONS, check
+
+FAMILIES = ("bloom", "mpt", "falcon")
+
+
+def logits(model, ids: Tensor, **options) -> Tensor:
+    with torch.no_grad():
+        return model(ids, use_cache=False, **options).logits
+
+
+# The same function
+
+
+@pytest.mark.parametrize("heads", [4, 6, 12, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_the_stock_model(kind: str, heads: int):
+    model, ids = small(kind, heads), tokens(2, 40)
+    stock = logits(model, ids)
+    assert stock.std() > 0.5
+    ours = logits(enable(model), ids)
+    assert (ours - stock).abs().max() <= 1e-4
+    assert torch.equal(logits(disable(model), ids), stock)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_far_keys_are_rounded_as_they_were_in_stock(kind: str):
+    """At 400 tokens bfloat16 no longer holds every position: Falcon's rounding shows in every head."""
+    model, ids = small(kind, 12, **({"max_seq_len": 400} if kind == "mpt" else {})), tokens(1, 400)
+    stock = logits(model, ids)
+    assert (logits(enable(model), ids) - stock).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding(kind: str, side: str):
+    model, ids, mask = small(kind), tokens(3, 20), padding([20, 13, 1], 20, side)
+    stock = logits(model, ids, attention_mask=mask)
+    ours = logits(enable(model), ids, attention_mask=mask)
+    assert (ours - stock)[mask.bool()].abs().max() <= 1e-4
+    assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_padding_holds_is_nothing_to_the_tokens(kind: str, side: str):
+    model, ids, mask = enable(small(kind)), tokens(2, 12), padding([12, 5], 12, side)
+    other = torch.where(mask.bool(), ids, 1 + ids % 50)
+    assert not torch.equal(ids, other)
+    before, after = (logits(model, each, attention_mask=mask)[mask.bool()] for each in (ids, other))
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("heads", [4, 6, 12, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_nearer_to_the_float32_model_than_stock_is(kind: str, heads: int):
+    """The rest of the model rounds as well: at this length the bias is what tells the two apart."""
+    model, ids = small(kind, heads, **({"max_seq_len": 400} if kind == "mpt" else {})), tokens(1, 400)
+    exact = logits(model, ids)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    stock = (logits(half, ids).float() - exact).square().mean().sqrt()
+    ours = (logits(enable(half), ids).float() - exact).square().mean().sqrt()
+    assert 0 < ours < 0.99 * stock
+
+
+# Training
+
+
+def gradients(model, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    model.zero_grad()
+    labels = ids if mask is None else ids.masked_fill(mask == 0, -100)
+    model(ids, attention_mask=mask, labels=labels).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients(kind: str, use_cache: bool):
+    model, ids, mask = small(kind).train(), tokens(3, 20), padding([20, 9, 3], 20, "right")
+    for dropout in [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]:
+        dropout.p = 0.0
+    model.config.use_cache = use_cache
+    stock = gradients(model, ids, mask)
+    ours = gradients(enable(model), ids, mask)
+    assert stock.keys() == ours.keys()
+    for name, expected in stock.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_gradient_checkpointing_changes_nothing_even_with_dropout(kind: str):
+    options = {} if kind == "mpt" else {"attention_dropout": 0.2}
+    model, ids = enable(small(kind, use_cache=False, **options)).train(), tokens(2, 20)
+    if kind == "mpt":  # whose configuration takes whole numbers alone
+        for block in model.transformer.blocks:
+            block.attn.attn_dropout_p = 0.2
+    torch.manual_seed(5)
+    plain = gradients(model, ids)
+    model.activation_checkpointing_enable()
+    torch.manual_seed(5)
+    for name, expected in gradients(model, ids).items():
+        torch.testing.assert_close(expected, plain[name], msg=lambda m, name=name: f"{name}: {m}")
+    torch.manual_seed(6)
+    assert any(not torch.equal(each, plain[name]) for name, each in gradients(model, ids).items())
+
+
+def test_a_step_of_training_goes_downhill():
+    model, ids = enable(small("bloom")).train(), tokens(2, 30)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 1.0
+
+
+def test_the_activation_of_bloom_is_the_same_in_one_pass():
+    stock, fused = BloomGelu(), FusedBloomGelu()
+    x = torch.linspace(-9, 9, 2001, requires_grad=True)
+    torch.testing.assert_close(fused(x), stock(x), atol=1e-6, rtol=1e-6)
+    grads = [torch.autograd.grad(gelu(x).sum(), x)[0] for gelu in (fused, stock)]
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+    kept = x.detach().clone()
+    with torch.no_grad():
+        assert fused(kept).data_ptr() == kept.data_ptr()
+
+
+# Nothing of size length x length
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(each, Tensor):
+                self.elements = max(self.elements, each.untyped_storage().nbytes() // each.element_size())
+        return result
+
+
+def largest(model, ids: Tensor, **options) -> int:
+    with LargestTensor() as watch, torch.no_grad():
+        model(ids, logits_to_keep=1, **options)
+    return watch.elements
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_square_mask_or_bias_is_built(kind: str, padded: bool):
+    length = 900
+    model, ids = small(kind), tokens(1, length)
+    options = {"attention_mask": padding([length - 7], length, "left")} if padded else {}
+    if kind != "mpt":
+        assert largest(model, ids, **options) >= length**2
+    assert largest(enable(model), ids, **options) < length**2 / 4
+
+
+def test_memory_grows_with_the_length_and_not_its_square():
+    model = enable(small("bloom"))
+    short, long = (largest(model, tokens(1, length)) for length in (500, 2000))
+    assert long <= 4.1 * short
+
+
+# MPT: what Transformers leaves out
+
+
+def test_mpt_runs_beyond_max_seq_len():
+    ids = tokens(1, 100)
+    exact = logits(small("mpt", max_seq_len=100), ids)
+    model = small("mpt", max_seq_len=16)
+    with pytest.raises(RuntimeError):
+        logits(model, ids)
+    assert (logits(enable(model), ids) - exact).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("bias_max", [4, 16])
+def test_mpt_honours_alibi_bias_max(bias_max: int, monkeypatch: pytest.MonkeyPatch):
+    model, ids = small("mpt", attn_config={"alibi_bias_max": bias_max}), tokens(2, 40)
+    ignored = logits(model, ids)
+    build = modeling_mpt.build_mpt_alibi_tensor
+    monkeypatch.setattr(modeling_mpt, "build_mpt_alibi_tensor", lambda h, n, _, device: build(h, n, bias_max, device))
+    meant = logits(model, ids)
+    ours = logits(enable(model), ids)
+    assert (ours - meant).abs().max() <= 1e-4
+    assert (ours - ignored).abs().max() > 1e-2
+
+
+# Putting it in, taking it out
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_enabling_is_undone_and_leaves_no_trace(kind: str):
+    model = small(kind)
+    before = (model.config.to_json_string(), [type(module) for module in model.modules()], list(model.state_dict()))
+    implementation = model.config._attn_implementation
+    attributes = [set(vars(module)) for module in model.modules()]
+    assert enable(enable(model)) is model
+    assert [type(module) for module in model.modules()] != before[1]
+    assert (model.config.to_json_string(), list(model.state_dict())) == (before[0], before[2])
+    assert disable(model) is model
+    assert (model.config.to_json_string(), [type(m) for m in model.modules()], list(model.state_dict())) == before
+    assert model.config._attn_implementation == implementation
+    assert [set(vars(module)) for module in model.modules()] == attributes
+    disable(model)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_an_enabled_model_is_copied_pickled_moved_and_saved(kind: str, tmp_path):
+    model, ids = enable(small(kind, 6)), tokens(1, 30)
+    expected = logits(model, ids)
+    assert torch.equal(logits(copy.deepcopy(model), ids), expected)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model)), ids), expected)
+    model.to(torch.float64).to(torch.float32)
+    slopes = [module.alibi_slopes for module in model.modules() if hasattr(module, "alibi_slopes")]
+    assert len(slopes) == 2
+    assert all(each.dtype == torch.float32 for each in slopes)
+    model.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert "alibi" not in stock.config._attn_implementation
+    assert (logits(stock, ids) - expected).abs().max() <= 1e-4
+    assert (logits(enable(stock), ids) - expected).abs().max() <= 1e-6
+
+
+def test_falcon_is_loaded_with_it(tmp_path):
+    model, ids = small("falcon-gqa", 6), tokens(2, 30)
+    model.save_pretrained(tmp_path)
+    loaded = FalconForCausalLM.from_pretrained(tmp_path, attn_implementation="alibi")
+    expected = logits(model, ids)
+    assert (logits(loaded, ids) - expected).abs().max() <= 1e-4
+    assert largest(loaded, tokens(1, 600)) < 600**2 / 2
+    assert (logits(enable(loaded), ids) - expected).abs().max() <= 1e-4
+    disable(loaded)
+    assert loaded.config._attn_implementation == "sdpa"
+    assert torch.equal(logits(loaded, ids), expected)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt"])
+def test_bloom_and_mpt_loaded_with_it_say_what_to_call(kind: str, tmp_path):
+    model, ids = small(kind), tokens(1, 12)
+    expected = logits(model, ids)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="alibi")
+    with pytest.raises(ValueError, match=rf"{kind} does not choose its attention by name.*enable\(model\)"):
+        logits(loaded, ids)
+    assert (logits(enable(loaded), ids) - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_models_spread_by_accelerate(kind: str):
+    accelerate = pytest.importorskip("accelerate")
+    model, ids = small(kind), tokens(1, 12)
+    expected = logits(model, ids)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert (logits(enable(model), ids) - expected).abs().max() <= 1e-4
+    assert largest(model, tokens(1, 500, seed=1)) < 500**2
+    disable(model)
+    assert torch.equal(logits(model, ids), expected)
+
+
+# BLOOM's own activation, as the compiler looks at it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_it_compiles_into_one_graph(kind: str):
+    model, ids = enable(small(kind)), tokens(2, 24)
+    expected = logits(model, ids)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert (logits(compiled, ids) - expected).abs().max() <= 1e-5
+    torch.compiler.reset()
+
+
+# Refusals
+
+
+def test_models_without_alibi_are_refused():
+    llama = LlamaForCausalLM(
+        LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with pytest.raises(
+        ValueError, match=r"expected a BLOOM, an MPT or a Falcon.*got LlamaForCausalLM.*replace_positions"
+    ):
+        enable(llama)
+    with pytest.raises(ValueError, match=r"model\.config\.alibi: expected True, got False.*rotary"):
+        enable(small("falcon", alibi=False))
+    with pytest.raises(ValueError, match=r"attn_config\.alibi: expected True, got False"):
+        enable(small("mpt", attn_config={"alibi": False}))
+    with pytest.raises(ValueError, match="slow_but_exact: expected False"):
+        enable(small("bloom", slow_but_exact=True, pretraining_tp=2))
+
+
+def test_a_refused_model_is_left_as_it_was():
+    both = torch.nn.ModuleList([small("bloom"), small("mpt", attn_config={"alibi": False})])
+    ids = tokens(1, 8)
+    expected = logits(both[0], ids)
+    with pytest.raises(ValueError, match=r"attn_config\.alibi"):
+        enable(both)
+    assert torch.equal(logits(both[0], ids), expected)
+
+
+def test_a_forward_put_over_the_attention_is_refused():
+    model = small("bloom")
+    attention = model.transformer.h[1].self_attention
+    attention.forward = lambda *args, **kwargs: None  # noqa: ARG005
+    with pytest.raises(ValueError, match="expected BloomAttention to run its own forward"):
+        enable(model)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_padding_between_tokens_is_refused(kind: str):
+    mask = torch.ones(2, 10, dtype=torch.long)
+    mask[1, 4:6] = 0
+    with pytest.raises(ValueError, match=r"padding between tokens in rows \[1\].*count only real tokens.*padding_side"):
+        logits(enable(small(kind)), tokens(2, 10), attention_mask=mask)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt"])  # Falcon itself takes no other
+def test_masks_of_another_shape_are_refused(kind: str):
+    model = enable(small(kind))
+    with pytest.raises(ValueError, match=r"attention_mask: expected \(batch, length\).*got shape \(1, 1, 8, 8\)"):
+        logits(model, tokens(1, 8), attention_mask=torch.ones(1, 1, 8, 8).tril())
+    with pytest.raises(ValueError, match="expected one column for each of the 8 tokens"):
+        model(tokens(1, 8), attention_mask=torch.ones(1, 5), use_cache=True)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "falcon"])
+def test_attention_weights_are_refused(kind: str):
+    with pytest.raises(ValueError, match=r"output_attentions: expected False, got True; the weights are never formed"):
+        logits(enable(small(kind)), tokens(1, 8), output_attentions=True)
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("4.57.1", rf"expected a tested version.*{TESTED_VERSIONS[-1]}.*found 4\.57\.1"),
+        (None, r"alibi-attention\[transformers\]"),
+    ],
+)
+def test_untested_versions_are_refused(version: str | None, message: str):
+    with pytest.raises(ImportError, match=message):
+        check(version)
+
+
+def test_importing_refuses_an_untested_version():
+    code = (
+        "import importlib.metadata as m; real = m.version\n"
+        "m.version = lambda name: '5.0.0' if name == 'transformers' else real(name)\n"
+        "try:\n    import alibi_attention.integrations.transformers\n"
+        "except ImportError as error:\n    print(error)\n"
+        "import sys; assert 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert "found 5.0.0" in done.stdout
+
+
+def test_falcon_slopes_are_those_it_was_trained_with():
+    attention = enable(small("falcon", 6)).transformer.h[0].self_attention
+    nominal = torch.tensor([2.0 ** -(8 * h / 4) for h in range(1, 5)] + [2.0**-1, 2.0**-3])
+    torch.testing.assert_close(attention.alibi_slopes, nominal.to(torch.bfloat16).float() / math.sqrt(8))
+
+
+def test_the_extra_asks_for_a_version_that_is_taken():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    pinned = re.search(r'^transformers = \["transformers==(.+)"\]$', text, re.MULTILINE)
+    assert pinned
+    assert pinned[1] in TESTED_VERSIONS

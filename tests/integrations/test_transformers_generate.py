@@ -1,0 +1,301 @@
+"""generate() with an enabled model: the stock model's tokens, by every kind of cache, reading only what is near."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+from hf_models import KINDS, padding, small, tokens
+from torch import Tensor
+from transformers import Cache, CompileConfig, DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
+
+from alibi_attention.cache import KVCache
+from alibi_attention.integrations.transformers import disable, enable, horizon_cache, kv_cache
+from alibi_attention.integrations.transformers.cache import KVLayer
+
+FAMILIES = ("bloom", "mpt", "falcon")
+PROMPTS = [11, 7, 2]
+
+
+def prompts() -> dict[str, Tensor]:
+    return {"input_ids": tokens(3, 11), "attention_mask": padding(PROMPTS, 11, "left")}
+
+
+def generated(model, *, count: int = 12, **options) -> Tensor:
+    torch.manual_seed(1)
+    return model.generate(**{**prompts(), "do_sample": False, **options}, max_new_tokens=count)
+
+
+WAYS = {
+    "greedy": {},
+    "unpadded": {"attention_mask": torch.ones(3, 11)},
+    "sampling": {"do_sample": True, "temperature": 1.3, "top_k": 20},
+    "beams": {"num_beams": 3},
+    "several": {"do_sample": True, "num_return_sequences": 2},
+    "without a cache": {"use_cache": False},
+    "prompt lookup": {"input_ids": tokens(1, 11), "attention_mask": torch.ones(1, 11), "prompt_lookup_num_tokens": 3},
+    "chunked prefill": {"prefill_chunk_size": 4},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_those_of_the_stock_model(kind: str, way: str):
+    model = small(kind)
+    expected = generated(model, **WAYS[way])
+    assert torch.equal(generated(enable(model), **WAYS[way]), expected)
+
+
+@pytest.mark.parametrize("heads", [4, 6, 12, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_tokens_for_every_number_of_heads(kind: str, heads: int):
+    model = small(kind, heads)
+    expected = generated(model, count=20)
+    assert torch.equal(generated(enable(model), count=20), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", ["left", None])
+def test_static_cache(kind: str, side: str | None):
+    model = small(kind)
+    mask = {} if side else {"attention_mask": torch.ones(3, 11)}
+    expected = generated(model, **mask)
+    model = enable(model)
+    assert torch.equal(generated(model, cache_implementation="static", disable_compile=True, **mask), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("side", ["left", None])
+@pytest.mark.parametrize("kind", ["bloom", "mpt"])
+def test_static_cache_compiled_into_one_graph(kind: str, side: str | None):
+    model = small(kind)
+    mask = {} if side else {"attention_mask": torch.ones(3, 11)}
+    expected = generated(model, **mask)
+    torch.compiler.reset()
+    compile_config = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+    compile_config._compile_all_devices = True  # Transformers compiles on accelerators alone unless told so
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        out = generated(enable(model), cache_implementation="static", compile_config=compile_config, **mask)
+    assert hasattr(model, "_compiled_call")
+    assert torch.equal(out, expected)
+    torch.compiler.reset()
+
+
+# The layers of a growing cache
+
+
+def test_a_plain_dynamic_cache_gets_layers_that_keep_a_summary():
+    model, cache = enable(small("bloom")), DynamicCache()
+    generated(model, past_key_values=cache)
+    assert [type(layer) for layer in cache.layers] == [KVLayer, KVLayer]
+    assert all(isinstance(layer.cache, KVCache) for layer in cache.layers)
+    assert cache.get_seq_length() == 11 + 12 - 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_filled_by_the_stock_model_is_taken_over_and_handed_back(kind: str):
+    model, ids = small(kind), tokens(1, 30)
+    with torch.no_grad():
+        expected = model(ids).logits
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :10], past_key_values=cache, use_cache=True)
+        if kind not in ("bloom", "mpt"):
+            # Falcon's keys carry the rounding of its biases while it is enabled: the two do not mix.
+            with pytest.raises(
+                ValueError, match=r"past_key_values: expected . heads of keys of .* start again with another cache"
+            ):
+                enable(model)(ids[:, 10:20], past_key_values=cache, use_cache=True)
+            return
+        enable(model)
+        second = model(ids[:, 10:20], past_key_values=cache, use_cache=True).logits
+        assert isinstance(cache.layers[0], KVLayer)
+        disable(model)
+        third = model(ids[:, 20:], past_key_values=cache, use_cache=True).logits
+    assert (torch.cat([second, third], 1) - expected[:, 10:]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_padded_on_the_right_is_not_continued(kind: str):
+    model, ids, mask = enable(small(kind)), tokens(2, 8), padding([8, 5], 8, "right")
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        longer = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
+        with pytest.raises(ValueError, match=r"padding between tokens in rows .1.*becomes a hole"):
+            model(ids[:, :1], attention_mask=longer, past_key_values=cache, use_cache=True)
+
+
+def test_a_cache_that_changes_its_mind_about_padding_is_refused():
+    model, ids, mask = enable(small("bloom")), tokens(2, 8), padding([8, 5], 8, "left")
+    one = torch.ones(2, 1, dtype=mask.dtype)
+    with torch.no_grad():
+        cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
+        for other, got in ((None, "None"), (padding([9, 4], 9, "left"), "another padding")):
+            with pytest.raises(ValueError, match=f"what it said before of the 8 tokens in the cache, got {got}"):
+                model(ids[:, :1], attention_mask=other, past_key_values=copy.deepcopy(cache), use_cache=True)
+        model(ids[:, :1], attention_mask=torch.cat([mask, one], 1), past_key_values=cache, use_cache=True)
+    assert cache.get_seq_length() == 9
+
+
+def test_training_on_a_cached_prompt_keeps_the_graph():
+    model, ids = small("bloom"), tokens(1, 20)
+    grads = []
+    for prepare in (disable, enable):
+        prepare(model).zero_grad()
+        with torch.no_grad():
+            cache = model(ids[:, :10], use_cache=True).past_key_values
+        model(ids[:, 10:], past_key_values=cache, labels=ids[:, 10:]).loss.backward()
+        grads.append(model.transformer.h[0].self_attention.query_key_value.weight.grad.clone())
+        assert type(cache.layers[0]) is type(DynamicCache(config=model.config).layers[0])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-3, atol=1e-5)
+
+
+def test_the_layer_keeps_the_books_of_transformers():
+    model, ids = enable(small("bloom")), tokens(2, 12)
+    with torch.no_grad():
+        expected = model(ids).logits
+        cache = model(torch.cat([ids[:, :8], ids[:, :3]], 1), use_cache=True).past_key_values
+        cache.crop(-3)
+        assert cache.get_seq_length() == 8
+        cache.batch_repeat_interleave(2)
+        cache.reorder_cache(torch.tensor([3, 3, 0]))
+        cache.batch_select_indices(torch.tensor([True, False, True]))
+        assert cache.batch_size == 2
+        out = model(ids.flip(0)[:, 8:], past_key_values=cache, use_cache=True).logits
+    assert (out - expected.flip(0)[:, 8:]).abs().max() <= 1e-4
+    cache.reset()
+    assert (cache.get_seq_length(), cache.layers[0].keys, cache.layers[0].values) == (0, None, None)
+    with pytest.raises(NotImplementedError, match=r"expected without offloading; DynamicCache\(offloading=True\)"):
+        cache.layers[0].offload()
+
+
+def test_room_is_made_at_once():
+    model = enable(small("mpt"))
+    expected = generated(model)
+    cache = kv_cache(model, capacity=500)
+    assert isinstance(cache, Cache)
+    assert torch.equal(generated(model, past_key_values=cache), expected)
+    assert cache.layers[0].keys.untyped_storage().nbytes() >= 3 * 4 * 8 * 500 * 4
+
+
+def test_a_step_reads_only_what_is_near():
+    """Old keys and values that are beyond every horizon may be anything at all, once they are summarised."""
+    model, ids = enable(small("bloom")), tokens(1, 3000)
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+        spoilt = copy.deepcopy(cache)
+        for layer in spoilt.layers:
+            # The steepest head: 1/4 of a nat a token.
+            layer.keys[:, 0, 64:512] = torch.nan
+            layer.values[:, 0, 64:512] = torch.nan
+        steps = [model(ids[:, :1], past_key_values=each, use_cache=True).logits for each in (cache, spoilt)]
+    assert steps[0].isfinite().all()
+    assert torch.equal(*steps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_static_cache_used_by_hand(kind: str):
+    model, ids = enable(small(kind)), tokens(2, 12)
+    with torch.no_grad():
+        expected = model(ids).logits
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        parts = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split([7, 1, 4], dim=1)]
+    assert (torch.cat(parts, 1) - expected).abs().max() <= 1e-4
+
+
+# Constant memory
+
+
+@pytest.mark.parametrize("way", ["greedy", "unpadded", "sampling", "beams", "chunked prefill"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_horizon_cache(kind: str, way: str):
+    model = enable(small(kind))
+    expected = generated(model, **WAYS[way])
+    cache = horizon_cache(model)
+    assert torch.equal(generated(model, past_key_values=cache, **WAYS[way]), expected)
+    assert cache.get_seq_length() == 11 + 12 - 1
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_horizon_cache_forgets_and_says_so(kind: str):
+    """Steep heads and gentle scores: a long text leaves most of itself behind, and the tokens stay the same."""
+    model, ids = enable(small(kind, initializer_range=0.05), falcon_rounding=False), tokens(1, 4000)
+    full, cache = kv_cache(model), horizon_cache(model)
+    with torch.no_grad():
+        for part in ids.split(400, dim=1):
+            expected, out = (model(part, past_key_values=each, use_cache=True).logits for each in (full, cache))
+            assert (out - expected).abs().max() <= 1e-5
+    if kind != "falcon":  # whose slopes are gentler by sqrt(head_dim)
+        for layer in cache.layers:
+            certificate = layer.cache.certificate()
+            assert certificate.length == 4000
+            assert certificate.bytes_held < full.layers[0].cache.bytes_held
+            assert certificate.violations == 0
+            assert certificate.dropped_share <= 2.0**-24
+
+
+def test_horizon_caches_are_refused_where_they_would_mislead():
+    model, ids = small("bloom"), tokens(1, 8)
+    for make in (kv_cache, horizon_cache):
+        with pytest.raises(
+            ValueError, match=r"expected an enabled BLOOM, MPT or Falcon.*'eager'; call enable\(model\)"
+        ):
+            make(model)
+    enable(model)
+    with pytest.raises(ValueError, match=r"backing: expected None or .cpu., got a KVCache"):
+        horizon_cache(model, backing=KVCache())
+    cache = horizon_cache(model, backing="cpu", on_violation="refetch")
+    with pytest.raises(ValueError, match="expected without gradients or dropout, got HorizonLayer"):
+        model(ids, past_key_values=cache, labels=ids)
+    with pytest.raises(ValueError, match=r"expected a model enabled by .* a horizon cache does not hold every key"):
+        disable(model)(ids, past_key_values=cache, use_cache=True)
+
+
+def test_falcon_without_its_rounding_is_the_exact_line():
+    model, ids = small("falcon", 12), tokens(1, 600)
+    with torch.no_grad():
+        stock = model(ids, use_cache=False).logits
+        exact = enable(model, falcon_rounding=False)(ids, use_cache=False).logits
+        rounded = enable(model)(ids, use_cache=False).logits
+    assert (rounded - stock).abs().max() <= 1e-4
+    assert (exact - stock).abs().max() > 1e-2
+
+
+class OddLayer(DynamicLayer):
+    """Any layer that is not exactly DynamicLayer: quantized, offloaded, somebody's own."""
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_layers_of_other_kinds_are_attended_to_as_they_are(kind: str):
+    model = small(kind)
+    expected = generated(model)
+    cache = Cache(layer_class_to_replicate=OddLayer)
+    assert torch.equal(generated(enable(model), past_key_values=cache), expected)
+    assert [type(layer) for layer in cache.layers] == [OddLayer, OddLayer]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_model_with_a_cache_that_grows():
+    model, ids = enable(small("bloom")), tokens(1, 11)
+    torch.compiler.reset()
+    compiled, cache = torch.compile(model, backend="eager"), kv_cache(model)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        parts = [compiled(part, past_key_values=cache, use_cache=True).logits for part in ids.split([9, 1, 1], dim=1)]
+    torch.compiler.reset()
+    assert (torch.cat(parts, 1) - expected).abs().max() <= 1e-4
+
+
+def test_autocast():
+    model, ids = enable(small("bloom")), tokens(1, 12)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = model(ids, use_cache=False).logits
+        cache = kv_cache(model)
+        parts = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split([9, 3], dim=1)]
+    assert cache.layers[0].keys.dtype == torch.bfloat16
+    assert (torch.cat(parts, 1) - whole).abs().max() <= 0.1

@@ -1,0 +1,300 @@
+"""ALiBi in models that came with other positions: switched off, tried out, trained, longer than in training."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+from hf_models import padding, tokens
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    StaticCache,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from alibi_attention import alibi_slopes
+from alibi_attention.integrations.transformers import disable, enable, replace_positions
+
+CAUSAL = ("llama", "qwen3", "gpt2")
+BIDIRECTIONAL = ("bert", "modernbert")
+COMMON = {
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2,
+    "pad_token_id": 0, "eos_token_id": None, "bos_token_id": None,
+}  # fmt: skip
+
+
+def small(kind: str, **options: Any) -> PreTrainedModel:
+    torch.manual_seed(3)
+    options = COMMON | options
+    if kind == "llama":
+        model = LlamaForCausalLM(LlamaConfig(intermediate_size=48, num_key_value_heads=2, **options))
+    elif kind == "qwen3":
+        config = Qwen3Config(intermediate_size=48, num_key_value_heads=2, head_dim=8, **options)
+        model = Qwen3ForCausalLM(config)
+    elif kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_positions=64, **options))
+    elif kind == "bert":
+        model = BertForMaskedLM(BertConfig(intermediate_size=48, max_position_embeddings=64, **options))
+    else:
+        options |= {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 16}
+        model = ModernBertForMaskedLM(ModernBertConfig(intermediate_size=48, **options))
+    return model.eval()
+
+
+def logits(model, ids: Tensor, **options) -> Tensor:
+    with torch.no_grad():
+        return model(ids, **options).logits
+
+
+# What is computed
+
+
+class Recorded(torch.nn.Module):
+    """Stands in for the operator, and compares each call with the definition."""
+
+    def __init__(self, attend) -> None:
+        super().__init__()
+        self.attend, self.calls = attend, []
+
+    def forward(self, query, key, value, slopes, **options):
+        out = self.attend(query, key, value, slopes, **options)
+        self.calls.append((query, key, value, slopes, options, out))
+        return out
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list:
+    from alibi_attention.integrations.transformers import general
+
+    stand_in = Recorded(general.alibi_attention)
+    monkeypatch.setattr(general, "alibi_attention", stand_in)
+    return stand_in.calls
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL])
+def test_every_layer_attends_by_content_and_distance_alone(kind: str, recorded: list):
+    model, ids = replace_positions(small(kind)), tokens(2, 30)
+    recorded.clear()
+    logits(model, ids)
+    assert len(recorded) == 2
+    for query, key, value, slopes, options, out in recorded:
+        assert options["is_causal"] == (kind in CAUSAL)
+        assert torch.equal(slopes, alibi_slopes(4))
+        distance = (torch.arange(30)[:, None] - torch.arange(30)).double()
+        hidden = distance < 0 if kind in CAUSAL else torch.zeros(30, 30, dtype=torch.bool)
+        if options["window"] is not None:
+            hidden |= distance.abs() > options["window"][0]
+        shared = query.shape[1] // key.shape[1]
+        k, v = (each.double().repeat_interleave(shared, 1) for each in (key, value))
+        scores = query.double() @ k.mT * 8**-0.5 - slopes.double()[:, None, None] * distance.abs()
+        expected = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+        torch.testing.assert_close(out, expected.float())
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL])
+def test_position_ids_mean_nothing_any_more(kind: str):
+    model, ids = small(kind), tokens(2, 20)
+    mixed, mask = torch.randperm(20).unsqueeze(0), torch.ones(2, 20)
+    assert not torch.equal(logits(model, ids, attention_mask=mask, position_ids=mixed), logits(model, ids))
+    replace_positions(model)
+    assert torch.equal(logits(model, ids, attention_mask=mask, position_ids=mixed), logits(model, ids))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_there_is_no_longest_length_any_more(kind: str):
+    ids = tokens(1, 200)
+    with pytest.raises((IndexError, RuntimeError)):
+        logits(small(kind), ids)
+    assert logits(replace_positions(small(kind)), ids).isfinite().all()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL])
+def test_padding_is_left_out(kind: str, side: str):
+    model, ids, mask = replace_positions(small(kind)), tokens(2, 12), padding([12, 7], 12, side)
+    padded = logits(model, ids, attention_mask=mask)[1][mask[1].bool()]
+    alone = logits(model, ids[1:, mask[1].bool()])[0]
+    torch.testing.assert_close(padded, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_packed_sequences_do_not_see_each_other():
+    model, ids = replace_positions(small("llama")), tokens(1, 20)
+    lengths = [7, 1, 12]
+    placed = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+    expected = torch.cat([logits(model, part) for part in ids.split(lengths, dim=1)], 1)
+    assert (logits(model, ids, position_ids=placed, use_cache=False) - expected).abs().max() <= 1e-4
+    bounds = torch.tensor([0, 7, 8, 20], dtype=torch.int32)
+    packed = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 12, "max_length_k": 12}
+    assert (logits(model, ids, use_cache=False, **packed) - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_generation(kind: str):
+    model, ids, mask = replace_positions(small(kind)), tokens(2, 9), padding([9, 4], 9, "left")
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    expected = model.generate(ids, use_cache=False, **options)
+    assert torch.equal(model.generate(ids, **options), expected)
+    assert torch.equal(model.generate(ids, num_beams=1, past_key_values=DynamicCache(), **options), expected)
+
+
+def test_slopes_of_ones_own():
+    model, ids = small("llama"), tokens(1, 20)
+    flat = logits(replace_positions(model, torch.zeros(4)), ids)
+    steep = logits(replace_positions(model, torch.full((4,), 2.0)), ids)
+    preset = logits(replace_positions(model), ids)
+    assert not torch.equal(flat, steep)
+    assert torch.equal(logits(replace_positions(model, alibi_slopes(4)), ids), preset)
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL])
+def test_without_slopes_it_is_sdpa_without_positions(kind: str):
+    """Windows, scales and masks are then all that is left, and SDPA has its own."""
+    model, ids, mask = replace_positions(small(kind), torch.zeros(4)), tokens(2, 40), padding([40, 33], 40, "right")
+    ours = logits(model, ids, attention_mask=mask)
+    model.config._attn_implementation_internal = "sdpa"
+    stock = logits(model, ids, attention_mask=mask)
+    assert (ours - stock)[mask.bool()].abs().max() <= 1e-4
+
+
+# Switching off and on
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL])
+def test_disabling_brings_the_positions_back(kind: str):
+    model, ids = small(kind), tokens(1, 20)
+    expected, frozen = logits(model, ids), [p.requires_grad for p in model.parameters()]
+    attributes = [set(vars(module)) for module in model.modules()]
+    assert replace_positions(model) is model
+    assert model.config._attn_implementation == "alibi"
+    again = logits(replace_positions(model), ids)
+    assert not torch.equal(again, expected)
+    copied = copy.deepcopy(model)
+    assert torch.equal(logits(disable(model), ids), expected)
+    assert model.config._attn_implementation == "sdpa"
+    assert [p.requires_grad for p in model.parameters()] == frozen
+    assert [set(vars(module)) for module in model.modules()] == attributes
+    assert torch.equal(logits(copied, ids), again)
+    assert torch.equal(logits(disable(copied), ids), expected)
+
+
+def test_loaded_with_it_and_then_prepared(tmp_path):
+    model, ids = replace_positions(small("llama")), tokens(1, 15)
+    expected = logits(model, ids)
+    model.save_pretrained(tmp_path)
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="alibi")
+    with pytest.raises(
+        ValueError, match=r"LlamaAttention that has its own positions.*replace_positions\(model\) first"
+    ):
+        logits(loaded, ids)
+    assert torch.equal(logits(replace_positions(loaded), ids), expected)
+
+
+def test_modes_and_generators_are_left_alone():
+    model = small("llama").train()
+    model.model.layers[0].eval()
+    state = torch.get_rng_state()
+    replace_positions(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert not model.model.layers[0].training
+
+
+# Refusals
+
+
+def refused(model, match: str) -> None:
+    before = model.config._attn_implementation
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    with pytest.raises(ValueError, match=match):
+        replace_positions(model)
+    assert model.config._attn_implementation == before
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+def test_models_whose_positions_stay_are_refused():
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    refused(T5ForConditionalGeneration(T5Config(**sizes)), "expected self-attention alone, got .* with cross-attention")
+    refused(small("gpt2", add_cross_attention=True), "got a GPT2LMHeadModel with cross-attention")
+    from hf_models import small as native
+
+    refused(enable(native("bloom")), r"got a BloomForCausalLM; enable\(model\) is for models that have ALiBi already")
+    refused(native("mpt"), "expected attention layers that ask Transformers for their attention by name")
+
+
+def test_positions_of_an_unknown_kind_are_refused():
+    """A rotation under another name stays on, and is noticed."""
+    model = small("llama")
+    rotary = model.model.rotary_emb
+    rotary.__class__ = type("Spinner", (type(rotary),), {})
+    refused(model, "which can be switched off; found neither")
+    both = small("gpt2")
+
+    class Shifted(type(both.transformer)):
+        def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, **options):  # noqa: ARG002
+            embedded = self.wte(input_ids)
+            return super().forward(
+                inputs_embeds=embedded + position_ids[..., None] * 0.1, position_ids=position_ids, **options
+            )
+
+    both.transformer.__class__ = Shifted
+    refused(both, "which can be switched off; some are left")
+
+
+def test_a_model_without_positions_to_see_is_refused():
+    refused(small("llama", num_hidden_layers=0), "expected attention layers|depend on position_ids")
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(intermediate_size=48, **COMMON))
+    refused(model, "expected weights, got meta tensors")
+
+
+def test_slopes_of_the_wrong_number_are_refused():
+    with pytest.raises(ValueError, match=r"slopes: expected shape \(4,\)"):
+        replace_positions(small("llama"), torch.ones(3))
+
+
+def test_what_the_operator_does_not_carry_is_refused():
+    model, ids = replace_positions(small("llama")), tokens(1, 8)
+    with pytest.raises(ValueError, match="expected a cache that grows"):
+        logits(model, ids, past_key_values=StaticCache(config=model.config, max_cache_len=16), use_cache=True)
+    with pytest.raises(ValueError, match="padding between tokens"):
+        logits(model, ids, attention_mask=torch.tensor([[1, 1, 0, 1, 1, 1, 1, 1]]))
+    with pytest.raises(ValueError, match=r"attention_mask: expected \(batch, length\)"):
+        logits(model, ids, attention_mask=torch.ones(1, 1, 8, 8))
+    attention = model.model.layers[0].self_attn
+    from alibi_attention.integrations.transformers.general import alibi_forward
+
+    query = torch.randn(1, 4, 5, 8)
+    with pytest.raises(ValueError, match="softcap: expected None"):
+        alibi_forward(attention, query, query, query, None, softcap=30.0)
+    with pytest.raises(ValueError, match="output_attentions: expected False"):
+        alibi_forward(attention, query, query, query, None, output_attentions=True)
+    with pytest.raises(ValueError, match="expected self-attention, as many keys as the 5 queries, got 3"):
+        alibi_forward(attention, query, query[:, :, :3], query[:, :, :3], None, is_causal=False)
+
+
+def test_bert_as_a_decoder_is_causal(recorded: list):
+    config = BertConfig(intermediate_size=48, is_decoder=True, **COMMON)
+    model = replace_positions(BertModel(config).eval())
+    recorded.clear()
+    with torch.no_grad():
+        model(tokens(1, 10))
+    assert [call[4]["is_causal"] for call in recorded] == [True, True]
