@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import hypothesis
 import pytest
@@ -18,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What the laboratory keeps of a corpus belongs to this run of the suite, not to whoever runs it.
+    if "ALIBI_CACHE" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="alibi-cache-")
+        os.environ["ALIBI_CACHE"] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Workers are the parallelism: threads beneath them would only wait for each other.
         torch.set_num_threads(1)

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from alibi_attention.lab.positions import PositionMethod, position_methods
+
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    "README.md", "docs/operator.md", "docs/horizon.md", "docs/flash-attn.md", "docs/export.md", "docs/transformers.md",
+    "README.md", "docs/operator.md", "docs/horizon.md", "docs/lab.md", "docs/flash-attn.md", "docs/export.md",
+    "docs/transformers.md",
 )  # fmt: skip
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -32,12 +35,15 @@ def test_the_code_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytes
     if page == "docs/transformers.md":
         pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)  # whatever an example writes
+    # And a position method that an example adds: it is gone again afterwards.
+    position_methods()
+    monkeypatch.setattr(PositionMethod, "registry", dict(PositionMethod.registry))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         run_blocks((ROOT / page).read_text(encoding="utf-8"), str(ROOT / page))
 
 
-@pytest.mark.parametrize("page", ["docs/operator.md", "docs/horizon.md", "docs/transformers.md"])
+@pytest.mark.parametrize("page", ["docs/operator.md", "docs/horizon.md", "docs/lab.md", "docs/transformers.md"])
 def test_the_guides_have_code(page: str):
     assert BLOCK.search((ROOT / page).read_text(encoding="utf-8"))
 

@@ -24,6 +24,7 @@ from alibi_attention import HorizonCache, KVCache
 from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.runs import RunFolder
+from alibi_attention.lab.trained import load_trained, read_run
 
 CHUNK = 256
 SINGLE = 256  # steps of one token, timed, at each mark
@@ -220,8 +221,8 @@ def main() -> None:
         draw(given.output, given.figure)
         return
     folder = RunFolder(given.run)
-    decoder = folder.load_decoder("alibi")
-    text = torch.from_numpy(load_corpus(folder.read_config()).held_out.astype("int64"))
+    decoder, _ = load_trained(given.run, "alibi")
+    text = torch.from_numpy(load_corpus(read_run(folder)).held_out.astype("int64"))
     with torch.inference_mode():
         if given.part == "read":
             result = read(decoder, text, given.tokens or 1_000_192)

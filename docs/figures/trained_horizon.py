@@ -16,19 +16,15 @@ import torch
 from torch import Tensor
 
 from alibi_attention import Certificate, certify
-from alibi_attention.lab.checkpoint import load_tensors
 from alibi_attention.lab.corpus import load_corpus
-from alibi_attention.lab.model import build_decoder
 from alibi_attention.lab.runs import RunFolder
+from alibi_attention.lab.trained import load_trained, read_run
 
 
 def certificates(root: Path, length: int) -> list[Certificate]:
     """One for each layer."""
-    folder = RunFolder(root)
-    config = folder.read_config()
-    decoder = build_decoder(config, "alibi")
-    decoder.load_state_dict(load_tensors(folder.weights("alibi"))[0])
-    tokens = torch.from_numpy(load_corpus(config).held_out[:length].astype("int64"))[None]
+    decoder, _ = load_trained(root, "alibi")
+    tokens = torch.from_numpy(load_corpus(read_run(RunFolder(root))).held_out[:length].astype("int64"))[None]
     found: list[Certificate] = []
     attend = decoder.position.attend
 

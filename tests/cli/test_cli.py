@@ -24,7 +24,7 @@ from alibi_attention.lab.model import Decoder
 Invoke = Callable[..., Result]
 
 SMALL = [
-    *("--length=16", "--eval-lengths=16,64", "--eval-bytes=256"),
+    *("--length=16", "--eval-lengths=16,64", "--eval-tokens=256"),
     *("--layers=1", "--heads=2", "--width=16"),
     *("--steps=6", "--batch-size=2", "--warmup=2", "--checkpoint-every=2"),
 ]
@@ -98,8 +98,8 @@ def test_defaults_are_those_of_the_configuration() -> None:
         default = parameters[name].default
         if name in ("eval_lengths", "text"):
             assert default is None
-        elif name == "methods":
-            assert tuple(default.split(",")) == config.methods
+        elif name in ("methods", "variants", "protocols", "cutoffs"):
+            assert tuple(filter(None, default.split(","))) == getattr(config, name)
         else:
             assert default == getattr(config, name), name
 
@@ -211,7 +211,7 @@ def test_extrapolate(alibi: Invoke, book: str) -> None:
     assert "one document, cut once" in result.stdout
     rows = json.loads(Path("runs/extrapolate/results.json").read_text(encoding="utf-8"))["results"]
     for row in rows:
-        bits = [f"{score['bits_per_byte']:.3f}" for score in row["scores"]]
+        bits = [f"{score['bits_per_byte']:.3f}" for score in row["evaluations"][0]["windows"]]
         assert any(line.split()[:3] == [row["title"], *bits] for line in result.stdout.splitlines())
     assert result.stdout.endswith("Written to runs/extrapolate: results.json, table.md, figure.png, figure.svg\n")
 
@@ -229,7 +229,7 @@ def test_several_texts_after_one_option(alibi: Invoke, book: str, tmp_path: Path
     ("arguments", "text"),
     [
         (["--methods", "alibi,abili"], "error: --methods: expected names of position methods, got 'abili'\n"
-         "  choose from alibi, rope, sinusoidal\n"),
+         "  choose from alibi, alibi-interleaved, alibi-learned, learned, nope, rope, sinusoidal, t5\n"),
         (["--eval-lengths", "256;512"], "error: --eval-lengths: expected whole numbers joined by commas, "
          "got '256;512'\n  such as 256,512,1024\n"),
         (["--length", "-3"], "error: --length: expected at least 1, got -3\n  raise it to 1 or more\n"),
@@ -244,6 +244,41 @@ def test_bad_input(alibi: Invoke, arguments: list[str], text: str) -> None:
     assert result.exit_code == 2
     assert result.stderr == text
     assert not any(Path().iterdir())
+
+
+def test_settings_from_a_file_with_flags_over_it(alibi: Invoke, book: str) -> None:
+    Path("small.yaml").write_text(f"length: 16\nsteps: 4\ntext: {book}\nmethods: [nope, rope]\n", encoding="utf-8")
+    arguments = ["extrapolate", "--config=small.yaml", *(flag for flag in SMALL if "--steps" not in flag)]
+    result = alibi(*arguments, "--methods=rope", "--variants=all", "--protocols=windows,recall")
+    assert result.exit_code == 0, result.output
+    config = json.loads(Path("runs/extrapolate/config.json").read_text(encoding="utf-8"))["config"]
+    assert (config["steps"], config["methods"], config["text"]) == (4, ["rope"], [book])
+    assert config["variants"] == ["rope:pi", "rope:dynamic", "rope:yarn"]
+    # The saved file starts the same run again.
+    assert alibi("extrapolate", "--config=runs/extrapolate/config.yaml", "--output=again").exit_code == 0
+    both = [
+        json.loads(Path(run, "results.json").read_text(encoding="utf-8"))["results"][0]["evaluations"]
+        for run in ("runs/extrapolate", "again")
+    ]
+    assert both[0] == both[1]
+    refused = alibi("extrapolate", "--config=nowhere.yaml", "--output=other")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: --config: expected a file that can be read, got nowhere.yaml (")
+
+
+def test_evaluate(alibi: Invoke, book: str) -> None:
+    assert alibi("extrapolate", *SMALL, "--methods=alibi,learned", "--text", book).exit_code == 0
+    result = alibi("evaluate", "runs/extrapolate", "--output=more", "--eval-lengths=16,32,128", "--variants=all")
+    assert result.exit_code == 0, result.output
+    assert "ALiBi, NTK scaling" in result.stdout
+    assert "learned: its positions end at 16; no result at 32, 128.\n" in result.stdout
+    assert result.stdout.endswith("Written to more: results.json, table.md, figure.png, figure.svg\n")
+    again = alibi("evaluate", "runs/extrapolate", "--output=more")
+    assert again.exit_code == 2
+    assert "error: --output: expected a new or empty folder, got more, which exists\n" in again.stderr
+    missing = alibi("evaluate", "nowhere", "--output=other")
+    assert missing.exit_code == 2
+    assert missing.stderr.startswith("error: --output: expected the folder of a run, got nowhere, which has no config")
 
 
 def test_bad_text(alibi: Invoke, tmp_path: Path) -> None:
@@ -307,7 +342,7 @@ def test_killed_run_continues_to_the_same_result(alibi: Invoke, book: str, tmp_p
     weights = [(root / "alibi" / "weights.safetensors").read_bytes() for root in (whole, killed)]
     assert weights[0] == weights[1]
     scores = [
-        json.loads((root / "results.json").read_text(encoding="utf-8"))["results"][0]["scores"]
+        json.loads((root / "results.json").read_text(encoding="utf-8"))["results"][0]["evaluations"]
         for root in (whole, killed)
     ]
     assert scores[0] == scores[1]

@@ -19,7 +19,9 @@ from alibi_attention.lab.checkpoint import save_tensors
 from alibi_attention.lab.config import make_config
 from alibi_attention.lab.files import write_json
 from alibi_attention.lab.model import build_decoder
-from alibi_attention.lab.runs import SCHEMA_VERSION, RunFolder
+from alibi_attention.lab.runs import RunFolder
+from alibi_attention.lab.schema import SCHEMA_VERSION
+from alibi_attention.lab.trained import load_trained
 
 COMMAND = [sys.executable, "-m", "alibi_attention.cli"]
 
@@ -68,7 +70,7 @@ def test_the_prompt_comes_three_ways(run_folder: Path, tmp_path: Path) -> None:
 
 
 def test_greedy_text_is_the_models_own_and_either_cache_gives_it(run_folder: Path) -> None:
-    decoder = RunFolder(run_folder).load_decoder("alibi")
+    decoder, _ = load_trained(run_folder, "alibi")
     tokens = [0, *b"start"]
     with torch.inference_mode():
         for _ in range(40):

@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = make_config(
         {
             "text": (str(folder / "book.txt"),), "methods": ("alibi", "rope"), "length": 16, "eval_lengths": (16, 64),
-            "eval_bytes": 128, "layers": 1, "heads": 2, "width": 16, "steps": 3, "batch_size": 2,
+            "eval_tokens": 128, "layers": 1, "heads": 2, "width": 16, "steps": 3, "batch_size": 2,
         }
     )  # fmt: skip
     start_experiment(config, folder / "run")
@@ -103,7 +103,7 @@ def test_missing_and_foreign_folders(alibi: Invoke, run: Path, tmp_path: Path) -
     assert f"got {tmp_path}, which has no config.json" in refused(alibi, tmp_path, output)
     assert "expected a method of the run" in refused(alibi, run / "alibbi", output)
     for text, words in (
-        ('{"model_type": "mpt"}', "expected a run folder of schema version 1, got version None"),
+        ('{"model_type": "mpt"}', "expected a run folder of schema version 2, got version None"),
         ("{", "expected a config.json as it was written"),
         ("[]", "which holds something else"),
     ):

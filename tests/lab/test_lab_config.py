@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from alibi_attention.lab.config import ExperimentConfig, make_config
+from alibi_attention.lab.config_file import read_config_file, write_config_file
 from alibi_attention.lab.errors import LabError
 
 
@@ -22,6 +24,9 @@ def test_is_frozen_and_survives_json() -> None:
         config.length = 2  # type: ignore[misc]
 
 
+CHOOSE = "choose from alibi, alibi-interleaved, alibi-learned, learned, nope, rope, sinusoidal, t5"
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [
@@ -31,17 +36,39 @@ def test_is_frozen_and_survives_json() -> None:
         ({"eval_lengths": (0, 32)}, "eval_lengths: expected ascending lengths of at least 1, got 0,32; "
          "list each length once, shortest first, such as 256,512,1024"),
         ({"methods": ("alibi", "rotten")}, "methods: expected names of position methods, got 'rotten'; "
-         "choose from alibi, rope, sinusoidal"),
+         + CHOOSE),
         ({"methods": ("rope", "rope")}, "methods: expected one or more names, each once, got ['rope', 'rope']; "
-         "choose from alibi, rope, sinusoidal"),
+         + CHOOSE),
         ({"methods": ()}, "methods: expected one or more names, each once, got []; "
-         "choose from alibi, rope, sinusoidal"),
+         + CHOOSE),
         ({"width": 100, "heads": 8}, "width: expected a multiple of twice the heads, 16, so that each head has an "
          "even width, got 100; try 96"),
         ({"held_out_share": 0.9}, "held_out_share: expected a share above 0 and up to 0.5, got 0.9; "
          "keep enough for training; 0.1 is the default"),
         ({"learning_rate": -1.0}, "learning_rate: expected a number above 0, got -1.0; "
          "leave it out to take the default"),
+        ({"methods": ("rope", "nope"), "variants": ("alibi:ntk",)}, "variants: expected names of variants of the "
+         "methods, got 'alibi:ntk'; choose from rope:pi, rope:dynamic, rope:yarn, or all"),
+        ({"methods": ("nope",), "variants": ("all", "x")}, "variants: expected names of variants of the methods, "
+         "got 'all'; leave it out"),
+        ({"variants": ("rope:pi", "rope:pi")}, "variants: expected each name once, got rope:pi,rope:pi; "
+         "drop the repetitions"),
+        ({"protocols": ("window",)}, "protocols: expected names of protocols, got 'window'; "
+         "choose from windows, sliding, targets, recall, or all"),
+        ({"recall_share": 1.0}, "recall_share: expected a share from 0 up to, not including, 1, got 1.0; such as 0.1"),
+        ({"dropout": -0.1}, "dropout: expected a share from 0 up to, not including, 1, got -0.1; such as 0.1"),
+        ({"batch_size": 8, "devices": 3}, "batch_size: expected a multiple of the 3 devices, which share a batch, "
+         "got 8; try 9"),
+        ({"text": ("a",), "dataset": "b"}, "dataset: expected one corpus, got --text and a data set, b; "
+         "leave one of them out"),
+        ({"vocabulary": 500}, "vocabulary: expected 256 for bytes, got 500; leave it out, or choose --tokenizer bpe"),
+        ({"tokenizer": "bpe", "vocabulary": 200}, "vocabulary: expected at least 260: the bytes, and some pairs, "
+         "got 200; such as 4096"),
+        ({"cutoffs": (20, 10)}, "cutoffs: expected ascending ranks of at least 1, got 20,10; "
+         "such as 20000,60000 for a vocabulary of 267744"),
+        ({"document_start": "("}, "document_start: expected a regular expression, got '(' (missing ), unterminated "
+         "subpattern at position 0); such as '^ = [^=]'"),
+        ({"precision": "fp8"}, "precision: expected 'fp32' or 'bf16', got 'fp8'; choose one of these"),
         ({"device": "tpu"}, "device: expected 'cpu' or 'cuda', got 'tpu'; choose one of these"),
         ({"speed": 3}, "speed: expected a known setting, got this name; known are "
          + ", ".join(ExperimentConfig.model_fields)),
@@ -58,3 +85,76 @@ def test_refuses_what_is_no_proper_number(values: dict[str, Any]) -> None:
     name = next(iter(values))
     with pytest.raises(LabError, match=f"^{name}: expected "):
         make_config(values)
+
+
+def test_all_stands_for_every_one() -> None:
+    config = make_config({"methods": ("rope", "nope", "alibi"), "variants": ["all"], "protocols": ["all"]})
+    assert config.variants == (
+        "rope:pi", "rope:dynamic", "rope:yarn", "alibi:linear", "alibi:dynamic", "alibi:ntk"
+    )  # fmt: skip
+    assert config.protocols == ("windows", "sliding", "targets", "recall")
+    assert make_config({"protocols": ["recall", "windows"]}).protocols == ("windows", "recall")
+
+
+def test_fixed_targets_begin_below_the_training_length() -> None:
+    config = make_config({"length": 256})
+    assert config.targets == 32
+    assert config.window_lengths == (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    assert make_config({"length": 8, "eval_lengths": (8, 16)}).window_lengths == (4, 8, 16)
+
+
+# The file
+
+
+def test_file_and_flags(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("length: 64\nlearning-rate: 1e-3\nmethods: [rope, nope]\nvariants: all\ntext: book.txt\n")
+    config = read_config_file(path, {"length": 32, "seed": 3})
+    assert (config.length, config.seed, config.learning_rate) == (32, 3, 1e-3)
+    assert config.methods == ("rope", "nope")
+    assert config.variants == ("rope:pi", "rope:dynamic", "rope:yarn")
+    # Beside the file that names it, wherever one is working.
+    assert config.text == (str(tmp_path / "book.txt"),)
+    assert config.eval_lengths[0] == 32
+
+
+def test_written_file_gives_the_same_configuration(tmp_path: Path) -> None:
+    config = make_config({"length": 64, "text": (str(tmp_path / "a é.txt"),), "cutoffs": (5, 9), "methods": ("t5",)})
+    write_config_file(tmp_path / "config.yaml", config)
+    assert read_config_file(tmp_path / "config.yaml") == config
+    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    assert all(f"\n{name}: " in text for name in ExperimentConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", "config: expected settings by name, got {path}, which holds nothing; write one setting a line, such as "
+         "`length: 256`"),
+        ("- 3", "config: expected settings by name, got {path}, which holds list; write one setting a line, such as "
+         "`length: 256`"),
+        ("lenght: 3", "lenght: expected a known setting, got this name; known are "
+         + ", ".join(ExperimentConfig.model_fields)),
+        ("length: short", "length: expected a valid integer, unable to parse string as an integer, got 'short'; "
+         "give such a value"),
+    ],
+)  # fmt: skip
+def test_file_refusals(content: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(LabError) as error:
+        read_config_file(path)
+    assert str(error.value) == text.replace("{path}", str(path))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"^config: expected a file that can be read, got .*nowhere.yaml"):
+        read_config_file(tmp_path / "nowhere.yaml")
+
+
+def test_broken_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("length: [", encoding="utf-8")
+    # What the parser says in the middle is its own affair.
+    with pytest.raises(LabError, match=r"^config: expected a YAML file, got .* line 1, column 10.*; write one setting"):
+        read_config_file(path)

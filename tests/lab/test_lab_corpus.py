@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
 from alibi_attention.lab.config import ExperimentConfig
-from alibi_attention.lab.corpus import Corpus, Document, load_corpus, split_documents
+from alibi_attention.lab.corpus import Corpus, load_corpus
+from alibi_attention.lab.documents import Document, split_documents
+from alibi_attention.lab.duplicates import near_duplicates
 from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.tokens import load_encoder, make_encoder
 
 MakeConfig = Callable[..., ExperimentConfig]
 
@@ -107,6 +113,11 @@ def test_standard_library_by_default(tiny: MakeConfig) -> None:
     assert corpus.source == "the Python standard library"
     assert "argparse.py" in corpus.train_documents + corpus.held_out_documents
     assert not any("site-packages" in name for name in corpus.train_documents + corpus.held_out_documents)
+    # Code pages are one table with another upper half: a family, wherever it falls.
+    for family in (("cp1250", "cp1251", "cp1252", "iso8859_1"), ("cp437", "cp850", "cp866"), ("big5", "gb2312")):
+        sides = {f"encodings/{name}.py" in corpus.held_out_documents for name in family}
+        assert len(sides) == 1, family
+    assert "near-duplicates (" in corpus.split
     assert 0.05 < len(corpus.held_out) / (len(corpus.train) + len(corpus.held_out)) < 0.2
 
 
@@ -143,3 +154,240 @@ def test_refusals(tiny: MakeConfig, tmp_path: Path) -> None:
         f"text: expected at least 65 bytes of held-out text, got 10 from {short}; "
         "add text, or ask for a shorter --eval-lengths"
     )
+
+
+# Near-duplicates
+
+
+def words(seed: int, count: int = 200) -> list[str]:
+    return random.Random(seed).choices([f"word{i}" for i in range(500)], k=count)
+
+
+def test_near_duplicates_are_found_and_others_are_not() -> None:
+    plain = words(0)
+    edited = [word if i % 40 else "changed" for i, word in enumerate(plain)]
+    part = plain[50:110]
+    other = words(1)
+    texts = [" ".join(t).encode() for t in (plain, other, edited, part, words(2)[:3])]
+    first, second, third, fourth, fifth = near_duplicates(texts)
+    assert first == third == fourth
+    assert len({first, second, fifth}) == 3
+    assert near_duplicates([]) == []
+
+
+def test_copies_with_one_change_each_are_one_family_however_many() -> None:
+    plain = words(0, 100)
+    texts = [" ".join([*plain, f"tail{i}"]).encode() for i in range(200)]
+    assert len(set(near_duplicates(texts))) == 1
+
+
+def test_boilerplate_makes_no_family() -> None:
+    licence = words(9, 12)
+    texts = [" ".join([*licence, *words(100 + i)]).encode() for i in range(30)]
+    assert len(set(near_duplicates(texts))) == 30
+
+
+def test_sampled_shingles_find_the_same_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" ".join(words(i // 2, 2000)).encode() + b" end%d" % i for i in range(10)]
+    whole = near_duplicates(texts)
+    monkeypatch.setattr("alibi_attention.lab.duplicates._WHOLE", 20_000)
+    assert near_duplicates(texts) == whole == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
+
+
+def test_groups_are_never_divided() -> None:
+    documents = [Document(f"{i}", bytes([65 + i % 26]) * 100) for i in range(200)]
+    groups = [i // 5 for i in range(200)]
+    train, held_out = split_documents(documents, 0.1, groups)
+    assert len(held_out) == 20
+    assert not {int(d.name) // 5 for d in train} & {int(d.name) // 5 for d in held_out}
+
+
+def test_near_duplicate_files_stay_on_one_side(tiny: MakeConfig, texts: Path) -> None:
+    for path in list(texts.iterdir()):
+        (texts / f"near-{path.name}").write_text(path.read_text(encoding="utf-8") + " more", encoding="utf-8")
+    corpus = load_corpus(tiny())
+    assert len(corpus.train_documents) + len(corpus.held_out_documents) == 24
+    for name in corpus.held_out_documents:
+        assert {name.removeprefix("near-"), f"near-{name.removeprefix('near-')}"} <= set(corpus.held_out_documents)
+    assert corpus.split.endswith("; near-duplicates (24 documents) kept together")
+
+
+def test_nothing_but_near_duplicates_is_split_all_the_same(tiny: MakeConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "same"
+    folder.mkdir()
+    for i in range(10):
+        (folder / f"{i}.txt").write_text(" ".join(words(0)) + f" {i}", encoding="utf-8")
+    corpus = load_corpus(tiny(text=(str(folder),)))
+    assert corpus.train_documents
+    assert corpus.held_out_documents
+    assert corpus.split.endswith("; all are near-duplicates of each other")
+
+
+# Data sets
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    rows = [" ".join(words(i, 60)) for i in range(30)]
+    columns = {"text": rows, "title": [f"t{i}" for i in range(30)]}
+    parts = {"train": datasets.Dataset.from_dict(columns), "validation": datasets.Dataset.from_dict({"text": rows[:3]})}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    return tmp_path / "saved"
+
+
+def test_data_set_saved_to_disk(tiny: MakeConfig, saved: Path) -> None:
+    corpus = load_corpus(tiny(text=(), dataset=str(saved)))
+    rows = [" ".join(words(i, 60)).encode() for i in range(30)]
+    assert sorted(pieces(corpus.train) + pieces(corpus.held_out)) == sorted(rows)
+    assert corpus.source == f"the data set {saved}"
+    assert all(name.startswith("train/") for name in corpus.train_documents)
+
+
+def test_data_set_of_files(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "files"
+    folder.mkdir()
+    lines = [json.dumps({"body": " ".join(words(i, 60))}) for i in range(20)]
+    (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    corpus = load_corpus(tiny(text=(), dataset=str(folder), text_column="body"))
+    assert len(corpus.train_documents) + len(corpus.held_out_documents) == 20
+
+
+def test_held_out_split_and_documents_of_many_rows(tiny: MakeConfig, tmp_path: Path) -> None:
+    def wiki(first: int, articles: int) -> list[str]:
+        rows = []
+        for i in range(first, first + articles):
+            rows += ["", f" = Title {i} = \n", "", *(" ".join(words(10 * i + j, 9)) + " \n" for j in range(4))]
+            rows += [" = = Section = = \n", " ".join(words(10 * i + 9, 9)) + " \n"]
+        return rows
+
+    parts = {
+        "train": datasets.Dataset.from_dict({"text": wiki(0, 6)}),
+        "validation": datasets.Dataset.from_dict({"text": wiki(6, 2)}),
+    }
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "wiki"))
+    config = tiny(text=(), dataset=str(tmp_path / "wiki"), dataset_held_out="validation", document_start="^ = [^=]")
+    corpus = load_corpus(config)
+    assert len(corpus.train_documents) == 6
+    assert len(corpus.held_out_documents) == 2
+    documents = pieces(corpus.held_out)
+    assert documents[0].startswith(b" = Title 6 = \n")
+    assert b" = = Section = = \n" in documents[0]
+    assert corpus.split == "as the data set has it: 6 documents of train for training, 2 of validation held out"
+
+
+def test_data_set_refusals(tiny: MakeConfig, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(**values: str) -> str:
+        with pytest.raises(LabError) as error:
+            load_corpus(tiny(text=(), **{"dataset": str(saved), **values}))
+        return str(error.value)
+
+    assert refusal(dataset_split="test") == (
+        f"dataset_split: expected a split of {saved}, got 'test'; choose from train, validation"
+    )
+    assert refusal(dataset_held_out="dev") == (
+        f"dataset_held_out: expected a split of {saved}, got 'dev'; choose from train, validation"
+    )
+    assert (
+        refusal(text_column="body") == f"text_column: expected a column of {saved}, got 'body'; choose from text, title"
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert refusal(dataset=str(empty)).startswith(f"dataset: expected a data set that can be read, got {empty} (")
+    monkeypatch.setattr("alibi_attention.lab.documents.find_spec", lambda _: None)
+    assert refusal() == (
+        "dataset: expected the package datasets, got none installed; pip install 'alibi-attention[data]'"
+    )
+
+
+# Tokens
+
+
+def test_bpe_gives_the_text_back(tiny: MakeConfig, texts: Path) -> None:
+    (texts / "unicode.txt").write_text("schön 长 🙂\n\ttabs  and   spaces\n" * 30, encoding="utf-8")
+    corpus = load_corpus(tiny(tokenizer="bpe", vocabulary=310, eval_lengths=(16, 24)))
+    encoder = corpus.encoder
+    assert encoder.vocabulary == 310
+    assert corpus.train.dtype == np.uint16
+    originals = {path.read_bytes() for path in texts.iterdir()}
+    decoded = [*encoder.decode(corpus.train).split(b"\0"), *encoder.decode(corpus.held_out).split(b"\0")]
+    assert set(decoded) == originals
+    for stream in (corpus.train, corpus.held_out):
+        assert encoder.token_bytes[stream].sum() == len(encoder.decode(stream))
+    assert len(corpus.train) < 0.6 * encoder.token_bytes[corpus.train].sum()
+    starts = corpus.held_out_starts
+    assert len(starts) == len(corpus.held_out_documents)
+    assert (corpus.held_out[starts[1:] - 1] == 0).all()
+    assert encoder.description == "byte-level BPE, 310 tokens"
+
+
+def test_bpe_learns_from_training_text_alone(tiny: MakeConfig) -> None:
+    config = tiny(tokenizer="bpe", vocabulary=300, eval_lengths=(16,))
+    first, second = (make_encoder(config, [b"aaaa bbbb " * 50]) for _ in range(2))
+    assert first.serialized == second.serialized
+    assert len(first.encode(b"aaaa bbbb")) < len(first.encode(b"zzzz yyyy")) == 9
+    again = load_encoder("bpe", first.serialized)
+    assert again.encode(b"aaaa zz").tolist() == first.encode(b"aaaa zz").tolist()
+
+
+def test_long_texts_are_encoded_in_pieces(tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tokenizer="bpe", vocabulary=300, eval_lengths=(16,))
+    text = "".join(f"line {i} of some\n" for i in range(60)).encode()
+    encoder = make_encoder(config, [text])
+    monkeypatch.setattr("alibi_attention.lab.tokens._PIECE", 50)
+    assert encoder.decode(encoder.encode(text)) == text
+
+
+def test_words(tiny: MakeConfig) -> None:
+    config = tiny(tokenizer="words", eval_lengths=(16,))
+    encoder = make_encoder(config, [b"the cat sat on the mat\nthe end\n" * 3])
+    # By frequency, which is what an adaptive vocabulary needs.
+    assert encoder.encode(b"the\nunheard cat").tolist()[:2] == [2, 3]
+    assert encoder.decode(encoder.encode(b"the cat\nthe mat")) == b"the cat\nthe mat"
+    assert encoder.token_bytes[encoder.encode(b"the cat\n")].tolist() == [4, 4, 1]
+    assert encoder.vocabulary == 2 + 7 + 0
+
+
+def test_tokenizers_missing_is_said(tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alibi_attention.lab.tokens.find_spec", lambda _: None)
+    with pytest.raises(LabError, match=r"^tokenizer: expected the package tokenizers, got none installed; pip install"):
+        make_encoder(tiny(tokenizer="bpe"), [])
+
+
+# Cache
+
+
+def test_second_reading_maps_what_the_first_one_kept(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIBI_CACHE", str(tmp_path / "cache"))
+    config = tiny(tokenizer="bpe", vocabulary=300, eval_lengths=(16,))
+    first = load_corpus(config)
+    assert isinstance(first.train, np.memmap)
+    monkeypatch.setattr("alibi_attention.lab.corpus._make", None)  # not called again
+    second = load_corpus(config)
+    assert second.summary() == first.summary()
+    assert second.held_out_documents == first.held_out_documents
+    assert second.held_out_starts.tolist() == first.held_out_starts.tolist()
+    assert second.encoder.serialized == first.encoder.serialized
+
+
+def test_damaged_cache_is_made_again(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIBI_CACHE", str(tmp_path / "cache"))
+    fingerprint = load_corpus(tiny()).fingerprint
+    (folder,) = (tmp_path / "cache").iterdir()
+    for spoil in ("train.bin", "corpus.json"):
+        (folder / spoil).write_bytes(b"\1" + (folder / spoil).read_bytes()[1:])
+        assert load_corpus(tiny()).fingerprint == fingerprint
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
+
+
+def test_without_a_cache_the_corpus_stays_in_memory(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = load_corpus(tiny())
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("ALIBI_CACHE", str(tmp_path / "file" / "cache"))
+    plain = load_corpus(tiny())
+    assert not isinstance(plain.train, np.memmap)
+    assert plain.fingerprint == kept.fingerprint

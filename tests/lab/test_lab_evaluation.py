@@ -7,9 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from alibi_attention.lab.evaluation import evaluate, segment_starts
+from alibi_attention.lab.bootstrap import bootstrap_interval, wilson_interval
+from alibi_attention.lab.evaluation import (
+    HeldOut,
+    evaluate_ends,
+    evaluate_windows,
+    of_bytes,
+    segment_starts,
+    sliding_ends,
+    target_ends,
+    window_work,
+)
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import DecoderShape
+from alibi_attention.lab.scores import RecallScore, Score, usable_by_perplexity, usable_by_recall
 
 SHAPE = DecoderShape(length=8, layers=1, heads=2, width=16)
 
@@ -27,44 +38,227 @@ def test_segments_are_disjoint_and_spread(stream: int, segment: int, budget: int
         assert starts[-1] + segment + 1 == stream
 
 
+def bits_one_at_a_time(decoder: Decoder, stream: np.ndarray, first: int, target: int) -> float:
+    """-log2 p of one byte after the context from ``first`` on."""
+    context = torch.from_numpy(stream[first:target].astype(np.int64))
+    with torch.no_grad():
+        logits = decoder(context[None])[0, -1].double()
+    return -logits.log_softmax(-1)[int(stream[target])].item() / math.log(2)
+
+
 def test_agrees_with_one_prediction_at_a_time() -> None:
     decoder = Decoder(SHAPE, "rope", seed=0)
     stream = np.random.default_rng(0).integers(0, 256, size=120, dtype=np.uint8)
+    held_out = HeldOut(stream, np.array([0, 30, 100]), np.ones(256, dtype=np.int64))
     # 24 is no divisor of 40: the last window of a segment is then 16 long.
     lengths = (8, 24, 40)
-    scores = evaluate(decoder, stream, lengths, budget=80)
+    scores = evaluate_windows(decoder, held_out, lengths, budget=80)
     starts = segment_starts(len(stream), 40, 80)
     assert len(starts) == 2
     for length, score in zip(lengths, scores, strict=True):
-        bits = []
+        bits, documents, places = [], [], []
         for start in starts:
             for position in range(start, start + 40):
                 first = start + (position - start) // length * length
-                context = torch.from_numpy(stream[first : position + 1].astype(np.int64))
-                with torch.no_grad():
-                    logits = decoder(context[None])[0, -1].double()
-                bits.append(-logits.log_softmax(-1)[int(stream[position + 1])].item() / math.log(2))
+                bits.append(bits_one_at_a_time(decoder, stream, first, position + 1))
+                documents.append(int(position + 1 >= 30) + int(position + 1 >= 100))
+                places.append((position - start) % length)
         assert score.length == length
-        assert score.scored_bytes == len(bits) == 80
+        assert score.scored_bytes == score.scored_tokens == len(bits) == 80
+        assert score.bits_per_byte == pytest.approx(np.mean(bits), abs=1e-5)
+        assert score.perplexity == pytest.approx(2 ** np.mean(bits), rel=1e-5)
+        by_document = [sum(b for b, d in zip(bits, documents, strict=True) if d == n) for n in range(3)]
+        assert score.document_bits == pytest.approx(by_document, abs=1e-4)
+        assert score.document_bytes == tuple(documents.count(n) for n in range(3))
+        low, high = score.interval or (0, 0)
+        assert low < score.bits_per_byte < high
+        assert [bin_.first for bin_ in score.by_position][:4] == [0, 1, 2, 4]
+        assert score.by_position[-1].end == length
+        for bin_ in score.by_position:
+            inside = [b for b, place in zip(bits, places, strict=True) if bin_.first <= place < bin_.end]
+            assert bin_.bits_per_byte == pytest.approx(np.mean(inside), abs=1e-5)
+
+
+def test_bits_per_byte_count_the_bytes_of_tokens() -> None:
+    decoder = Decoder(SHAPE, "rope", seed=0)
+    stream = np.random.default_rng(0).integers(0, 256, size=41, dtype=np.uint8)
+    sizes = np.arange(256, dtype=np.int64) % 5 + 1
+    plain = evaluate_windows(decoder, of_bytes(stream), (40,), 40)[0]
+    sized = evaluate_windows(decoder, HeldOut(stream, np.zeros(1, np.int64), sizes), (40,), 40)[0]
+    count = sizes[stream[1:]].sum()
+    assert sized.scored_bytes == count
+    assert sized.bits_per_byte == pytest.approx(plain.bits_per_byte * 40 / count)
+    assert sized.perplexity == plain.perplexity
+
+
+def test_sliding_window_gives_every_token_its_context() -> None:
+    decoder = Decoder(SHAPE, "rope", seed=0)
+    stream = np.random.default_rng(0).integers(0, 256, size=100, dtype=np.uint8)
+    for length, stride in ((8, 2), (16, 4), (16, 5), (8, 0)):
+        ends = sliding_ends(of_bytes(stream), (8, 16), 16, stride, length)
+        step = stride or 2
+        assert ends.scored == step
+        score = evaluate_ends(decoder, of_bytes(stream), length, ends)
+        bits, targets = [], []
+        for end in ends.ends:
+            for target in range(end - step + 1, end + 1):
+                assert target - (end - length) >= length - step  # the context it has
+                bits.append(bits_one_at_a_time(decoder, stream, end - length, target))
+                targets.append(target)
+        # Side by side: each token of the region once, up to its end.
+        assert targets == list(range(targets[0], targets[-1] + 1))
         assert score.bits_per_byte == pytest.approx(np.mean(bits), abs=1e-5)
 
 
-def test_ticks_once_per_segment_and_may_stop() -> None:
+def test_all_lengths_slide_over_the_same_tokens() -> None:
+    held_out = of_bytes(np.zeros(5000, dtype=np.uint8))
+    scored = []
+    for length in (16, 64, 256):
+        ends = sliding_ends(held_out, (16, 64, 256), 512, 0, length)
+        scored.append(sorted(t for end in ends.ends for t in range(end - ends.scored + 1, end + 1)))
+        assert min(ends.ends) >= length
+        assert max(ends.ends) < 5000
+    assert scored[0] == scored[1] == scored[2]
+    assert len(scored[0]) == 512
+
+
+def test_fixed_targets_are_the_same_with_more_before_them() -> None:
     decoder = Decoder(SHAPE, "rope", seed=0)
-    stream = np.zeros(200, dtype=np.uint8)
+    stream = np.random.default_rng(0).integers(0, 256, size=200, dtype=np.uint8)
+    ends = target_ends(of_bytes(stream), (8, 32), 64, 3)
+    assert len(ends.ends) == 8
+    assert (ends.ends[0], ends.ends[-1]) == (32, 199)
+    for length in (8, 32):
+        score = evaluate_ends(decoder, of_bytes(stream), length, ends)
+        bits = [bits_one_at_a_time(decoder, stream, end - length, end - back) for end in ends.ends for back in range(3)]
+        assert score.bits_per_byte == pytest.approx(np.mean(bits), abs=1e-5)
+        assert score.scored_tokens == 24
+
+
+@pytest.mark.parametrize("size", [33, 34, 50, 1000])
+def test_short_text_is_used_as_far_as_it_goes(size: int) -> None:
+    held_out = of_bytes(np.zeros(size, dtype=np.uint8))
+    for ends in (target_ends(held_out, (8, 32), 64, 3), *(sliding_ends(held_out, (8, 32), 64, 0, n) for n in (8, 32))):
+        assert ends.ends
+        assert all(32 <= end < size for end in ends.ends)
+
+
+def test_a_variant_is_set_up_for_each_length() -> None:
+    decoder = Decoder(SHAPE, "alibi", seed=0)
+    stream = np.random.default_rng(0).integers(0, 256, size=65, dtype=np.uint8)
+    plain = evaluate_windows(decoder, of_bytes(stream), (8, 64), 64)
+    scaled = evaluate_windows(decoder, of_bytes(stream), (8, 64), 64, variant="linear")
+    assert plain[0] == scaled[0]
+    assert plain[1].bits_per_byte != scaled[1].bits_per_byte
+    flat = Decoder(SHAPE, "alibi", seed=0)
+    flat.position.slopes /= 8
+    again = evaluate_windows(flat, of_bytes(stream), (64,), 64)[0]
+    assert again.bits_per_byte == pytest.approx(scaled[1].bits_per_byte)
+
+
+def test_positions_that_end_are_reported() -> None:
+    decoder = Decoder(SHAPE, "learned", seed=0)
+    held_out = of_bytes(np.random.default_rng(0).integers(0, 256, size=200, dtype=np.uint8))
+    ticked: list[int] = []
+    first, second = evaluate_windows(decoder, held_out, (8, 16), 64, tick=ticked.append)
+    assert first.bits_per_byte is not None
+    assert first.note is None
+    assert (second.bits_per_byte, second.note, second.scored_bytes) == (None, "its positions end at 8", 0)
+    assert sum(ticked) == window_work(held_out, (8, 16), 64)
+    ends = target_ends(held_out, (8, 16), 64, 3)
+    assert evaluate_ends(decoder, held_out, 16, ends).note == "its positions end at 8"
+
+
+def test_ticks_and_may_stop() -> None:
+    decoder = Decoder(SHAPE, "alibi", seed=0)
+    stream = np.zeros(100, dtype=np.uint8)
     ticks: list[int] = []
-    evaluate(decoder, stream, (8, 16), 48, tick=ticks.append)
+    evaluate_windows(decoder, of_bytes(stream), (8, 16), 48, tick=ticks.append)
     assert ticks == [16] * 6
+    assert sum(ticks) == window_work(of_bytes(stream), (8, 16), 48)
 
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(decoder, stream, (8, 16), 48, tick=stop)
+        evaluate_windows(decoder, of_bytes(stream), (8, 16), 48, tick=stop)
 
 
 def test_uniform_predictions_cost_eight_bits() -> None:
     decoder = Decoder(SHAPE, "alibi", seed=0)
     torch.nn.init.zeros_(decoder.embedding.weight)
     stream = np.random.default_rng(1).integers(0, 256, size=100, dtype=np.uint8)
-    assert [score.bits_per_byte for score in evaluate(decoder, stream, (8, 32), 64)] == pytest.approx([8.0, 8.0])
+    assert [score.bits_per_byte for score in evaluate_windows(decoder, of_bytes(stream), (8, 32), 64)] == pytest.approx(
+        [8.0, 8.0]
+    )
+
+
+# Certainty
+
+
+def test_bootstrap_is_about_documents() -> None:
+    generator = np.random.default_rng(3)
+    sizes = generator.integers(50, 500, size=200)
+    rates = generator.normal(2.0, 0.3, size=200)
+    low, high = bootstrap_interval(rates * sizes, sizes) or (0, 0)
+    # The delta method's interval for a ratio of means, an independent construction.
+    ratio = (rates * sizes).sum() / sizes.sum()
+    spread = 1.96 * np.sqrt(((rates - ratio) ** 2 * sizes**2).sum()) / sizes.sum()
+    assert low == pytest.approx(ratio - spread, abs=0.1 * spread)
+    assert high == pytest.approx(ratio + spread, abs=0.1 * spread)
+    assert bootstrap_interval([1.0], [2]) is None
+    assert bootstrap_interval(rates * sizes, sizes) == (low, high)
+
+
+def test_bootstrap_is_about_seeds_too() -> None:
+    sizes = np.full(400, 100)
+    apart = np.stack([np.full(400, 100.0 * level) for level in (1.0, 2.0, 3.0)])
+    low, high = bootstrap_interval(apart, sizes) or (0, 0)
+    assert (low, high) == pytest.approx((1.0, 3.0), abs=0.4)
+    same = np.stack([np.full(400, 200.0)] * 3)
+    assert bootstrap_interval(same, sizes) == pytest.approx((2.0, 2.0))
+
+
+def test_wilson_is_the_formula() -> None:
+    # Brown, Cai and DasGupta (2001) invert the score test; so does this, by bisection.
+    def rejected(p: float, share: float, n: int) -> bool:
+        return abs(share - p) > 1.959964 * math.sqrt(p * (1 - p) / n)
+
+    for successes, trials in ((0, 8), (3, 10), (64, 64), (500, 1000)):
+        low, high = wilson_interval(successes, trials)
+        share = successes / trials
+        for edge, inward in ((low, 1e-6), (high, -1e-6)):
+            assert not rejected(min(max(edge + inward, 1e-12), 1 - 1e-12), share, trials)
+            if 0 < edge < 1:
+                assert rejected(edge - inward, share, trials)
+
+
+# Verdicts
+
+
+def losses(*bits: float | None) -> list[Score]:
+    return [Score(length=128 << i, bits_per_byte=b, scored_bytes=1) for i, b in enumerate(bits)]
+
+
+def test_usable_by_perplexity() -> None:
+    assert usable_by_perplexity(losses(2.2, 2.0, 2.01, 1.9), 256) == 1024
+    assert usable_by_perplexity(losses(2.2, 2.0, 2.02), 256) == 512
+    assert usable_by_perplexity(losses(2.2, 2.0, 2.03, 1.0), 256) == 256
+    assert usable_by_perplexity(losses(2.2, 2.0, None), 256) == 256
+    assert usable_by_perplexity(losses(2.2, 2.0, float("nan")), 256) == 256
+    assert usable_by_perplexity(losses(2.2, 2.0), 100) is None
+    assert usable_by_perplexity([], 256) is None
+
+
+def recalls(*cells: tuple[int, int, int]) -> list[RecallScore]:
+    return [RecallScore(length=n, distance=d, asked=10, recalled=r) for n, d, r in cells]
+
+
+def test_usable_by_recall_looks_at_the_farthest() -> None:
+    good = (256, 32, 0), (256, 128, 5), (512, 32, 0), (512, 256, 9)
+    assert usable_by_recall(recalls(*good)) == 512
+    assert usable_by_recall(recalls(*good, (1024, 32, 10), (1024, 512, 4), (2048, 1024, 10))) == 512
+    assert usable_by_recall(recalls((256, 128, 4), (512, 256, 10))) is None
+    unasked = RecallScore(length=1024, distance=512, asked=0, recalled=0, note="ends")
+    assert usable_by_recall([*recalls(*good), unasked]) == 512
+    assert usable_by_recall([]) is None

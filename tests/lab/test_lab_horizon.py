@@ -8,10 +8,10 @@ from test_horizon import true_shares
 from torch import Tensor
 
 from alibi_attention import certify
+from alibi_attention.lab.batches import Batches
 from alibi_attention.lab.config import make_config
 from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.model import Decoder, build_decoder
-from alibi_attention.lab.training import Batches
 
 
 def trained_decoder() -> tuple[Decoder, Tensor]:

@@ -1,31 +1,44 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.evaluation import Score
-from alibi_attention.lab.experiment import resume_experiment, start_experiment
+from alibi_attention.lab.experiment import reevaluate_experiment, resume_experiment, start_experiment
 from alibi_attention.lab.figures import draw_figure, save_figures
 from alibi_attention.lab.files import replacing
-from alibi_attention.lab.runs import MethodResult
-from alibi_attention.lab.tables import markdown_table
+from alibi_attention.lab.positions import position_methods
+from alibi_attention.lab.progress import Progress
+from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
+from alibi_attention.lab.scores import Evaluation, RecallScore, Score
+from alibi_attention.lab.tables import markdown_table, recall_rows
 
 MakeConfig = Callable[..., ExperimentConfig]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def result(method: str, title: str, *bits: float) -> MethodResult:
-    scores = tuple(Score(length=256 << i, bits_per_byte=b, scored_bytes=9) for i, b in enumerate(bits))
-    return MethodResult(
-        method=method, title=title, parameters=1, trained_bytes=2, scores=scores, train_seconds=3, eval_seconds=4
+def evaluation(name: str, title: str, *bits: float | None) -> Evaluation:
+    scores = tuple(
+        Score(length=256 << i, bits_per_byte=b, scored_bytes=9, note="it ends" if b is None else None)
+        for i, b in enumerate(bits)
     )
+    return Evaluation(name=name, title=title, windows=scores, usable_by_perplexity=512)
+
+
+def result(method: str, title: str, *bits: float | None) -> MethodResult:
+    return MethodResult(
+        method=method, title=title, parameters=1, position_parameters=0, trained_tokens=2, train_seconds=3,
+        eval_seconds=4, evaluations=(evaluation(method, title, *bits),),
+    )  # fmt: skip
 
 
 RESULTS = [result("alibi", "ALiBi", 2.1294, 2.1, 2.09), result("rope", "RoPE", 2.08, 3.0, 4.6)]
@@ -36,13 +49,20 @@ def test_contents(tiny: MakeConfig, tmp_path: Path) -> None:
     results = start_experiment(config, root)
     files = {path.relative_to(root).as_posix() for path in root.rglob("*") if "tensorboard/" not in path.as_posix()}
     methods = ["alibi", "sinusoidal", "rope"]
-    inside = ("tensorboard", "weights.safetensors", "result.json")
+    inside = (
+        "tensorboard",
+        "weights.safetensors",
+        "result.json",
+        "evaluation",
+        "evaluation/plain-windows.json",
+        "trained.json",
+    )
     assert files == {
-        "config.json", "documents.json", "results.json", "table.md", "figure.png", "figure.svg",
+        "config.json", "config.yaml", "documents.json", "results.json", "table.md", "figure.png", "figure.svg",
         *methods, *(f"{method}/{name}" for method in methods for name in inside),
     }  # fmt: skip
     whole = json.loads((root / "results.json").read_text(encoding="utf-8"))
-    assert whole["schema_version"] == 1
+    assert whole["schema_version"] == 2
     assert whole["config"]["eval_lengths"] == [16, 24, 64]
     assert whole["corpus"]["fingerprint"] == load_corpus(config).fingerprint
     assert set(whole["environment"]) == {
@@ -105,7 +125,7 @@ def test_resume_refuses_another_schema(tiny: MakeConfig, tmp_path: Path) -> None
     start_experiment(tiny(methods=("rope",)), root)
     start = json.loads((root / "config.json").read_text(encoding="utf-8"))
     (root / "config.json").write_text(json.dumps({**start, "schema_version": 99}), encoding="utf-8")
-    with pytest.raises(LabError, match=r"^output: expected a run folder of schema version 1, got version 99 in "):
+    with pytest.raises(LabError, match=r"^output: expected a run folder of schema version 2, got version 99 in "):
         resume_experiment(root)
 
 
@@ -138,7 +158,29 @@ def test_table() -> None:
         "| --- | ---: | ---: | ---: | ---: |\n"
         "| ALiBi | 2.129 | 2.100 | 2.090 | -0.039 |\n"
         "| RoPE | 2.080 | 3.000 | 4.600 | +2.520 |\n"
+        "\n"
+        "| usable length by | perplexity | recall |\n"
+        "| --- | ---: | ---: |\n"
+        "| ALiBi | 512 | — |\n"
+        "| RoPE | 512 | — |\n"
     )
+
+
+def test_table_says_why_numbers_are_missing() -> None:
+    text = markdown_table([*RESULTS, result("learned", "learned", 2.5, None, None)])
+    assert "| learned | 2.500 | — | — | — |\n" in text
+    assert text.endswith("\nlearned: it ends; no result at 512, 1024.\n")
+
+
+def test_table_of_recall() -> None:
+    cells = ((256, 32, 8), (256, 128, 7), (512, 32, 8), (512, 256, 1))
+    recall = tuple(RecallScore(length=n, distance=d, asked=8, recalled=r) for n, d, r in cells)
+    ends = RecallScore(length=512, distance=256, asked=0, recalled=0, note="ends")
+    rows = recall_rows([
+        evaluation("a", "A", 1.0).model_copy(update={"recall": recall}),
+        evaluation("b", "B", 1.0).model_copy(update={"recall": (*recall[:2], ends)}),
+    ])  # fmt: skip
+    assert rows == (["recalled at", "128 of 256", "256 of 512"], [["A", "88%", "12%"], ["B", "88%", "—"]])
 
 
 def test_figure_has_a_labelled_line_for_each_method(tiny: MakeConfig) -> None:
@@ -164,6 +206,22 @@ def test_labels_of_lines_that_end_together_stand_apart(tiny: MakeConfig) -> None
     assert all(b - a > 0.04 * (high - low) for a, b in pairwise(heights))
 
 
+def test_many_lines_are_named_in_a_legend(tiny: MakeConfig) -> None:
+    variants = [evaluation(f"rope:{i}", f"RoPE {i}", 2.0, 2.0 + i) for i in range(7)]
+    many = [RESULTS[0].model_copy(update={"evaluations": tuple(variants)}), result("learned", "learned", 2.5, None)]
+    figure = draw_figure(many, tiny(length=256))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*(f"RoPE {i}" for i in range(7)), "learned"]
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    assert box.y0 >= 0
+    assert box.y1 <= figure.bbox.height
+    lines = [line for line in figure.axes[0].get_lines() if str(line.get_label()).startswith("RoPE")]
+    # One colour for a method, dashes for its variants.
+    assert len({line.get_color() for line in lines}) == 1
+    assert [line.get_linestyle() for line in lines[:4]] == ["-", "--", ":", "-."]
+
+
 def test_figures_are_the_same_every_time(tiny: MakeConfig, tmp_path: Path) -> None:
     for name in ("first", "second"):
         save_figures(RESULTS, tiny(length=256), [tmp_path / f"{name}.svg"])
@@ -183,3 +241,140 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         fail()
     assert path.read_text(encoding="utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
+
+
+# What was interrupted, damaged, or begun elsewhere
+
+
+def test_a_run_begun_elsewhere_goes_on_and_says_so(tiny: MakeConfig, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    start_experiment(tiny(methods=("rope",)), root)
+    said = Said()
+    resume_experiment(root, said)
+    assert not any("Started elsewhere" in line for line in said.lines)
+    start = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    start["environment"] |= {"torch": "1.0", "threads": 99}
+    (root / "config.json").write_text(json.dumps(start), encoding="utf-8")
+    resume_experiment(root, said)
+    threads = torch.get_num_threads()
+    assert said.lines[1] == (
+        f"Started elsewhere: torch 1.0 → {torch.__version__}, threads 99 → {threads}. "
+        "It goes on, but the last bits may come out otherwise."
+    )
+
+
+class Said(Progress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize(("name", "content"), [("result.json", "{"), ("result.json", '{"schema_version": 1}'),
+                                               ("result.json", '{"schema_version": 2, "result": {}}')])  # fmt: skip
+def test_damaged_results_are_refused_and_made_again(tiny: MakeConfig, tmp_path: Path, name: str, content: str) -> None:
+    root = tmp_path / "run"
+    first = start_experiment(tiny(methods=("rope",)), root)
+    (root / "rope" / name).write_text(content, encoding="utf-8")
+    with pytest.raises(LabError, match=r"^output: .*; delete this file and --resume: only what it held is done again$"):
+        resume_experiment(root)
+    (root / "rope" / name).unlink()
+    # Weights and evaluations are read; even their seconds are those of the first time.
+    assert resume_experiment(root) == first
+
+
+def test_full_disk_loses_nothing(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, whole = tmp_path / "run", tmp_path / "whole"
+    config = tiny(methods=("rope",))
+    start_experiment(config, whole)
+    calls = 0
+    sync = os.fsync
+
+    def fill(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(LabError) as error:
+        start_experiment(config, root)
+    assert str(error.value).startswith(f"output: expected room on the disk, got no room for {root}")
+    assert str(error.value).endswith("; make room and continue with --resume; nothing that was written before is lost")
+    resume_experiment(root)
+    assert RunFolder(root).weights("rope").read_bytes() == RunFolder(whole).weights("rope").read_bytes()
+    both = [RunFolder(folder).read_result("rope") for folder in (root, whole)]
+    assert both[0] is not None
+    assert both[1] is not None
+    assert both[0].evaluations == both[1].evaluations
+
+
+def test_read_results_needs_all_of_them(tiny: MakeConfig, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    results = start_experiment(tiny(methods=("rope", "nope")), root)
+    assert RunFolder(root).read_results() == results
+    (root / "nope" / "result.json").unlink()
+    with pytest.raises(LabError) as error:
+        RunFolder(root).read_results()
+    assert str(error.value) == (
+        f"run: expected a complete run, got {root}, with 1 of 2 methods; "
+        f"complete it with: alibi extrapolate --resume --output {root}"
+    )
+
+
+# Everything at once, and evaluation once more
+
+
+def test_all_methods_variants_and_protocols(tiny: MakeConfig, tmp_path: Path) -> None:
+    methods = tuple(position_methods())
+    config = tiny(
+        methods=methods, variants=["all"], protocols=["all"], recall_share=0.5, length=32, eval_lengths=(32, 64),
+        heads=3, width=12, steps=2, recall_trials=8,
+    )  # fmt: skip
+    results = start_experiment(config, tmp_path / "run")
+    names = [e.name for e in evaluations_of(results)]
+    assert len(names) == len(set(names)) == len(methods) + 3 * 3 + 3
+    for found in evaluations_of(results):
+        assert [score.length for score in found.windows] == [score.length for score in found.sliding] == [32, 64]
+        assert [score.length for score in found.targets] == [16, 32, 64]
+        assert {score.length for score in found.recall} == {64}
+        beyond = found.name == "learned"
+        assert (found.windows[1].bits_per_byte is None) == (found.targets[2].bits_per_byte is None) == beyond
+    own = {r.method: r.position_parameters for r in results}
+    assert own == {"alibi": 0, "alibi-interleaved": 0, "alibi-learned": 3, "learned": 32 * 12, "nope": 0, "rope": 0,
+                   "sinusoidal": 0, "t5": 32 * 3}  # fmt: skip
+    # Three heads are no power of two, so that the two schemes differ.
+    assert results[0].scores != results[1].scores
+
+
+def test_evaluated_once_more_without_training(tiny: MakeConfig, tmp_path: Path) -> None:
+    source, root = tmp_path / "run", tmp_path / "again"
+    first = start_experiment(tiny(methods=("rope", "learned")), source)
+    again = reevaluate_experiment(source, root, {"eval_lengths": (16, 24, 64, 128), "variants": ("rope:pi",)})
+    for before, after in zip(first, again, strict=True):
+        assert after.train_seconds == before.train_seconds
+        assert (
+            RunFolder(root).weights(after.method).read_bytes() == RunFolder(source).weights(after.method).read_bytes()
+        )
+    assert [e.name for e in evaluations_of(again)] == ["rope", "rope:pi", "learned"]
+    assert [score.length for score in again[0].scores] == [16, 24, 64, 128]
+    same = reevaluate_experiment(source, tmp_path / "same", {})
+    assert [r.evaluations for r in same] == [r.evaluations for r in first]
+    with pytest.raises(LabError, match=r"^steps: expected a setting of evaluation, got this one; change variants, "):
+        reevaluate_experiment(source, tmp_path / "other", {"steps": 3})
+    (source / "rope" / "weights.safetensors").unlink()
+    with pytest.raises(LabError, match=r"^run: expected a run with rope trained, got "):
+        reevaluate_experiment(source, tmp_path / "other", {})
+
+
+def test_weights_of_another_configuration_are_refused(tiny: MakeConfig, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    start_experiment(tiny(methods=("rope",)), first)
+    start_experiment(tiny(methods=("rope",), width=32), second)
+    (first / "rope" / "result.json").unlink()
+    (second / "rope" / "weights.safetensors").replace(first / "rope" / "weights.safetensors")
+    with pytest.raises(LabError, match=r"^run: expected weights of this configuration, got .*weights.safetensors \("):
+        resume_experiment(first)

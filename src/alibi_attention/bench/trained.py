@@ -31,30 +31,36 @@ def shape_of(model: Path) -> tuple[int, int]:
 def layers_of(model: Path, tokens: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor, str]:
     """Query, key and value of every layer, (1, heads, tokens, head_dim), the slopes, and in words what they are.
 
-    The first ``tokens`` bytes of the held-out text go through the model at once.
+    The first ``tokens`` tokens of the held-out text go through the model at once.
 
     Raises:
         BenchError: as `shape_of`, and for more tokens than there is text.
     """
-    from alibi_attention.lab.checkpoint import load_tensors
     from alibi_attention.lab.corpus import load_corpus
     from alibi_attention.lab.errors import LabError
-    from alibi_attention.lab.model import build_decoder
     from alibi_attention.lab.runs import RunFolder
+    from alibi_attention.lab.trained import load_trained
 
     config = _config(model)
-    decoder = build_decoder(config, _METHOD)
     try:
+        decoder, _ = load_trained(model, _METHOD)
         corpus = load_corpus(config)
-        decoder.load_state_dict(load_tensors(RunFolder(model).weights(_METHOD))[0])
     except (LabError, OSError) as error:
         raise BenchError("model", expected="a whole run folder", got=f"{model} ({error})", remedy=_REMEDY) from None
+    unit = "bytes" if config.tokenizer == "bytes" else "tokens"
     if len(corpus.held_out) < tokens:
-        got = f"{len(corpus.held_out):,} bytes in {corpus.source}"
+        got = f"{len(corpus.held_out):,} {unit} in {corpus.source}"
         remedy = "give shorter --lengths, or train on more text"
-        raise BenchError("lengths", expected=f"{tokens:,} bytes of held-out text", got=got, remedy=remedy)
-    decoder.eval()
+        raise BenchError("lengths", expected=f"{tokens:,} {unit} of held-out text", got=got, remedy=remedy)
+    try:
+        RunFolder(model).refuse_changed_corpus(corpus)
+        what = "held-out text"
+    except LabError:
+        what = "text of which it may have seen some: the corpus, or how it is split, is not that of the run any more"
     text = torch.from_numpy(corpus.held_out[:tokens].astype("int64"))[None]
+    if int(text.max()) >= decoder.embedding.num_embeddings:
+        got = f"another vocabulary, from {corpus.source} as it is now"
+        raise BenchError("model", expected="the vocabulary of the run", got=got, remedy="restore the text of the run")
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     position: Any = decoder.position
     attend = position.attend
@@ -67,13 +73,13 @@ def layers_of(model: Path, tokens: int) -> tuple[list[tuple[Tensor, Tensor, Tens
     position.attend = keep_and_attend
     with torch.no_grad():
         decoder.hidden(text)
-    trained = config.steps * config.batch_size * config.length
+    trained = config.steps * config.accumulate * config.batch_size * config.length
     note = (
         f"inputs are those of a trained model, {config.layers} layers of {config.heads} heads of "
-        f"{config.width // config.heads}, {trained / 1e6:.1f} million bytes of {corpus.source} at length "
-        f"{config.length}, on held-out text; times are of all its layers"
+        f"{config.width // config.heads}, {trained / 1e6:.1f} million {unit} of {corpus.source} at length "
+        f"{config.length}, on {what}; times are of all its layers"
     )
-    return found, position.slopes, note
+    return found, position.slopes_for(tokens).detach(), note
 
 
 def _config(model: Path) -> ExperimentConfig:
@@ -83,11 +89,12 @@ def _config(model: Path) -> ExperimentConfig:
         raise BenchError("model", expected="the extra lab", got=f"no {missing[0]}", remedy=remedy)
     from alibi_attention.lab.errors import LabError
     from alibi_attention.lab.runs import RunFolder
+    from alibi_attention.lab.trained import read_run
 
     folder = RunFolder(model)
     try:
-        config = folder.read_config()
-    except (LabError, OSError, ValueError, KeyError) as error:
+        config = read_run(folder)
+    except (LabError, OSError) as error:
         raise BenchError("model", expected="a run folder", got=f"{model} ({error})", remedy=_REMEDY) from None
     if not folder.weights(_METHOD).is_file():
         got = f"{model}, without {folder.weights(_METHOD).relative_to(model)}"

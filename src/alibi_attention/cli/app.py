@@ -9,10 +9,15 @@ import typer
 
 from alibi_attention.cli.bench import bench
 from alibi_attention.cli.demo import demo
+from alibi_attention.cli.dissect import dissect
+from alibi_attention.cli.evaluate import evaluate
 from alibi_attention.cli.export import export
 from alibi_attention.cli.extrapolate import extrapolate
 from alibi_attention.cli.generate import generate
 from alibi_attention.cli.inspect import inspect
+from alibi_attention.cli.report import report
+from alibi_attention.cli.reproduce import reproduce
+from alibi_attention.cli.study import study
 
 app = typer.Typer(
     help="ALiBi attention: see it, and measure what it does beyond the length of training.",
@@ -23,6 +28,11 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(extrapolate)
+app.command()(evaluate)
+app.command()(dissect)
+app.command()(study)
+app.command()(report)
+app.add_typer(reproduce, name="reproduce")
 app.command()(generate)
 app.command()(export)
 app.command()(inspect)

@@ -21,11 +21,12 @@ def refuse(flag: str, complaint: str, remedy: str) -> typer.Exit:
 
 
 @contextmanager
-def laboratory_errors(run: Path) -> Iterator[None]:
+def laboratory_errors(run: Path, *, again: str | None = None) -> Iterator[None]:
     """Around a command of the laboratory: wrong input and interruptions end it in words, without a traceback.
 
     Args:
         run: the folder in which an interrupted run can be continued.
+        again: what continues it, where that is not `alibi extrapolate --resume`.
     """
     from alibi_attention.lab.errors import LabError, RunInterrupted
 
@@ -34,14 +35,20 @@ def laboratory_errors(run: Path) -> Iterator[None]:
     except LabError as error:
         raise refuse(f"--{error.argument.replace('_', '-')}", error.complaint, error.remedy) from None
     except RunInterrupted as stopped:
-        typer.echo(f"Stopped. {_how_to_continue(run)}", err=True)
+        typer.echo(f"Stopped. {_how_to_continue(run, again)}", err=True)
         raise typer.Exit(128 + stopped.signal_number) from None
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise refuse("files", f"expected to read and write, got {error.strerror}{where}",
+                     f"mend that; what was written is kept. {_how_to_continue(run, again)}") from None  # fmt: skip
     except KeyboardInterrupt:
-        typer.echo(f"Stopped at once. {_how_to_continue(run)}", err=True)
+        typer.echo(f"Stopped at once. {_how_to_continue(run, again)}", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
 
 
-def _how_to_continue(run: Path) -> str:
+def _how_to_continue(run: Path, again: str | None) -> str:
+    if again is not None:
+        return f"Continue with {again}."
     if not (run / "config.json").exists():
         return "Nothing had begun."
     return "Continue with\n  " + shlex.join(["alibi", "extrapolate", "--resume", "--output", str(run)])

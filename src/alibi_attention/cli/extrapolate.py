@@ -3,172 +3,152 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from alibi_attention.cli.errors import laboratory_errors, refuse
 from alibi_attention.cli.extras import require
-
-if TYPE_CHECKING:
-    from alibi_attention.lab.config import ExperimentConfig
-    from alibi_attention.lab.runs import MethodResult
+from alibi_attention.cli.lab_output import print_results
+from alibi_attention.cli.lab_values import given_settings
 
 DEFAULT_OUTPUT = Path("runs/extrapolate")
 
 _EXPERIMENT = "Experiment"
-_MODEL = "Model and training"
+_CORPUS = "Corpus"
+_EVALUATION = "Evaluation"
+_MODEL = "Model"
+_TRAINING = "Training"
 _RUN = "Run"
 
-# Parameters of the command that describe the run rather than the experiment.
-_RUN_PARAMETERS = frozenset({"output", "resume", "more_text"})
+
+def _option(panel: str, text: str, **more: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel, **more)
 
 
 def extrapolate(
     context: typer.Context,
     methods: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES", help="Position methods to compare, joined by commas.", rich_help_panel=_EXPERIMENT
-        ),
+        str, _option(_EXPERIMENT, "Position methods to compare, joined by commas.", metavar="NAMES")
     ] = "alibi,sinusoidal,rope",
-    length: Annotated[
-        int, typer.Option(help="Length of training sequences, in bytes.", rich_help_panel=_EXPERIMENT)
-    ] = 256,
-    eval_lengths: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LENGTHS",
-            help="Lengths to evaluate at, joined by commas.",
-            show_default="--length and its five doublings",
-            rich_help_panel=_EXPERIMENT,
-        ),
-    ] = None,
-    eval_bytes: Annotated[
-        int,
-        typer.Option(help="About how many held-out bytes to score at each length.", rich_help_panel=_EXPERIMENT),
-    ] = 131_072,
+    length: Annotated[int, _option(_EXPERIMENT, "Length of training sequences, in tokens.")] = 256,
+    seed: Annotated[int, _option(_EXPERIMENT, "Of initial weights and batches; the same for every method.")] = 0,
     text: Annotated[
         list[Path] | None,
-        typer.Option(
+        _option(
+            _CORPUS,
+            "Your own text: UTF-8 files and folders. Documents are held out whole, near-duplicates together; "
+            "a single one is cut once, its end held out.",
             metavar="PATH...",
-            help="Your own text: UTF-8 files and folders. Documents are held out whole; a single one is cut once, "
-            "its end held out.",
             show_default="Python's standard library",
-            rich_help_panel=_EXPERIMENT,
         ),
     ] = None,
     more_text: Annotated[list[Path] | None, typer.Argument(hidden=True, metavar="PATH")] = None,
-    held_out_share: Annotated[
-        float, typer.Option(help="Share of the text kept for evaluation.", rich_help_panel=_EXPERIMENT)
-    ] = 0.1,
-    seed: Annotated[
-        int,
-        typer.Option(help="Of initial weights and batches; the same for every method.", rich_help_panel=_EXPERIMENT),
+    dataset: Annotated[str, _option(_CORPUS, "A Hugging Face data set, by name or local path.")] = "",
+    dataset_config: Annotated[str, _option(_CORPUS, "Configuration of the data set.")] = "",
+    dataset_split: Annotated[str, _option(_CORPUS, "Split of the data set to read.")] = "train",
+    dataset_held_out: Annotated[
+        str, _option(_CORPUS, "Split to hold out.", show_default="documents of the former")
+    ] = "",
+    text_column: Annotated[str, _option(_CORPUS, "Column of the data set.")] = "text",
+    document_start: Annotated[
+        str,
+        _option(_CORPUS, "Regular expression of rows that begin a document.", show_default="each row is a document"),
+    ] = "",
+    held_out_share: Annotated[float, _option(_CORPUS, "Share of the text kept for evaluation.")] = 0.1,
+    tokenizer: Annotated[str, _option(_CORPUS, "What tokens are.", metavar="bytes|bpe|words")] = "bytes",
+    vocabulary: Annotated[
+        int, _option(_CORPUS, "How many tokens.", show_default="256 bytes, 8192 of BPE, every word")
     ] = 0,
-    layers: Annotated[int, typer.Option(help="Layers of the decoder.", rich_help_panel=_MODEL)] = 4,
-    heads: Annotated[int, typer.Option(help="Attention heads.", rich_help_panel=_MODEL)] = 8,
-    width: Annotated[int, typer.Option(help="Width of the decoder.", rich_help_panel=_MODEL)] = 128,
+    eval_lengths: Annotated[
+        str | None,
+        _option(
+            _EVALUATION,
+            "Lengths to evaluate at, joined by commas.",
+            metavar="LENGTHS",
+            show_default="--length and its five doublings",
+        ),
+    ] = None,
+    eval_tokens: Annotated[int, _option(_EVALUATION, "About how many held-out tokens to score a length.")] = 131_072,
+    variants: Annotated[
+        str,
+        _option(
+            _EVALUATION,
+            "Other ways to evaluate the trained models, joined by commas, such as alibi:ntk,rope:yarn; or all.",
+            metavar="NAMES",
+        ),
+    ] = "",
+    protocols: Annotated[
+        str,
+        _option(_EVALUATION, "What to evaluate, of windows, sliding, targets and recall; or all.", metavar="NAMES"),
+    ] = "windows",
+    stride: Annotated[int, _option(_EVALUATION, "Of the sliding window.", show_default="a quarter of each length")] = 0,
+    recall_trials: Annotated[int, _option(_EVALUATION, "Windows per length in which recall is tested.")] = 64,
+    layers: Annotated[int, _option(_MODEL, "Layers of the decoder.")] = 4,
+    heads: Annotated[int, _option(_MODEL, "Attention heads.")] = 8,
+    width: Annotated[int, _option(_MODEL, "Width of the decoder.")] = 128,
     activation: Annotated[
         str,
-        typer.Option(
-            metavar="gelu|gelu-tanh",
-            help="GELU by the error function, as MPT has it, or by tanh, as BLOOM has it.",
-            rich_help_panel=_MODEL,
+        _option(
+            _MODEL, "GELU by the error function, as MPT has it, or by tanh, as BLOOM has it.", metavar="gelu|gelu-tanh"
         ),
     ] = "gelu",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.", rich_help_panel=_MODEL)] = 900,
-    batch_size: Annotated[int, typer.Option(help="Sequences in a step.", rich_help_panel=_MODEL)] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=_MODEL)] = 3e-3,
-    warmup: Annotated[int, typer.Option(help="Steps up to the peak.", rich_help_panel=_MODEL)] = 50,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's, on matrices.", rich_help_panel=_MODEL)] = 0.1,
-    clip: Annotated[float, typer.Option(help="Largest gradient norm.", rich_help_panel=_MODEL)] = 1.0,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to compute.", rich_help_panel=_MODEL)] = "cpu",
-    output: Annotated[
-        Path, typer.Option(help="Folder of the run; must be new.", rich_help_panel=_RUN)
-    ] = DEFAULT_OUTPUT,
+    dropout: Annotated[float, _option(_MODEL, "Of embeddings and sub-layers, while training.")] = 0.0,
+    attention_dropout: Annotated[float, _option(_MODEL, "Of attention weights, while training.")] = 0.0,
+    cutoffs: Annotated[
+        str, _option(_MODEL, "Ranks that cut an adaptive vocabulary, joined by commas.", metavar="RANKS")
+    ] = "",
+    steps: Annotated[int, _option(_TRAINING, "Optimiser steps.")] = 900,
+    batch_size: Annotated[int, _option(_TRAINING, "Sequences in each part of a step.")] = 8,
+    accumulate: Annotated[int, _option(_TRAINING, "Parts of a step whose gradients are added up.")] = 1,
+    optimizer: Annotated[str, _option(_TRAINING, "How to step.", metavar="adamw|nag")] = "adamw",
+    learning_rate: Annotated[float, _option(_TRAINING, "Peak learning rate.")] = 3e-3,
+    warmup: Annotated[int, _option(_TRAINING, "Steps up to the peak.")] = 50,
+    final_rate: Annotated[float, _option(_TRAINING, "Share of the peak at the end.")] = 0.1,
+    weight_decay: Annotated[float, _option(_TRAINING, "Of matrices.")] = 0.1,
+    clip: Annotated[float, _option(_TRAINING, "Largest gradient norm.")] = 1.0,
+    recall_share: Annotated[
+        float, _option(_TRAINING, "Share of sequences with keys and values to recall in them.")
+    ] = 0.0,
+    precision: Annotated[str, _option(_TRAINING, "Of matrix products.", metavar="fp32|bf16")] = "fp32",
+    device: Annotated[str, _option(_TRAINING, "Where to compute.", metavar="cpu|cuda")] = "cpu",
+    devices: Annotated[int, _option(_TRAINING, "Processes that share every batch.")] = 1,
+    output: Annotated[Path, _option(_RUN, "Folder of the run; must be new.")] = DEFAULT_OUTPUT,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted run in --output.", rich_help_panel=_RUN)
     ] = False,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between resumable states.", rich_help_panel=_RUN)] = 50,
+    config: Annotated[
+        Path | None, _option(_RUN, "YAML file of settings; flags take precedence.", metavar="FILE")
+    ] = None,
+    checkpoint_every: Annotated[int, _option(_RUN, "Steps between resumable states.")] = 50,
 ) -> None:
-    """Train short, test long: one small byte-level decoder per position method, evaluated beyond its training length.
+    """Train short, test long: one small decoder per position method, evaluated beyond its training length.
 
-    Writes a folder: configuration, results (JSON), weights (safetensors), a table, and a figure (PNG and SVG).
+    Writes a folder: configuration, results (JSON), weights (safetensors), tables, and a figure (PNG and SVG).
     Ctrl-C stops after the step at hand; --resume continues to the very same result.
     """
-    del methods, length, eval_bytes, held_out_share, seed, layers, heads, width, activation, steps
-    del batch_size, learning_rate, warmup, weight_decay, clip, device, checkpoint_every
     if more_text and not text:
         extra = " ".join(map(str, more_text))
         raise refuse("arguments", f"expected options only, got {extra}", "put --text before the names of files")
-    values = {name: value for name, value in context.params.items() if name not in _RUN_PARAMETERS}
-    values["methods"] = tuple(name.strip() for name in values["methods"].split(","))
-    values["eval_lengths"] = _lengths(eval_lengths)
-    # The run must find its corpus again from any folder.
-    values["text"] = tuple(str(path.resolve()) for path in [*(text or []), *(more_text or [])])
-    given = {name: value for name, value in values.items() if _was_given(context, name)}
+    given = given_settings(context, ignored=("output", "resume", "config", "more_text"))
+    if text:
+        # The run must find its corpus again from any folder.
+        given["text"] = [str(path.resolve()) for path in [*text, *(more_text or [])]]
+    if Path(given.get("dataset", "")).exists() and given.get("dataset"):
+        given["dataset"] = str(Path(given["dataset"]).resolve())
 
     require("lab")
     with laboratory_errors(output):
+        from rich.console import Console
+
         from alibi_attention.lab.config import make_config
+        from alibi_attention.lab.config_file import read_settings
+        from alibi_attention.lab.experiment import resume_experiment, start_experiment
+        from alibi_attention.lab.progress import Progress
 
+        settings = {**(read_settings(config) if config else {}), **given}
         if resume:
-            _resume(output, given)
+            results = resume_experiment(output, Progress(Console()), expected=settings)
         else:
-            _start(make_config(values), output)
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _lengths(text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return ()
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise refuse(
-            "--eval-lengths", f"expected whole numbers joined by commas, got {text!r}", "such as 256,512,1024"
-        ) from None
-
-
-def _start(config: ExperimentConfig, output: Path) -> None:
-    from rich.console import Console
-
-    from alibi_attention.lab.experiment import start_experiment
-    from alibi_attention.lab.progress import Progress
-
-    results = start_experiment(config, output, Progress(Console()))
-    _report(results, output)
-
-
-def _resume(output: Path, given: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from alibi_attention.lab.experiment import resume_experiment
-    from alibi_attention.lab.progress import Progress
-
-    results = resume_experiment(output, Progress(Console()), expected=given)
-    _report(results, output)
-
-
-def _report(results: list[MethodResult], output: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from alibi_attention.lab.tables import table_rows
-
-    header, rows = table_rows(results)
-    table = Table(box=None, pad_edge=False)
-    for index, title in enumerate(header):
-        table.add_column(title, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
-    console.print(
-        f"Written to {output}: results.json, table.md, figure.png, figure.svg", highlight=False, soft_wrap=True
-    )
+            results = start_experiment(make_config(settings), output, Progress(Console()))
+        print_results(results, output)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 EXTRAS = {
     "cli": ("typer", "rich"),
     "export": ("gguf", "safetensors", "tokenizers"),
-    "lab": ("lightning", "matplotlib", "numpy", "pydantic", "safetensors", "tensorboard"),
+    "lab": ("lightning", "matplotlib", "numpy", "pydantic", "safetensors", "tensorboard", "yaml"),
     "transformers": ("transformers",),
 }
 

@@ -94,7 +94,8 @@ def generate(
             past_end=past_end, seed=seed,
         )  # fmt: skip
     except LabError as error:
-        flag = "SOURCE" if error.argument == "source" else f"--{error.argument.replace('_', '-')}"
+        positional = {"source": "SOURCE", "run": "SOURCE", "output": "SOURCE", "prompt": "PROMPT"}
+        flag = positional.get(error.argument) or f"--{error.argument.replace('_', '-')}"
         raise refuse(flag, error.complaint, error.remedy) from None
     except KeyboardInterrupt:
         if outcome.prompt_tokens and not quiet:

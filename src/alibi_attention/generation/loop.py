@@ -12,6 +12,7 @@ from alibi_attention import HorizonViolation
 from alibi_attention.generation.sampling import Sampling
 from alibi_attention.generation.source import PROMPT_CHUNK, Source, violation
 from alibi_attention.generation.text import Stops
+from alibi_attention.lab.errors import LabError
 
 
 @dataclass
@@ -57,7 +58,8 @@ def generate(
         seed: of the draws; None for a different text each time.
 
     Raises:
-        LabError: where keys that were forgotten may matter, or logits are no numbers.
+        LabError: for a text longer than there are positions; where keys that were forgotten may matter, or logits are no
+            numbers.
         KeyboardInterrupt: passed on; what was held back has been written.
     """
     generator = torch.Generator()
@@ -82,6 +84,7 @@ def _run(
 ) -> None:  # fmt: skip
     began = time.perf_counter()
     tokens = source.encode(prompt)
+    _refuse_too_long(source, len(tokens), max_tokens)
     with torch.inference_mode():
         for at in range(0, len(tokens), PROMPT_CHUNK):
             logits = source.read(tokens[at : at + PROMPT_CHUNK])
@@ -105,3 +108,19 @@ def _run(
             if outcome.tokens != max_tokens:
                 logits = source.read([token])
     outcome.reason = "length"
+
+
+def _refuse_too_long(source: Source, prompt_tokens: int, max_tokens: int | None) -> None:
+    """Before anything is written."""
+    if source.longest is None:
+        return
+    # The last token drawn is not read.
+    room = source.longest - prompt_tokens + 1
+    where = f"where the positions of {source.name} end"
+    if room < 1:
+        expected = f"at most {source.longest:,} tokens, {where}"
+        raise LabError("prompt", expected=expected, got=f"{prompt_tokens:,}", remedy="shorten it")
+    if max_tokens is None or max_tokens > room:
+        expected = f"at most {room:,} after this prompt, {where}"
+        got = "no end" if max_tokens is None else f"{max_tokens:,}"
+        raise LabError("max_tokens", expected=expected, got=got, remedy=f"use --max-tokens {room}")

@@ -73,6 +73,10 @@ class PretrainedSource:
         logits: Tensor = out.logits[0, -1]
         return logits
 
+    @property
+    def longest(self) -> None:
+        return None
+
     def _layers(self) -> list[KVCache | HorizonCache]:
         return [layer.cache for layer in self._cache.layers]
 

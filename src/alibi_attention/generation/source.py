@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from alibi_attention import HorizonCache, HorizonViolation
-from alibi_attention.generation.text import ByteText, TokenText
+from alibi_attention.generation.text import ByteText, TokenText, WordText
 from alibi_attention.lab.errors import LabError
 
 CacheKind = Literal["full", "horizon"]
@@ -27,11 +27,15 @@ class Source(Protocol):
     def encode(self, prompt: str) -> list[int]:
         """Tokens of a prompt; at least one, if only the one that begins a text."""
 
-    def text(self) -> ByteText | TokenText:
+    def text(self) -> ByteText | TokenText | WordText:
         """A reader of what is generated."""
 
     def read(self, tokens: list[int]) -> Tensor:
         """Logits (vocabulary,) of what follows these tokens and all before them."""
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest text, prompt included, that there are positions for; None where they never end."""
 
     @property
     def bytes_held(self) -> int:

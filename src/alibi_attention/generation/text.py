@@ -50,6 +50,27 @@ class TokenText:
         return self._decode(self._tokens)[len(self._decode(self._tokens[: self._given])) :]
 
 
+class WordText:
+    """Words to text: a blank before each, but none at the beginning of a line.
+
+    Args:
+        decode: text of a token; a line feed is a token of its own.
+    """
+
+    def __init__(self, decode: Callable[[int], str]) -> None:
+        self._decode = decode
+        self._begins = False
+
+    def push(self, token: int) -> str:
+        word = self._decode(token)
+        blank = "" if self._begins or word == "\n" else " "
+        self._begins = word == "\n"
+        return blank + word
+
+    def end(self) -> str:
+        return ""
+
+
 class Stops:
     """Cuts a text at the first of some strings, wherever pieces begin and end.
 

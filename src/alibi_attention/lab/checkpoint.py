@@ -41,6 +41,24 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         remedy = "delete this file and --resume again: its method is then trained from the start"
         got = f"{path} ({error})"
         raise LabError("resume", expected="a whole file of this program", got=got, remedy=remedy) from None
+    except OSError as error:
+        remedy = "name the folder of a run in which this method was trained"
+        raise LabError("run", expected="a file that can be read", got=f"{path} ({error.strerror or error})",
+                       remedy=remedy) from None  # fmt: skip
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put tensors, read from ``path``, into a module.
+
+    Raises:
+        LabError: if they are not those of this module.
+    """
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        got = f"{path} ({' '.join(str(error).split())[:200]})"
+        remedy = "use the run's own config.json and files, or start a new run"
+        raise LabError("run", expected="weights of this configuration", got=got, remedy=remedy) from None
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, header: dict[str, Any]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +23,8 @@ from alibi_attention.lab.positions import position_methods
 
 # 256 to 8192 for the default training length: each doubling up to 32 times what the model was trained at.
 DEFAULT_DOUBLINGS = 5
+
+MIN_BPE = 260
 
 
 def _at_least(minimum: float) -> AfterValidator:
@@ -43,6 +46,16 @@ def _positive(value: float, info: ValidationInfo) -> float:
     return value
 
 
+def _check_share(value: float, info: ValidationInfo) -> float:
+    if not 0.0 <= value < 1.0:
+        name = info.field_name or "value"
+        raise LabError(name, expected="a share from 0 up to, not including, 1", got=f"{value}", remedy="such as 0.1")
+    return value
+
+
+_share = AfterValidator(_check_share)
+
+Protocol = Literal["windows", "sliding", "targets", "recall"]
 Count = Annotated[int, _at_least(1)]
 WholeNumber = Annotated[int, _at_least(0)]
 Positive = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_positive)]
@@ -50,49 +63,96 @@ Positive = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_positive
 Activation = Literal["gelu", "gelu-tanh"]
 
 
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+EVALUATION_SETTINGS = ("variants", "eval_lengths", "eval_tokens", "protocols", "stride", "recall_trials")
+"""What may be changed without training again."""
+
+
 class ExperimentConfig(BaseModel):
     """One experiment: the methods compared, the lengths, the corpus, the model and its training.
 
-    Lengths and sizes are in bytes, which are the tokens of this model.
+    Lengths are in tokens: bytes, unless ``tokenizer`` says otherwise.
 
     Attributes:
         methods: names of position methods, trained and drawn in this order.
+        variants: other ways to evaluate them, without training of their own, such as ``"rope:yarn"``; ``"all"`` stands
+            for every variant of the methods.
         length: length of the training sequences.
         eval_lengths: lengths of evaluation, ascending; by default ``length`` and its first five doublings.
-        eval_bytes: about how many held-out bytes are scored, the same ones at every length.
-        text: files and folders of the corpus; empty for Python's own standard library.
+        eval_tokens: about how many held-out tokens are scored, the same ones at every length.
+        protocols: what is evaluated, of ``PROTOCOLS``; ``"all"`` stands for every one.
+        stride: of the sliding window; 0 for a quarter of each length.
+        recall_share: share of training sequences in which keys and values are told and asked for.
+        recall_trials: most windows per length in which recall is tested.
+        text: files and folders of the corpus; empty for Python's own standard library, unless ``dataset`` is given.
+        dataset: a Hugging Face data set, by name or local path.
+        dataset_config, dataset_split, dataset_held_out: its configuration, the split to read, and the split to hold out
+            (by default documents of the former).
+        text_column: of the data set.
+        document_start: a regular expression; rows of the data set that match begin a document, the others continue it.
+            By default each row is a document.
         held_out_share: share of the corpus kept for evaluation.
+        tokenizer: ``"bytes"``, ``"bpe"`` (byte-level, trained on the training text) or ``"words"`` (split at spaces).
+        vocabulary: how many tokens; 0 for 256 bytes, 8192 of BPE, or every word of the training text.
         layers, heads, width: of the decoder.
         activation: of its MLPs: GELU by the error function, as MPT has it, or by tanh, as BLOOM has it.
-        steps, batch_size: optimiser steps, and sequences in each.
-        learning_rate: peak; it rises over ``warmup`` steps and falls to a tenth on a cosine.
-        weight_decay, clip: of AdamW's matrices, and the largest gradient norm.
+        dropout, attention_dropout: while training.
+        cutoffs: ranks at which an adaptive input and output vocabulary changes width, fourfold each; none by default.
+        steps, batch_size: optimiser steps, and sequences in each part of a step.
+        accumulate: parts whose gradients are added up for one step.
+        optimizer: ``"adamw"``, or ``"nag"``, stochastic gradient descent with Nesterov's momentum 0.99.
+        learning_rate: peak; it rises over ``warmup`` steps and falls to ``final_rate`` of it on a cosine.
+        weight_decay, clip: of matrices other than embeddings of positions, and the largest gradient norm.
+        precision: ``"fp32"``, or ``"bf16"``: matrix products in bfloat16, weights in float32.
         checkpoint_every: steps between resumable states. It has no influence on the outcome.
         seed: of the initial weights and the order of training sequences; the same for every method.
         device: ``"cpu"``, where an interrupted run continues to the same bits, or ``"cuda"``.
+        devices: processes with a device each, which share every batch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     methods: tuple[str, ...] = ("alibi", "sinusoidal", "rope")
+    variants: tuple[str, ...] = ()
     length: Count = 256
     eval_lengths: tuple[int, ...] = ()
-    eval_bytes: Count = 131_072
+    eval_tokens: Count = 131_072
+    protocols: tuple[Protocol, ...] = ("windows",)
+    stride: WholeNumber = 0
+    recall_share: Annotated[float, _share] = 0.0
+    recall_trials: Count = 64
     text: tuple[str, ...] = ()
+    dataset: str = ""
+    dataset_config: str = ""
+    dataset_split: str = "train"
+    dataset_held_out: str = ""
+    text_column: str = "text"
+    document_start: str = ""
     held_out_share: float = 0.1
+    tokenizer: Literal["bytes", "bpe", "words"] = "bytes"
+    vocabulary: WholeNumber = 0
     layers: Count = 4
     heads: Count = 8
     width: Count = 128
     activation: Activation = "gelu"
+    dropout: Annotated[float, _share] = 0.0
+    attention_dropout: Annotated[float, _share] = 0.0
+    cutoffs: tuple[int, ...] = ()
     steps: Count = 900
     batch_size: Count = 8
+    accumulate: Count = 1
+    optimizer: Literal["adamw", "nag"] = "adamw"
     learning_rate: Positive = 3e-3
     warmup: WholeNumber = 50
+    final_rate: Annotated[float, _share] = 0.1
     weight_decay: Annotated[float, _at_least(0)] = 0.1
     clip: Positive = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: Count = 50
     seed: WholeNumber = 0
     device: Literal["cpu", "cuda"] = "cpu"
+    devices: Count = 1
 
     @field_validator("methods")
     @classmethod
@@ -105,6 +165,33 @@ class ExperimentConfig(BaseModel):
             if name not in known:
                 raise LabError("methods", expected="names of position methods", got=repr(name), remedy=remedy)
         return names
+
+    @field_validator("variants")
+    @classmethod
+    def _known_variants(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = position_methods()
+        of_methods = [f"{m}:{v}" for m in info.data.get("methods", ()) for v in known[m].variants]
+        if names == ("all",):
+            return tuple(of_methods)
+        remedy = f"choose from {', '.join(of_methods)}, or all" if of_methods else "leave it out"
+        for name in names:
+            if name not in of_methods:
+                expected = "names of variants of the methods"
+                raise LabError("variants", expected=expected, got=repr(name), remedy=remedy)
+        if len(set(names)) != len(names):
+            raise LabError("variants", expected="each name once", got=",".join(names), remedy="drop the repetitions")
+        return names
+
+    @field_validator("protocols", mode="before")
+    @classmethod
+    def _all_protocols(cls, names: Any) -> Any:
+        if tuple(names) == ("all",):
+            return PROTOCOLS
+        for name in names:
+            if name not in PROTOCOLS:
+                remedy = f"choose from {', '.join(PROTOCOLS)}, or all"
+                raise LabError("protocols", expected="names of protocols", got=repr(name), remedy=remedy)
+        return tuple(name for name in PROTOCOLS if name in names)
 
     @field_validator("held_out_share")
     @classmethod
@@ -131,18 +218,65 @@ class ExperimentConfig(BaseModel):
             raise LabError("eval_lengths", expected="ascending lengths of at least 1", got=got, remedy=remedy)
         return lengths
 
+    @field_validator("cutoffs")
+    @classmethod
+    def _ascending_cutoffs(cls, cutoffs: tuple[int, ...]) -> tuple[int, ...]:
+        if cutoffs and (cutoffs[0] < 1 or any(a >= b for a, b in pairwise(cutoffs))):
+            got = ",".join(map(str, cutoffs))
+            remedy = "such as 20000,60000 for a vocabulary of 267744"
+            raise LabError("cutoffs", expected="ascending ranks of at least 1", got=got, remedy=remedy)
+        return cutoffs
+
+    @field_validator("document_start")
+    @classmethod
+    def _regular_expression(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            got = f"{pattern!r} ({error})"
+            remedy = "such as '^ = [^=]'"
+            raise LabError("document_start", expected="a regular expression", got=got, remedy=remedy) from None
+        return pattern
+
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> ExperimentConfig:
+    def _fits_together(self) -> ExperimentConfig:
         if self.width % (2 * self.heads):
             step = 2 * self.heads
             nearest = max(step, round(self.width / step) * step)
             expected = f"a multiple of twice the heads, {step}, so that each head has an even width"
             raise LabError("width", expected=expected, got=f"{self.width}", remedy=f"try {nearest}")
+        if self.batch_size % self.devices:
+            expected = f"a multiple of the {self.devices} devices, which share a batch"
+            remedy = f"try {self.devices * max(1, round(self.batch_size / self.devices))}"
+            raise LabError("batch_size", expected=expected, got=f"{self.batch_size}", remedy=remedy)
+        if self.text and self.dataset:
+            got = f"--text and a data set, {self.dataset}"
+            raise LabError("dataset", expected="one corpus", got=got, remedy="leave one of them out")
+        if self.tokenizer == "bytes" and self.vocabulary not in (0, 256):
+            remedy = "leave it out, or choose --tokenizer bpe"
+            raise LabError("vocabulary", expected="256 for bytes", got=f"{self.vocabulary}", remedy=remedy)
+        if self.tokenizer == "bpe" and 0 < self.vocabulary < MIN_BPE:
+            expected = f"at least {MIN_BPE}: the bytes, and some pairs"
+            raise LabError("vocabulary", expected=expected, got=f"{self.vocabulary}", remedy="such as 4096")
         return self
 
     @property
+    def window_lengths(self) -> tuple[int, ...]:
+        """Lengths of the protocol of fixed targets: evaluation lengths, and halvings of the shortest one."""
+        shorter, length = [], self.eval_lengths[0] // 2
+        while length >= 2 * self.targets:
+            shorter.append(length)
+            length //= 2
+        return (*reversed(shorter), *self.eval_lengths)
+
+    @property
+    def targets(self) -> int:
+        """Tokens in a block of fixed targets: 32, or a quarter of the shortest evaluation length."""
+        return max(1, min(32, self.eval_lengths[0] // 4))
+
+    @property
     def segment_length(self) -> int:
-        """Bytes scored together: the longest evaluation length, cut into windows for the shorter ones."""
+        """Tokens scored together: the longest evaluation length, cut into windows for the shorter ones."""
         return self.eval_lengths[-1]
 
 

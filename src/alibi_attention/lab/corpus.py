@@ -1,12 +1,15 @@
-"""Text to learn from and text held out, never mixed, the same on every reading."""
+"""Text to learn from and text held out, never mixed, the same on every reading; kept as tokens, mapped into memory."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import sysconfig
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,201 +17,243 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.documents import (
+    Document,
+    dataset_documents,
+    open_dataset,
+    read_folder,
+    read_path,
+    split_documents,
+    text_files,
+    without_copies,
+)
+from alibi_attention.lab.duplicates import near_duplicates
 from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.tokens import SEPARATOR, ByteEncoder, Encoder, load_encoder, make_encoder
 
-SEPARATOR = b"\0"
-"""Stands between documents; text holds no NUL."""
+# Of what is kept in the cache; another number is another key.
+_CACHE_VERSION = 1
 
-_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "node_modules"})
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and the name it is known by: its path below what the user named."""
-
-    name: str
-    text: bytes
-
-    @property
-    def key(self) -> str:
-        """Decides the split: a hash of the name, so that it depends neither on the machine nor on the file order."""
-        return hashlib.sha256(self.name.encode()).hexdigest()
+# Settings that decide what a corpus is.
+_DECISIVE = (
+    "text", "dataset", "dataset_config", "dataset_split", "dataset_held_out", "text_column", "document_start",
+    "held_out_share", "tokenizer", "vocabulary",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Two streams of bytes, documents joined by NUL.
+    """Two streams of tokens, documents joined by the separator.
 
     Attributes:
         source: in words, for people.
         split: in words, how the two were kept apart.
-        train, held_out: (bytes,) uint8.
+        train, held_out: (tokens,) of the smallest unsigned type; where a cache can be written, mapped from it.
         train_documents, held_out_documents: names, in the order of the streams.
+        held_out_starts: (held_out_documents,) int64, where each begins in its stream.
+        encoder: of the tokens.
     """
 
     source: str
     split: str
-    train: NDArray[np.uint8]
-    held_out: NDArray[np.uint8]
+    train: NDArray[Any]
+    held_out: NDArray[Any]
     train_documents: tuple[str, ...]
     held_out_documents: tuple[str, ...]
+    held_out_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    encoder: Encoder = field(default_factory=ByteEncoder)
 
     @property
     def fingerprint(self) -> str:
         """sha256 over both streams and where one ends."""
         digest = hashlib.sha256(len(self.train).to_bytes(8, "little"))
-        digest.update(self.train.data)
-        digest.update(self.held_out.data)
+        digest.update(np.ascontiguousarray(self.train).data)
+        digest.update(np.ascontiguousarray(self.held_out).data)
         return digest.hexdigest()
 
     def summary(self) -> dict[str, Any]:
         return {
             "source": self.source,
             "split": self.split,
+            "tokens": self.encoder.description,
+            "vocabulary": self.encoder.vocabulary,
             "fingerprint": self.fingerprint,
-            "train_bytes": len(self.train),
-            "held_out_bytes": len(self.held_out),
+            "train_tokens": len(self.train),
+            "held_out_tokens": len(self.held_out),
             "train_documents": len(self.train_documents),
             "held_out_documents": len(self.held_out_documents),
         }
 
 
 def load_corpus(config: ExperimentConfig) -> Corpus:
-    """Read and split the corpus of an experiment.
+    """Read, split and encode the corpus of an experiment, or map what was kept of the same the last time.
+
+    The cache lies in ``$ALIBI_CACHE``, else in ``alibi-attention`` of the user's cache folder. Its key is made of the
+    names, sizes and times of the files (of a data set: its own fingerprint) and of the settings that matter. A damaged
+    entry is made again; where nothing can be written, the corpus stays in memory.
 
     Raises:
         LabError: for text that is missing, binary, or too short for the lengths asked for.
     """
-    if config.text:
-        source = ", ".join(config.text)
-        documents = [document for path in config.text for document in _read_path(Path(path))]
-    else:
-        library = Path(sysconfig.get_path("stdlib"))
-        source = "the Python standard library"
-        documents = list(_read_folder(library, (".py",)))
-    documents = _without_copies(documents)
-    if len(documents) == 1:
-        cut = len(documents[0].text) - round(len(documents[0].text) * config.held_out_share)
-        name, text = documents[0].name, documents[0].text
-        train, held_out = [Document(name, text[:cut])], [Document(name, text[cut:])]
-        split = f"one document, cut once: its first {cut:,} bytes are for training, the rest is held out"
-    else:
-        train, held_out = split_documents(documents, config.held_out_share)
-        split = f"by document: {len(train)} for training, {len(held_out)} held out"
-    corpus = Corpus(
-        source=source,
-        split=split,
-        train=_stream(train),
-        held_out=_stream(held_out),
-        train_documents=tuple(document.name for document in train),
-        held_out_documents=tuple(document.name for document in held_out),
-    )
+    whole = open_dataset(config) if config.dataset else None
+    folder = _cache_root() / _cache_key(config, whole)
+    corpus = _read_cache(folder, config) or _keep(_make(config, whole), folder, config)
     _check_sizes(corpus, config)
     return corpus
 
 
-def split_documents(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
-    """Hold out whole documents, in the order of their keys, until they make up ``share`` of the bytes.
+def _make(config: ExperimentConfig, whole: Any) -> Corpus:
+    if whole is not None and config.dataset_held_out:
+        sides = [
+            dataset_documents(whole[split][config.text_column], config, split)
+            for split in (config.dataset_split, config.dataset_held_out)
+        ]
+        train, held_out = sides
+        if not train or not held_out:
+            empty = config.dataset_held_out if train else config.dataset_split
+            raise LabError("dataset", expected="text in both splits", got=f"none in {empty}", remedy="choose another")
+        split = f"as the data set has it: {len(train)} documents of {config.dataset_split} for training, " + (
+            f"{len(held_out)} of {config.dataset_held_out} held out"
+        )
+    else:
+        train, held_out, split = _divide(_documents(config, whole), config)
+    encoder = make_encoder(config, (document.text for document in train))
+    train_stream, _ = _stream(train, encoder)
+    held_out_stream, starts = _stream(held_out, encoder)
+    return Corpus(
+        source=_source(config),
+        split=split,
+        train=train_stream,
+        held_out=held_out_stream,
+        train_documents=tuple(document.name for document in train),
+        held_out_documents=tuple(document.name for document in held_out),
+        held_out_starts=starts,
+        encoder=encoder,
+    )
 
-    A document that would take more than twice the share is left for training, so that one giant file cannot take the
-    training text away; where every document is as large as that, the smallest is held out.
 
-    Args:
-        documents: at least two.
-        share: of all bytes, in (0, 1).
-
-    Returns:
-        Training documents and held-out documents, neither empty, both in the order of their keys.
-    """
-    ranked = sorted(documents, key=lambda document: document.key)
-    target = share * sum(len(document.text) for document in ranked)
-    held_out: list[Document] = []
-    size = 0
-    for document in ranked:
-        if size < target and size + len(document.text) <= 2 * target:
-            held_out.append(document)
-            size += len(document.text)
-    held_out = held_out or [min(ranked, key=lambda document: len(document.text))]
-    names = {document.name for document in held_out}
-    return [document for document in ranked if document.name not in names], held_out
+def _source(config: ExperimentConfig) -> str:
+    if config.dataset:
+        return f"the data set {config.dataset}" + (f" ({config.dataset_config})" if config.dataset_config else "")
+    return ", ".join(config.text) if config.text else "the Python standard library"
 
 
-def _read_path(path: Path) -> Iterable[Document]:
-    if path.is_dir():
-        documents = list(_read_folder(path))
+def _documents(config: ExperimentConfig, whole: Any) -> list[Document]:
+    if whole is not None:
+        documents = dataset_documents(whole[config.dataset_split][config.text_column], config, config.dataset_split)
         if not documents:
-            remedy = "name text files, or a folder that holds some"
-            raise LabError("text", expected="a folder with UTF-8 text in it", got=f"none in {path}", remedy=remedy)
-        return documents
-    if not path.is_file():
-        remedy = "check the spelling and the folder you are in"
-        raise LabError("text", expected="an existing file or folder", got=str(path), remedy=remedy)
+            got = f"none in {config.dataset_split}"
+            raise LabError("dataset", expected="a split with text in it", got=got, remedy="choose another")
+        return without_copies(documents)
+    if config.text:
+        return without_copies([document for text in config.text for document in read_path(Path(text))])
+    return without_copies(read_folder(Path(sysconfig.get_path("stdlib")), (".py",)))
+
+
+def _divide(documents: list[Document], config: ExperimentConfig) -> tuple[list[Document], list[Document], str]:
+    if len(documents) == 1:
+        name, text = documents[0].name, documents[0].text
+        cut = len(text) - round(len(text) * config.held_out_share)
+        while 0 < cut < len(text) and text[cut] & 0xC0 == 0x80:
+            cut -= 1  # never inside a character
+        split = f"one document, cut once: its first {cut:,} bytes are for training, the rest is held out"
+        return [Document(name, text[:cut])], [Document(name, text[cut:])], split
+    groups = near_duplicates([document.text for document in documents])
+    if len(set(groups)) == 1:
+        train, held_out = split_documents(documents, config.held_out_share)
+        apart = "; all are near-duplicates of each other"
+    else:
+        train, held_out = split_documents(documents, config.held_out_share, groups)
+        alike = sum(size for size in Counter(groups).values() if size > 1)
+        apart = f"; near-duplicates ({alike} documents) kept together" if alike else ""
+    return train, held_out, f"by document: {len(train)} for training, {len(held_out)} held out{apart}"
+
+
+def _stream(documents: Sequence[Document], encoder: Encoder) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    parts = [encoder.encode(document.text) for document in documents]
+    separator = np.full(1, SEPARATOR, dtype=parts[0].dtype)
+    joined = [piece for part in parts for piece in (separator, part)][1:]
+    lengths = np.array([len(part) + 1 for part in parts], dtype=np.int64)
+    return np.concatenate(joined), np.cumsum(lengths) - lengths
+
+
+def _cache_root() -> Path:
+    if "ALIBI_CACHE" in os.environ:
+        return Path(os.environ["ALIBI_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alibi-attention"
+
+
+def _cache_key(config: ExperimentConfig, whole: Any) -> str:
+    facts: list[Any] = [_CACHE_VERSION, *(getattr(config, name) for name in _DECISIVE)]
+    if whole is not None:
+        facts += [(str(split), getattr(whole[split], "_fingerprint", "")) for split in whole]
+    else:
+        library = Path(sysconfig.get_path("stdlib"))
+        roots = [Path(text) for text in config.text] or [library]
+        for root in roots:
+            paths = text_files(root, () if config.text else (".py",)) if root.is_dir() else [root]
+            facts += [(str(path), *_stamp(path)) for path in paths]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        remedy = "check its permissions"
-        got = f"{path} ({error.strerror})"
-        raise LabError("text", expected="a file that can be read", got=got, remedy=remedy) from None
-    if not _is_text(data):
-        remedy = "extract its text first, or convert it with `iconv -t utf-8`"
-        got = f"{path}, which is binary or in another encoding"
-        raise LabError("text", expected="UTF-8 text", got=got, remedy=remedy)
-    return [Document(path.name, data)]
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
-def _read_folder(folder: Path, suffixes: tuple[str, ...] = ()) -> Iterable[Document]:
-    """Every text below a folder; hidden files, installed packages, empty files and binary files are passed over."""
-    for parent, folders, files in os.walk(folder):
-        # Pruned in place: os.walk then neither enters nor lists them, and goes through the rest in a fixed order.
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("."))
-        for name in sorted(files):
-            path = Path(parent, name)
-            if name.startswith(".") or (suffixes and path.suffix not in suffixes) or not path.is_file():
-                continue
-            try:
-                data = path.read_bytes()
-            except PermissionError:
-                continue
-            if data and _is_text(data):
-                yield Document(path.relative_to(folder).as_posix(), data)
-
-
-def _is_text(data: bytes) -> bool:
-    if SEPARATOR in data:
-        return False
+def _keep(corpus: Corpus, folder: Path, config: ExperimentConfig) -> Corpus:
+    """Write a corpus where `_read_cache` finds it, all or nothing, and map it; on failure it stays as it is."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    description = {
+        **corpus.summary(),
+        "dtype": corpus.train.dtype.name,
+        "documents": [corpus.train_documents, corpus.held_out_documents],
+        "starts": corpus.held_out_starts.tolist(),
+        "serialized": corpus.encoder.serialized,
+    }
     try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+        temporary.mkdir(parents=True)
+        corpus.train.tofile(temporary / "train.bin")
+        corpus.held_out.tofile(temporary / "held_out.bin")
+        (temporary / "corpus.json").write_text(json.dumps(description), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        return corpus
+    return _read_cache(folder, config) or corpus
 
 
-def _without_copies(documents: Iterable[Document]) -> list[Document]:
-    """One document per content, or a copy of a training text could be held out; and one per name, for the split."""
-    by_content: dict[bytes, Document] = {}
-    names: dict[str, int] = {}
-    for document in documents:
-        digest = hashlib.sha256(document.text).digest()
-        if digest not in by_content:
-            count = names[document.name] = names.get(document.name, 0) + 1
-            by_content[digest] = document if count == 1 else Document(f"{document.name}#{count}", document.text)
-    return list(by_content.values())
-
-
-def _stream(documents: Sequence[Document]) -> NDArray[np.uint8]:
-    return np.frombuffer(SEPARATOR.join(document.text for document in documents), dtype=np.uint8)
+def _read_cache(folder: Path, config: ExperimentConfig) -> Corpus | None:
+    try:
+        kept = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        train, held_out = (
+            np.memmap(folder / f"{part}.bin", dtype=kept["dtype"], mode="r") for part in ("train", "held_out")
+        )
+        names = kept["documents"]
+        corpus = Corpus(
+            kept["source"], kept["split"], train, held_out, tuple(names[0]), tuple(names[1]),
+            np.array(kept["starts"], dtype=np.int64), load_encoder(config.tokenizer, kept["serialized"]),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return corpus if corpus.fingerprint == kept["fingerprint"] else None
 
 
 def _check_sizes(corpus: Corpus, config: ExperimentConfig) -> None:
-    # One byte more than a window everywhere: the last byte of a window is predicted, too.
+    unit = "bytes" if config.tokenizer == "bytes" else "tokens"
+    # One token more than a window everywhere: the last token of a window is predicted, too.
     for part, stream, length, flag in (
         ("training", corpus.train, config.length, "--length"),
         ("held-out", corpus.held_out, config.segment_length, "--eval-lengths"),
     ):
         if len(stream) < length + 1:
             raise LabError(
-                "text",
-                expected=f"at least {length + 1:,} bytes of {part} text",
+                "dataset" if config.dataset else "text",
+                expected=f"at least {length + 1:,} {unit} of {part} text",
                 got=f"{len(stream):,} from {corpus.source}",
                 remedy=f"add text, or ask for a shorter {flag}",
             )

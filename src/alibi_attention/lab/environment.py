@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ def environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+_BEARING = ("alibi_attention", "torch", "processor", "threads", "device")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, what differs between two environments that may change the last bits of a computation."""
+    return [f"{name} {before.get(name)} → {now.get(name)}" for name in _BEARING if before.get(name) != now.get(name)]
 
 
 def _processor() -> str:

@@ -1,38 +1,52 @@
-"""Bits per byte over non-overlapping windows, the same bytes at every length."""
+"""Loss at many lengths: non-overlapping windows, a sliding window, and fixed targets with growing context."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
+from alibi_attention.lab.bootstrap import bootstrap_interval
 from alibi_attention.lab.model import Decoder
+from alibi_attention.lab.scores import PositionBin, Score
+
+Tick = Callable[[int], None]
+
+# Tokens that go through the decoder at once, where windows are shorter than that.
+BATCH_TOKENS = 1 << 15
+
+LEAST_BLOCKS = 8
+"""Blocks of fixed targets, at least, however long the windows are."""
 
 
-class Score(BaseModel):
-    """How well a decoder predicts at one length.
+class HeldOut(NamedTuple):
+    """Held-out text and what is needed to count it.
 
     Attributes:
-        length: of the windows, in bytes.
-        bits_per_byte: mean of -log2 p(next byte).
-        scored_bytes: how many predictions that is the mean of.
+        tokens: (n,) of any unsigned type.
+        document_starts: (documents,) where each begins, ascending, the first at 0.
+        token_bytes: (vocabulary,) bytes a token stands for.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    tokens: NDArray[Any]
+    document_starts: NDArray[np.int64]
+    token_bytes: NDArray[np.int64]
 
-    length: int
-    bits_per_byte: float
-    scored_bytes: int
+
+def of_bytes(tokens: NDArray[Any]) -> HeldOut:
+    """A single document of bytes."""
+    return HeldOut(tokens, np.zeros(1, dtype=np.int64), np.ones(256, dtype=np.int64))
 
 
 def segment_starts(stream_length: int, segment_length: int, budget: int) -> list[int]:
-    """Where the scored segments begin: disjoint, evenly spread, about ``budget`` bytes in all and at least one.
+    """Where the scored segments begin: disjoint, evenly spread, about ``budget`` tokens in all and at least one.
 
-    A segment of n bytes is n predictions and reads n + 1 bytes, the last of which may begin the next segment.
+    A segment of n tokens is n predictions and reads n + 1 tokens, the last of which may begin the next segment.
     """
     fitting = (stream_length - 1) // segment_length
     count = max(1, min(fitting, round(budget / segment_length)))
@@ -40,52 +54,196 @@ def segment_starts(stream_length: int, segment_length: int, budget: int) -> list
     return [last * i // max(1, count - 1) for i in range(count)]
 
 
-@torch.no_grad()
-def evaluate(
-    decoder: Decoder,
-    stream: NDArray[np.uint8],
-    lengths: Sequence[int],
-    budget: int,
-    *,
-    tick: Callable[[int], None] | None = None,
-) -> list[Score]:
-    """Score a decoder at each length, by the protocol of the paper's main table.
+def window_work(held_out: HeldOut, lengths: Sequence[int], budget: int) -> int:
+    """Tokens that `evaluate_windows` ticks."""
+    return len(segment_starts(len(held_out.tokens), lengths[-1], budget)) * lengths[-1] * len(lengths)
 
-    The stream's segments are as long as the longest length. For a length l each is cut into windows of l bytes (the
-    last is shorter where l does not divide it), every window is read on its own, and every byte after its first context
-    byte counts once. All lengths thus predict the same bytes and differ only in how much comes before them.
+
+@torch.no_grad()
+def evaluate_windows(
+    decoder: Decoder, held_out: HeldOut, lengths: Sequence[int], budget: int,
+    *, variant: str | None = None, tick: Tick | None = None,
+) -> list[Score]:  # fmt: skip
+    """Score a decoder at each length over non-overlapping windows, by the protocol of the paper's main table.
+
+    The stream's segments are as long as the longest length. For a length l each is cut into windows of l tokens (the
+    last is shorter where l does not divide it), every window is read on its own, and every token after its first
+    context token counts once. All lengths thus predict the same tokens and differ only in how much comes before them.
 
     Args:
         decoder: on the device to use.
-        stream: (bytes,) of held-out text, at least one byte longer than the longest length.
+        held_out: text, at least one token longer than the longest length.
         lengths: ascending.
-        budget: about how many bytes to score at each length.
-        tick: called with the number of bytes scored after each segment; may raise to stop.
+        budget: about how many tokens to score at each length.
+        variant: of the position method, set up for each length.
+        tick: called with the number of tokens scored; may raise to stop.
 
     Returns:
-        One score per length, in their order.
+        One score per length, in their order, with the loss by position; without a number where positions end earlier.
     """
-    device = next(decoder.parameters()).device
     segment = lengths[-1]
-    starts = segment_starts(len(stream), segment, budget)
+    starts = segment_starts(len(held_out.tokens), segment, budget)
+    targets = np.concatenate([np.arange(start + 1, start + 1 + segment) for start in starts])
     scores = []
     for length in lengths:
-        nats = 0.0
+        note = _impossible(decoder, length)
+        if note is not None:
+            scores.append(Score(length=length, bits_per_byte=None, scored_bytes=0, note=note))
+            _tick(tick, segment * len(starts))
+            continue
+        parts = []
         for start in starts:
-            tokens = torch.from_numpy(stream[start : start + segment + 1].astype(np.int64)).to(device)
-            nats += _segment_nats(decoder, tokens, length)
-            if tick is not None:
-                tick(segment)
-        scored = len(starts) * segment
-        scores.append(Score(length=length, bits_per_byte=nats / math.log(2.0) / scored, scored_bytes=scored))
+            tokens = _tensor(decoder, held_out.tokens[start : start + segment + 1])
+            with decoder.position.used_at(length, variant):
+                parts.append(_segment_nats(decoder, tokens, length))
+            _tick(tick, segment)
+        nats = np.concatenate(parts)
+        within = np.tile(np.arange(segment) % length, len(starts))
+        scores.append(_score(held_out, length, targets, nats, _by_position(held_out, targets, nats, within, length)))
     return scores
 
 
-def _segment_nats(decoder: Decoder, tokens: torch.Tensor, length: int) -> float:
-    """Sum of -ln p over the predictions of a segment (segment + 1,), in windows of ``length``."""
+def _segment_nats(decoder: Decoder, tokens: torch.Tensor, length: int) -> NDArray[np.float64]:
+    """-ln p of the predictions of a segment (segment + 1,), read in windows of ``length``."""
     inputs, targets = tokens[:-1], tokens[1:]
     whole = len(inputs) // length * length
     parts = [(inputs[:whole].view(-1, length), targets[:whole].view(-1, length))]
     if whole < len(inputs):
         parts.append((inputs[whole:].view(1, -1), targets[whole:].view(1, -1)))
-    return sum(float(decoder.nats(*part).double().sum()) for part in parts)
+    found = []
+    for windows, wanted in parts:
+        rows = max(1, BATCH_TOKENS // windows.shape[1])
+        for some, want in zip(windows.split(rows), wanted.split(rows), strict=True):
+            found.append(decoder.nats(some, want).flatten())
+    return torch.cat(found).double().cpu().numpy()
+
+
+class Ends(NamedTuple):
+    """Windows that share where they end: ``scored`` predictions each, the last of them at ``ends``."""
+
+    ends: list[int]
+    scored: int
+
+
+def sliding_ends(held_out: HeldOut, lengths: Sequence[int], budget: int, stride: int, length: int) -> Ends:
+    """Windows of ``length`` that move by ``stride`` (by a quarter of the length for 0) over regions all lengths share.
+
+    Each region is as long as the longest length, or what there is of the text after that much context.
+    """
+    longest = lengths[-1]
+    step = min(stride or max(1, length // 4), length)
+    room = len(held_out.tokens) - 1 - longest
+    region = max(1, min(longest, room))
+    firsts = [longest + start for start in segment_starts(room + 1, region, budget)] if room > 0 else [longest - 1]
+    ends = []
+    for first in firsts:
+        # Counted back from the end of the region, so that it is covered to the last token whatever the stride.
+        last = first + region
+        ends += [last - step * i for i in range(max(1, region // step))][::-1]
+    return Ends(ends, step)
+
+
+def target_ends(held_out: HeldOut, lengths: Sequence[int], budget: int, scored: int) -> Ends:
+    """Blocks of ``scored`` tokens, evenly spread, each with as much text before it as the longest window takes."""
+    longest = lengths[-1]
+    room = len(held_out.tokens) - 1 - longest
+    count = max(1, min(max(LEAST_BLOCKS, budget // longest), room // scored + 1))
+    return Ends([longest + room * i // max(1, count - 1) for i in range(count)], scored)
+
+
+@torch.no_grad()
+def evaluate_ends(
+    decoder: Decoder, held_out: HeldOut, length: int, ends: Ends,
+    *, variant: str | None = None, tick: Tick | None = None,
+) -> Score:  # fmt: skip
+    """Score the last predictions of windows that end at given places.
+
+    Every scored token has at least ``length - scored`` tokens of context. With a sliding window the windows' last parts
+    lie side by side; with fixed targets they are the same for every length, and only the context before them grows.
+
+    Args:
+        decoder: on the device to use.
+        held_out: text.
+        length: tokens of each window.
+        ends: index of the last token predicted in each window, and how many predictions before it count.
+        variant, tick: as in `evaluate_windows`; ticked with the tokens that were read.
+
+    Returns:
+        The score; without a number where positions end earlier.
+    """
+    note = _impossible(decoder, length)
+    if note is not None:
+        _tick(tick, length * len(ends.ends))
+        return Score(length=length, bits_per_byte=None, scored_bytes=0, note=note)
+    rows = max(1, BATCH_TOKENS // length)
+    scored = min(ends.scored, length)
+    found, targets = [], []
+    for first in range(0, len(ends.ends), rows):
+        some = ends.ends[first : first + rows]
+        windows = np.stack([held_out.tokens[end - length : end + 1] for end in some])
+        tokens = _tensor(decoder, windows)
+        with decoder.position.used_at(length, variant):
+            nats = decoder.nats(tokens[:, :-1], tokens[:, 1:])
+        found.append(nats[:, -scored:].flatten().double().cpu().numpy())
+        targets += [np.arange(end - scored + 1, end + 1) for end in some]
+        _tick(tick, windows.size - len(some))
+    return _score(held_out, length, np.concatenate(targets), np.concatenate(found), ())
+
+
+def _impossible(decoder: Decoder, length: int) -> str | None:
+    longest = decoder.position.longest
+    if longest is not None and length > longest:
+        return f"its positions end at {longest:,}"
+    return None
+
+
+def _score(
+    held_out: HeldOut, length: int, targets: NDArray[np.int64], nats: NDArray[np.float64],
+    by_position: tuple[PositionBin, ...],
+) -> Score:  # fmt: skip
+    sizes = held_out.token_bytes[held_out.tokens[targets]]
+    documents = np.searchsorted(held_out.document_starts, targets, side="right") - 1
+    count = len(held_out.document_starts)
+    bits = np.bincount(documents, nats, minlength=count) / math.log(2.0)
+    bytes_ = np.bincount(documents, sizes, minlength=count).astype(np.int64)
+    seen = np.bincount(documents, minlength=count) > 0
+    mean = float(nats.mean())
+    return Score(
+        length=length,
+        bits_per_byte=float(bits.sum() / sizes.sum()),
+        scored_bytes=int(sizes.sum()),
+        scored_tokens=len(targets),
+        interval=bootstrap_interval(bits[seen], bytes_[seen]),
+        # Beyond what a float holds, it is of no interest how far.
+        perplexity=math.exp(min(mean, 700.0)),
+        document_bits=tuple(bits[seen].tolist()),
+        document_bytes=tuple(bytes_[seen].tolist()),
+        by_position=by_position,
+    )
+
+
+def _by_position(
+    held_out: HeldOut, targets: NDArray[np.int64], nats: NDArray[np.float64], within: NDArray[np.int64], length: int
+) -> tuple[PositionBin, ...]:
+    """Bins [0, 1), [1, 2), [2, 4), [4, 8) and so on, the last one up to the length."""
+    sizes = held_out.token_bytes[held_out.tokens[targets]]
+    edges = [0]
+    while edges[-1] < length:
+        edges.append(min(length, max(1, 2 * edges[-1])))
+    bits = np.bincount(within, nats, minlength=length) / math.log(2.0)
+    counts = np.bincount(within, sizes, minlength=length)
+    bins = []
+    for first, end in pairwise(edges):
+        total = counts[first:end].sum()
+        if total:
+            bins.append(PositionBin(first=first, end=end, bits_per_byte=float(bits[first:end].sum() / total)))
+    return tuple(bins)
+
+
+def _tensor(decoder: Decoder, tokens: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(tokens.astype(np.int64)).to(next(decoder.parameters()).device)
+
+
+def _tick(tick: Tick | None, tokens: int) -> None:
+    if tick is not None:
+        tick(tokens)

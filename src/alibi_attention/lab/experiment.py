@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from alibi_attention.lab.checkpoint import save_tensors
-from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.checkpoint import load_tensors, load_weights, save_tensors
+from alibi_attention.lab.config import EVALUATION_SETTINGS, ExperimentConfig, make_config
 from alibi_attention.lab.corpus import Corpus, load_corpus
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.evaluation import evaluate, segment_starts
 from alibi_attention.lab.figures import save_figures
-from alibi_attention.lab.files import write_text
+from alibi_attention.lab.files import replacing, write_text
 from alibi_attention.lab.interruption import Interruption
-from alibi_attention.lab.model import build_decoder
+from alibi_attention.lab.model import Decoder, build_decoder
+from alibi_attention.lab.positions import full_title, position_methods, split_name
 from alibi_attention.lab.progress import Progress
-from alibi_attention.lab.runs import SCHEMA_VERSION, MethodResult, RunFolder
+from alibi_attention.lab.protocols import held_out_of, protocol_work, run_protocol
+from alibi_attention.lab.recall import RecallMixer
+from alibi_attention.lab.runs import MethodResult, RunFolder
+from alibi_attention.lab.schema import SCHEMA_VERSION
+from alibi_attention.lab.scores import Evaluation, usable_by_perplexity, usable_by_recall
 from alibi_attention.lab.tables import markdown_table
 from alibi_attention.lab.training import train
 
 
-def start_experiment(config: ExperimentConfig, root: Path, progress: Progress | None = None) -> list[MethodResult]:
+def start_experiment(
+    config: ExperimentConfig, root: Path, progress: Progress | None = None, *, stop: Interruption | None = None
+) -> list[MethodResult]:
     """Train and evaluate every method of a configuration in a new run folder.
 
     Args:
         config: of the experiment.
         root: of the run folder; new or empty.
         progress: told of what goes on; silent by default.
+        stop: asked whether to go on; Ctrl-C and SIGTERM by default.
 
     Returns:
         One result per method, in the order of the configuration. The folder then holds them, too (see `runs`).
@@ -41,23 +50,31 @@ def start_experiment(config: ExperimentConfig, root: Path, progress: Progress | 
     """
     folder = RunFolder(root)
     folder.refuse_existing()
-    _check_device(config)
+    _check(config)
     corpus = load_corpus(config)
+    # Made once before anything is written: it refuses lengths too short for passages.
+    RecallMixer(corpus.encoder, config.recall_share, config.length)
     folder.begin(config, corpus)
-    return _run(folder, config, corpus, progress or Progress())
+    return _run(folder, config, corpus, progress or Progress(), stop)
 
 
 def resume_experiment(
-    root: Path, progress: Progress | None = None, *, expected: Mapping[str, Any] | None = None
+    root: Path,
+    progress: Progress | None = None,
+    *,
+    expected: Mapping[str, Any] | None = None,
+    stop: Interruption | None = None,
 ) -> list[MethodResult]:
     """Continue an interrupted run to the result it would have had; of a complete run only the figure is redrawn.
 
-    On one machine with one number of threads the weights and scores are the same to the last bit.
+    On one machine with one number of threads and one version of torch the weights and scores are the same to the last
+    bit; if any of these is not what it was, that is said.
 
     Args:
         root: of the run folder.
         progress: told of what goes on; silent by default.
         expected: settings the caller believes the run has.
+        stop: as in `start_experiment`.
 
     Raises:
         LabError: if there is no run, its settings are not as expected, or its corpus has changed.
@@ -65,8 +82,9 @@ def resume_experiment(
     """
     folder = RunFolder(root)
     config = folder.read_config()
-    for name, value in (expected or {}).items():
-        started_with = getattr(config, name)
+    wanted = make_config({**config.model_dump(), **(expected or {})})
+    for name in expected or {}:
+        started_with, value = getattr(config, name), getattr(wanted, name)
         if value != started_with:
             raise LabError(
                 name,
@@ -74,28 +92,83 @@ def resume_experiment(
                 got=f"{value}",
                 remedy="leave it out to continue that run, or start a new one in another folder",
             )
-    _check_device(config)
+    _check(config)
     corpus = load_corpus(config)
     folder.refuse_changed_corpus(corpus)
+    progress = progress or Progress()
+    changed = folder.changes_of_environment(config)
+    if changed:
+        progress.say(f"Started elsewhere: {', '.join(changed)}. It goes on, but the last bits may come out otherwise.")
+    return _run(folder, config, corpus, progress, stop)
+
+
+def reevaluate_experiment(
+    source: Path, root: Path, changes: Mapping[str, Any], progress: Progress | None = None
+) -> list[MethodResult]:
+    """Evaluate the trained models of a run once more, otherwise, without training them again.
+
+    Args:
+        source: folder of the run.
+        root: of a new run, which gets the weights and the evaluations; it is resumed like any other.
+        changes: settings of evaluation: ``EVALUATION_SETTINGS``.
+        progress: told of what goes on; silent by default.
+
+    Raises:
+        LabError: if a model was not trained, a setting is not one of evaluation, or its value cannot be used.
+    """
+    old = RunFolder(source)
+    before = old.read_config()
+    for name in changes:
+        if name not in EVALUATION_SETTINGS:
+            remedy = f"change {', '.join(EVALUATION_SETTINGS)} only, or train anew"
+            raise LabError(name, expected="a setting of evaluation", got="this one", remedy=remedy)
+    config = make_config({**before.model_dump(), **changes})
+    folder = RunFolder(root)
+    folder.refuse_existing()
+    _check(config)
+    for method in config.methods:
+        if not old.weights(method).is_file():
+            remedy = f"complete it with: alibi extrapolate --resume --output {source}"
+            raise LabError("run", expected=f"a run with {method} trained", got=f"{source}", remedy=remedy)
+    corpus = load_corpus(config)
+    old.refuse_changed_corpus(corpus)
+    for method in config.methods:
+        folder.write_train_seconds(method, old.read_train_seconds(method))
+        with replacing(folder.weights(method)) as temporary:
+            shutil.copyfile(old.weights(method), temporary)
+    folder.begin(config, corpus)
     return _run(folder, config, corpus, progress or Progress())
 
 
-def _check_device(config: ExperimentConfig) -> None:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        got = "cuda, which torch does not see here"
-        raise LabError("device", expected="a device of this machine", got=got, remedy="use cpu")
+def _check(config: ExperimentConfig) -> None:
+    """Refuse what this machine has not got, before anything is trained."""
+    if config.device == "cuda":
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not seen:
+            got = "cuda, which torch does not see here"
+            raise LabError("device", expected="a device of this machine", got=got, remedy="use cpu")
+        if seen < config.devices:
+            raise LabError("devices", expected=f"at most the {seen} of this machine", got=f"{config.devices}",
+                           remedy="lower it")  # fmt: skip
+    for name in config.variants:
+        method, variant = split_name(name)
+        position_methods()[method].require(variant)
 
 
-def _run(folder: RunFolder, config: ExperimentConfig, corpus: Corpus, progress: Progress) -> list[MethodResult]:
+def _run(
+    folder: RunFolder, config: ExperimentConfig, corpus: Corpus, progress: Progress, stop: Interruption | None = None
+) -> list[MethodResult]:
     results = []
     folder.write_documents(corpus)
-    with progress, Interruption() as stop:
-        size = f"{len(corpus.train):,} + {len(corpus.held_out):,} bytes"
+    with progress, stop or Interruption() as stop:
+        unit = "bytes" if config.tokenizer == "bytes" else "tokens"
+        size = f"{len(corpus.train):,} + {len(corpus.held_out):,} {unit}"
         progress.say(f"Corpus: {corpus.source}, {size}; {corpus.split}.")
+        mixer = RecallMixer(corpus.encoder, config.recall_share, config.length)
         for method in config.methods:
             result = folder.read_result(method)
             if result is None:
-                result = _run_method(folder, config, corpus, method, progress, stop)
+                result = _run_method(folder, config, corpus, method, mixer, progress, stop)
                 folder.write_result(result)
                 # What it was kept for is done; the weights stay.
                 folder.checkpoint(method).unlink(missing_ok=True)
@@ -107,42 +180,94 @@ def _run(folder: RunFolder, config: ExperimentConfig, corpus: Corpus, progress: 
 
 
 def _run_method(
-    folder: RunFolder, config: ExperimentConfig, corpus: Corpus, method: str, progress: Progress, stop: Interruption
-) -> MethodResult:
-    decoder = build_decoder(config, method)
-    title = decoder.position.title
-    train_seconds = train(
-        decoder,
-        corpus.train,
-        config,
-        checkpoint=folder.checkpoint(method),
-        log_folder=folder.logs(method),
-        progress=progress,
-        stop=stop,
-        label=f"{title}: training",
-    )
-    header = {"schema_version": SCHEMA_VERSION, "method": method, **decoder.position.shape._asdict()}
-    save_tensors(folder.weights(method), decoder.state_dict(), header)
+    folder: RunFolder, config: ExperimentConfig, corpus: Corpus, method: str, mixer: RecallMixer,
+    progress: Progress, stop: Interruption,
+) -> MethodResult:  # fmt: skip
+    decoder = build_decoder(config, method, vocabulary=corpus.encoder.vocabulary)
+    train_seconds = _train_method(folder, config, corpus, decoder, method, mixer, progress, stop)
     decoder.to(config.device).eval()
-
-    count = len(segment_starts(len(corpus.held_out), config.segment_length, config.eval_bytes))
-    total = count * config.segment_length * len(config.eval_lengths)
-    progress.start(f"{title}: evaluating", total=total)
-
-    def tick(scored: int) -> None:
-        progress.advance(scored)
-        stop.check()
-
-    began = time.perf_counter()
-    scores = evaluate(decoder, corpus.held_out, config.eval_lengths, config.eval_bytes, tick=tick)
-    eval_seconds = time.perf_counter() - began
+    evaluations, eval_seconds = [], 0.0
+    variants = [name for name in config.variants if split_name(name)[0] == method]
+    for name in (method, *variants):
+        evaluation, seconds = _evaluate(folder, config, corpus, decoder, name, progress, stop)
+        evaluations.append(evaluation)
+        eval_seconds += seconds
+    title = decoder.position.title
     progress.say(f"{title}: trained in {train_seconds:.0f} s, evaluated in {eval_seconds:.0f} s.")
     return MethodResult(
         method=method,
         title=title,
-        parameters=sum(parameter.numel() for parameter in decoder.parameters()),
-        trained_bytes=config.steps * config.batch_size * config.length,
-        scores=tuple(scores),
+        parameters=_count(decoder),
+        position_parameters=_count(decoder.position),
+        trained_tokens=config.steps * config.accumulate * config.batch_size * config.length,
+        evaluations=tuple(evaluations),
         train_seconds=round(train_seconds, 3),
         eval_seconds=round(eval_seconds, 3),
     )
+
+
+def _train_method(
+    folder: RunFolder, config: ExperimentConfig, corpus: Corpus, decoder: Decoder, method: str, mixer: RecallMixer,
+    progress: Progress, stop: Interruption,
+) -> float:  # fmt: skip
+    """Train a decoder in place, or take the weights it came to; seconds of training."""
+    path = folder.weights(method)
+    if path.is_file():
+        tensors, _ = load_tensors(path)
+        load_weights(decoder, tensors, path)
+        return folder.read_train_seconds(method)
+    seconds = train(
+        decoder,
+        corpus.train,
+        config,
+        mixer=mixer,
+        checkpoint=folder.checkpoint(method),
+        log_folder=folder.logs(method),
+        progress=progress,
+        stop=stop,
+        label=f"{decoder.position.title}: training",
+    )
+    header = {"schema_version": SCHEMA_VERSION, "method": method, **decoder.position.shape._asdict()}
+    header |= {"vocabulary": corpus.encoder.vocabulary, "tokenizer": config.tokenizer}
+    # Apart from the weights, which are the same on every repetition.
+    folder.write_train_seconds(method, seconds)
+    save_tensors(path, decoder.state_dict(), header)
+    return seconds
+
+
+def _evaluate(
+    folder: RunFolder, config: ExperimentConfig, corpus: Corpus, decoder: Decoder, name: str,
+    progress: Progress, stop: Interruption,
+) -> tuple[Evaluation, float]:  # fmt: skip
+    """Every protocol for one way of using a decoder; those evaluated before a pause are read."""
+    method, variant = split_name(name)
+    found: dict[str, Any] = {}
+    seconds = 0.0
+
+    def tick(tokens: int) -> None:
+        progress.advance(tokens)
+        stop.check()
+
+    for protocol in config.protocols:
+        kept = folder.read_evaluation(method, variant, protocol)
+        if kept is None:
+            total = protocol_work(protocol, held_out_of(corpus), config)
+            progress.start(f"{full_title(name)}: {protocol}", total=total)
+            began = time.perf_counter()
+            scores = run_protocol(protocol, decoder, corpus, config, variant, tick)
+            kept = {
+                "scores": [score.model_dump(mode="json") for score in scores],
+                "seconds": time.perf_counter() - began,
+            }
+            folder.write_evaluation(method, variant, protocol, kept)
+        found[protocol] = kept["scores"]
+        seconds += kept["seconds"]
+    evaluation = Evaluation.model_validate({"name": name, "title": full_title(name), **found})
+    by_loss = usable_by_perplexity(evaluation.windows, config.length)
+    by_recall = usable_by_recall(evaluation.recall)
+    verdict = {"usable_by_perplexity": by_loss, "usable_by_recall": by_recall}
+    return evaluation.model_copy(update=verdict), seconds
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -5,32 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any, Protocol
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.files import replacing
-from alibi_attention.lab.runs import MethodResult
+from alibi_attention.lab.runs import MethodResult, evaluations_of
+from alibi_attention.lab.scores import Evaluation
 
 # Okabe and Ito's palette, told apart with every kind of colour vision, and markers for print without colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 GREY = "#555555"
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", ":", "-.")
+
+# More lines than this, or longer names, stand in a legend, which needs so many inches.
+MOST_LABELS = 6
+LONG_NAME = 16
+LEGEND_WIDTH = 2.6
 
 # Labels at line ends stand at least this share of the axis apart.
 LABEL_GAP = 0.055
 
 # How many methods the line under the title has room for.
 MAX_IN_FINDING = 4
+MAX_NAMES = 40
 
 
 def save_figures(results: Sequence[MethodResult], config: ExperimentConfig, paths: Sequence[Path]) -> None:
     """Draw the results and write them to each path, in the format of its suffix."""
+    with mpl.rc_context({"font.size": 11.0}):
+        save_figure(draw_figure(results, config), paths)
+
+
+def save_figure(figure: Figure, paths: Sequence[Path]) -> None:
+    """Write a figure to each path, in the format of its suffix."""
     # A fixed salt and no date: the same results give the same SVG.
-    with mpl.rc_context({"svg.hashsalt": "alibi", "svg.fonttype": "none", "font.size": 11.0}):
-        figure = draw_figure(results, config)
+    with mpl.rc_context({"svg.hashsalt": "alibi", "svg.fonttype": "none"}):
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else None
             with replacing(path) as temporary:
@@ -38,20 +53,24 @@ def save_figures(results: Sequence[MethodResult], config: ExperimentConfig, path
 
 
 def draw_figure(results: Sequence[MethodResult], config: ExperimentConfig) -> Figure:
-    """Bits per byte against evaluation length, one labelled line per method, the training length marked."""
+    """Bits per byte against evaluation length, one labelled line per evaluation, the training length marked."""
     figure = Figure(figsize=(8.0, 4.6), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr, call-arg]
     axes = figure.subplots()
-    styles = cycle(zip(COLOURS, MARKERS, strict=True))
-    for result, (colour, marker) in zip(results, styles, strict=False):
-        lengths = [score.length for score in result.scores]
-        bits = [score.bits_per_byte for score in result.scores]
-        axes.plot(lengths, bits, color=colour, marker=marker, markersize=5, linewidth=2, label=result.title)
-    _label_ends(axes, results)
-    _dress(axes, results, config)
-    axes.set_title(f"Trained at {config.length} bytes, evaluated at longer lengths", loc="left", weight="bold", pad=26)
-    axes.annotate(
-        _finding(results),
+    evaluations = evaluations_of(results)
+    for evaluation, style in zip(evaluations, line_styles(evaluations), strict=True):
+        scored = [score for score in evaluation.scores if score.bits_per_byte is not None]
+        lengths = [score.length for score in scored]
+        bits = [float(score.bits_per_byte or 0.0) for score in scored]
+        axes.plot(lengths, bits, markersize=5, linewidth=2, label=evaluation.title, **style)
+    lengths = [score.length for score in evaluations[0].scores]
+    _dress(axes, lengths, config)
+    name_lines(figure, axes)
+    unit = "bytes" if config.tokenizer == "bytes" else "tokens"
+    axes.set_title(f"Trained at {config.length} {unit}, evaluated at longer lengths", loc="left", weight="bold", pad=26)
+    axes.set_xlabel(f"evaluation length ({unit})")
+    finding = axes.annotate(
+        _finding(evaluations),
         (0.0, 1.0),
         xycoords="axes fraction",
         xytext=(0, 8),
@@ -59,26 +78,54 @@ def draw_figure(results: Sequence[MethodResult], config: ExperimentConfig) -> Fi
         fontsize=10,
         color=GREY,
     )
+    # A line of text above the axes has the whole figure's width; the axes need not shrink for it.
+    finding.set_in_layout(False)
     return figure
 
 
-def _finding(results: Sequence[MethodResult]) -> str:
-    """What the lines say, in numbers; of many methods only those that changed least and most."""
-    changes = {result.title: result.scores[-1].bits_per_byte - result.scores[0].bits_per_byte for result in results}
-    if len(changes) > MAX_IN_FINDING:
+class Named(Protocol):
+    """What has a name such as ``"rope:yarn"``."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def line_styles(evaluations: Sequence[Named]) -> list[dict[str, Any]]:
+    """A colour and a marker for each method; its variants have the same in other dashes."""
+    looks = cycle(zip(COLOURS, MARKERS, strict=True))
+    methods: dict[str, tuple[str, str]] = {}
+    seen: dict[str, int] = {}
+    styles = []
+    for evaluation in evaluations:
+        method = evaluation.name.partition(":")[0]
+        if method not in methods:
+            methods[method] = next(looks)
+        colour, marker = methods[method]
+        dash = DASHES[seen.get(method, 0) % len(DASHES)]
+        seen[method] = seen.get(method, 0) + 1
+        styles.append({"color": colour, "marker": marker, "linestyle": dash})
+    return styles
+
+
+def _finding(evaluations: Sequence[Evaluation]) -> str:
+    """What the lines say, in numbers; of many only those that changed least and most."""
+    changes = {}
+    for evaluation in evaluations:
+        first, last = evaluation.scores[0].bits_per_byte, evaluation.scores[-1].bits_per_byte
+        if first is not None and last is not None:
+            changes[evaluation.title] = last - first
+    if len(changes) > MAX_IN_FINDING or sum(map(len, changes)) > MAX_NAMES:
         ranked = sorted(changes, key=lambda title: changes[title])
         changes = {title: changes[title] for title in (ranked[0], ranked[-1])}
-    first, last = results[0].scores[0].length, results[0].scores[-1].length
+    first_length, last_length = evaluations[0].scores[0].length, evaluations[0].scores[-1].length
     listed = ", ".join(f"{title} {change:+.2f}".replace("-", "\N{MINUS SIGN}") for title, change in changes.items())
-    return f"Change in bits per byte from {first} to {last}: {listed}"
+    return f"Change in bits per byte from {first_length} to {last_length}: {listed or 'none measured'}"
 
 
-def _dress(axes: Axes, results: Sequence[MethodResult], config: ExperimentConfig) -> None:
-    lengths = [score.length for score in results[0].scores]
+def _dress(axes: Axes, lengths: Sequence[int], config: ExperimentConfig) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
-    axes.set_xlabel("evaluation length (bytes)")
     axes.set_ylabel("bits per byte, lower is better")
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -95,17 +142,27 @@ def _dress(axes: Axes, results: Sequence[MethodResult], config: ExperimentConfig
     )
 
 
-def _label_ends(axes: Axes, results: Sequence[MethodResult]) -> None:
-    """Write each method's name at the right end of its line, pushed apart where lines end together."""
+def name_lines(figure: Figure, axes: Axes) -> None:
+    """Each line's name beside its right end, or, of many, in a legend to the right of the axes."""
+    lines = [line for line in axes.get_lines() if len(line.get_ydata()) > 0 and not _is_mark(line)]  # type: ignore[arg-type]
+    if len(lines) > MOST_LABELS or any(len(str(line.get_label())) > LONG_NAME for line in lines):
+        figure.set_size_inches(8.0 + LEGEND_WIDTH, max(4.6, 1.4 + 0.24 * len(lines)))
+        figure.legend(handles=lines, loc="outside right center", frameon=False, fontsize=9, handlelength=3.0)
+    else:
+        _label_ends(axes, lines)
+
+
+def _label_ends(axes: Axes, lines: Sequence[Line2D]) -> None:
+    """Names at the ends of lines, pushed apart where lines end together."""
     low, high = axes.get_ylim()
     gap = LABEL_GAP * (high - low)
     floor = -float("inf")
-    for line in sorted(axes.get_lines(), key=lambda line: float(line.get_ydata()[-1])):  # type: ignore[index, arg-type]
+    for line in sorted(lines, key=lambda line: float(line.get_ydata()[-1])):  # type: ignore[index, arg-type]
         end = float(line.get_ydata()[-1])  # type: ignore[index, arg-type]
         floor = max(end, floor + gap)
         axes.annotate(
             str(line.get_label()),
-            (results[0].scores[-1].length, floor),
+            (float(line.get_xdata()[-1]), floor),  # type: ignore[index, arg-type]
             xytext=(10, 0),
             textcoords="offset points",
             va="center",
@@ -113,3 +170,8 @@ def _label_ends(axes: Axes, results: Sequence[MethodResult]) -> None:
             weight="bold",
             annotation_clip=False,
         )
+
+
+def _is_mark(line: Line2D) -> bool:
+    """Whether it is no line of ours: matplotlib gives unnamed ones, such as the training length, this prefix."""
+    return str(line.get_label()).startswith("_")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from alibi_attention.lab.errors import LabError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says when a disk, or a user's share of it, is full."""
 
 
 @contextmanager
@@ -17,16 +23,23 @@ def replacing(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, because writers such as matplotlib choose the format by it; and it is always
     the same, so that what a killed process left is overwritten by the next.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         # A crash of the machine must not leave the new name pointing at bytes that never reached the disk.
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        remedy = "make room and continue with --resume; nothing that was written before is lost"
+        got = f"no room for {path}"
+        raise LabError("output", expected="room on the disk", got=got, remedy=remedy) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a parent that is no folder
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

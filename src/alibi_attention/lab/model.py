@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alibi_attention.lab.adaptive import AdaptiveEmbedding
 from alibi_attention.lab.config import Activation, ExperimentConfig
 from alibi_attention.lab.positions import Cache, DecoderShape, PositionMethod, position_methods
 
 VOCABULARY = 256
-"""Byte values. Text holds no NUL, so 0 stands between documents."""
+"""Byte values, the tokens by default. Text holds no NUL, so 0 stands between documents."""
 
-# Logits of this many positions exist at once; (positions, 256) float32 is then 4 MiB at any length.
-LOSS_CHUNK = 4096
+# Logits that exist at once: 4 MiB of float32 at any length.
+LOSS_CHUNK = 1 << 20
 
 
 class Attention(nn.Module):
@@ -42,9 +43,10 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, activation: Activation) -> None:
+    def __init__(self, width: int, heads: int, activation: Activation, dropout: float) -> None:
         super().__init__()
         self.gelu = "tanh" if activation == "gelu-tanh" else "none"
+        self.dropout = nn.Dropout(dropout)
         self.attention_norm = nn.LayerNorm(width, bias=False)
         self.attention = Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
@@ -52,13 +54,14 @@ class Block(nn.Module):
         self.down_proj = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor, position: PositionMethod, cache: Cache | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), position, cache)
-        out: Tensor = x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x)), approximate=self.gelu))
+        x = x + self.dropout(self.attention(self.attention_norm(x), position, cache))
+        inner = F.gelu(self.up_proj(self.mlp_norm(x)), approximate=self.gelu)
+        out: Tensor = x + self.dropout(self.down_proj(inner))
         return out
 
 
 class Decoder(nn.Module):
-    """A pre-norm decoder over bytes: no bias anywhere, GELU, input and output embeddings tied (as MPT is built).
+    """A pre-norm decoder: no bias anywhere, GELU, input and output embeddings tied (as MPT is built).
 
     Args:
         shape: training length, layers, heads and width.
@@ -66,21 +69,36 @@ class Decoder(nn.Module):
         seed: of the initial weights. The decoder draws before its position method does, so that all methods start from
             the same decoder.
         activation: ``"gelu"``, by the error function, or ``"gelu-tanh"``, its approximation.
+        vocabulary: how many tokens there are; bytes by default.
+        cutoffs: of an adaptive vocabulary (`AdaptiveEmbedding`); none by default.
+        dropout: of embeddings and of what each sub-layer adds, while training.
+        attention_dropout: of attention weights, while training.
     """
 
-    def __init__(self, shape: DecoderShape, method: str, *, seed: int, activation: Activation = "gelu") -> None:
+    def __init__(
+        self, shape: DecoderShape, method: str, *, seed: int, activation: Activation = "gelu",
+        vocabulary: int = VOCABULARY, cutoffs: Sequence[int] = (), dropout: float = 0.0, attention_dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.activation = activation
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.embedding = nn.Embedding(VOCABULARY, shape.width)
-            self.blocks = nn.ModuleList(Block(shape.width, shape.heads, activation) for _ in range(shape.layers))
+            self.embedding: nn.Embedding | AdaptiveEmbedding = (
+                AdaptiveEmbedding(vocabulary, shape.width, cutoffs)
+                if cutoffs
+                else nn.Embedding(vocabulary, shape.width)
+            )
+            blocks = (Block(shape.width, shape.heads, activation, dropout) for _ in range(shape.layers))
+            self.blocks = nn.ModuleList(blocks)
             self.final_norm = nn.LayerNorm(shape.width, bias=False)
             self._initialise(shape.layers)
             self.position = position_methods()[method](shape)
+        self.dropout = nn.Dropout(dropout)
+        self.position.attention_dropout = attention_dropout
 
     def _initialise(self, layers: int) -> None:
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        if isinstance(self.embedding, nn.Embedding):
+            nn.init.normal_(self.embedding.weight, std=0.02)
         for name, parameter in self.blocks.named_parameters():
             if parameter.dim() == 2:
                 # Unit variance through each matrix; the two that end in the residual stream share it among all layers.
@@ -93,30 +111,42 @@ class Decoder(nn.Module):
 
         With ``caches``, one for each layer, the tokens follow those that went before, and are remembered in their turn.
         """
+        if caches:
+            self.position.check_cache()
         layers: Sequence[Cache | None] = caches or [None] * len(self.blocks)
-        x = self.position.embed(self.embedding(tokens), caches[0].length if caches else 0)
+        x = self.dropout(self.position.embed(self.embedding(tokens), caches[0].length if caches else 0))
         for block, cache in zip(self.blocks, layers, strict=True):
             x = block(x, self.position, cache)
         out: Tensor = self.final_norm(x)
         return out
 
     def forward(self, tokens: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
-        """(batch, seq_len) integers to logits (batch, seq_len, 256); ``caches`` as in `hidden`."""
-        return F.linear(self.hidden(tokens, caches), self.embedding.weight)
+        """(batch, seq_len) integers to logits (batch, seq_len, vocabulary); ``caches`` as in `hidden`."""
+        return self.logits(self.hidden(tokens, caches))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What `hidden` gives, or some of its rows, (..., width) to (..., vocabulary)."""
+        if isinstance(self.embedding, AdaptiveEmbedding):
+            return self.embedding.log_probabilities(hidden)
+        return F.linear(hidden, self.embedding.weight)
 
     def nats(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """-ln p(target) at every position, (batch, seq_len), with the logits of few positions in memory at a time."""
         hidden = self.hidden(tokens).flatten(0, 1)
-        parts = torch.split(hidden, LOSS_CHUNK), torch.split(targets.flatten(), LOSS_CHUNK)
-        weight = self.embedding.weight
-        losses = [
-            F.cross_entropy(F.linear(part, weight), target, reduction="none")
-            for part, target in zip(*parts, strict=True)
-        ]
-        return torch.cat(losses).view_as(targets)
+        rows = max(1, LOSS_CHUNK // self.embedding.num_embeddings)
+        parts = zip(torch.split(hidden, rows), torch.split(targets.flatten(), rows), strict=True)
+        return torch.cat([self._nats(*part) for part in parts]).view_as(targets)
+
+    def _nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        if isinstance(self.embedding, AdaptiveEmbedding):
+            return self.embedding.nats(hidden, targets)
+        return F.cross_entropy(F.linear(hidden, self.embedding.weight).float(), targets, reduction="none")
 
 
-def build_decoder(config: ExperimentConfig, method: str) -> Decoder:
+def build_decoder(config: ExperimentConfig, method: str, *, vocabulary: int = VOCABULARY) -> Decoder:
     """The decoder of an experiment with one of its position methods."""
     shape = DecoderShape(config.length, config.layers, config.heads, config.width)
-    return Decoder(shape, method, seed=config.seed, activation=config.activation)
+    return Decoder(
+        shape, method, seed=config.seed, activation=config.activation, vocabulary=vocabulary, cutoffs=config.cutoffs,
+        dropout=config.dropout, attention_dropout=config.attention_dropout,
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -51,6 +52,15 @@ class Progress:
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
+        self.label = ""
+        """Of a bar that another process is to draw."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"drawn": self._console.is_terminal and not self._console.quiet, "label": self.label}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Progress.__init__(self, Console() if state["drawn"] else None)
+        self.label = state["label"]
 
     def __enter__(self) -> Progress:
         self._bars.start()

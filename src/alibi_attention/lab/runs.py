@@ -4,33 +4,36 @@
 
     RUN/
       config.json            the configuration, the corpus's fingerprint, where and when it was started
+      config.yaml            the configuration alone, every setting, to start another run with
       documents.json         which documents were trained on, which held out
+      tokenizer.json         the vocabulary, where it was learned
       METHOD/
         tensorboard/         loss curve
         checkpoint.safetensors   resumable state, while training or evaluation is under way
         weights.safetensors  once trained
-        result.json          once evaluated
+        trained.json         how long that took
+        evaluation/          one file for each variant and protocol, once evaluated
+        result.json          once all are
       table.md  figure.png  figure.svg
       results.json           last of all: where it exists, the run is complete
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from alibi_attention.lab.checkpoint import load_tensors
 from alibi_attention.lab.config import ExperimentConfig, make_config
+from alibi_attention.lab.config_file import write_config_file
 from alibi_attention.lab.corpus import Corpus
-from alibi_attention.lab.environment import environment
+from alibi_attention.lab.environment import differences, environment
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.evaluation import Score
-from alibi_attention.lab.files import read_json, write_json
-from alibi_attention.lab.model import Decoder, build_decoder
-
-SCHEMA_VERSION = 1
+from alibi_attention.lab.files import read_json, write_json, write_text
+from alibi_attention.lab.schema import SCHEMA_VERSION, brought_up_to_date
+from alibi_attention.lab.scores import Evaluation, Score
 
 
 class MethodResult(BaseModel):
@@ -38,9 +41,9 @@ class MethodResult(BaseModel):
 
     Attributes:
         method, title: its name in files, and in tables.
-        parameters: trained numbers.
-        trained_bytes: tokens seen in training.
-        scores: one per evaluation length.
+        parameters: trained numbers, and those of them that belong to the positions.
+        trained_tokens: tokens seen in training.
+        evaluations: the method as it was trained, then its variants.
         train_seconds, eval_seconds: wall time; all else is the same on every repetition.
     """
 
@@ -49,10 +52,21 @@ class MethodResult(BaseModel):
     method: str
     title: str
     parameters: int
-    trained_bytes: int
-    scores: tuple[Score, ...]
+    position_parameters: int
+    trained_tokens: int
+    evaluations: tuple[Evaluation, ...]
     train_seconds: float
     eval_seconds: float
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """Of the method as it was trained, by the first protocol evaluated."""
+        return self.evaluations[0].scores
+
+
+def evaluations_of(results: Iterable[MethodResult]) -> list[Evaluation]:
+    """All evaluations, methods in order, each followed by its variants."""
+    return [evaluation for result in results for evaluation in result.evaluations]
 
 
 class RunFolder:
@@ -61,6 +75,8 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.config = root / "config.json"
+        self.config_file = root / "config.yaml"
+        self.tokenizer = root / "tokenizer.json"
         self.documents = root / "documents.json"
         self.results = root / "results.json"
         self.table = root / "table.md"
@@ -74,6 +90,9 @@ class RunFolder:
 
     def result(self, method: str) -> Path:
         return self.root / method / "result.json"
+
+    def evaluation(self, method: str, variant: str | None, protocol: str) -> Path:
+        return self.root / method / "evaluation" / f"{variant or 'plain'}-{protocol}.json"
 
     def logs(self, method: str) -> Path:
         return self.root / method / "tensorboard"
@@ -97,6 +116,8 @@ class RunFolder:
             "environment": environment(config.device),
         }
         try:
+            # Last, because a folder counts as a run from then on.
+            write_config_file(self.config_file, config)
             write_json(self.config, start)
         except OSError as error:
             got = f"{self.root} ({error.strerror})"
@@ -106,14 +127,20 @@ class RunFolder:
     def write_documents(self, corpus: Corpus) -> None:
         documents = {"train": corpus.train_documents, "held_out": corpus.held_out_documents}
         write_json(self.documents, {"schema_version": SCHEMA_VERSION, **documents})
+        if corpus.encoder.serialized is not None:
+            write_text(self.tokenizer, corpus.encoder.serialized)
 
-    def read_config(self) -> ExperimentConfig:
-        """The configuration the run was started with."""
-        return make_config(self._read_start()["config"])
+    def read_config(self, *, older: bool = False) -> ExperimentConfig:
+        """The configuration the run was started with; ``older`` as in `read_start`."""
+        return make_config(self.read_start(older=older)["config"])
+
+    def changes_of_environment(self, config: ExperimentConfig) -> list[str]:
+        """In words, what is no longer as it was when the run was started, and bears on the last bits of a result."""
+        return differences(self.read_start()["environment"], environment(config.device))
 
     def refuse_changed_corpus(self, corpus: Corpus) -> None:
         """Raise `LabError` unless the corpus is, byte for byte, that of the beginning."""
-        started_with = self._read_start()["corpus"]["fingerprint"]
+        started_with = self.read_start(older=True)["corpus"]["fingerprint"]
         if corpus.fingerprint != started_with:
             raise LabError(
                 "text",
@@ -126,49 +153,85 @@ class RunFolder:
         path = self.result(method)
         if not path.exists():
             return None
-        return MethodResult.model_validate(read_json(path)["result"])
+        try:
+            return MethodResult.model_validate(self._read_part(path)["result"])
+        except (ValidationError, KeyError):
+            remedy = "delete this file and --resume: only what it held is done again"
+            raise LabError("output", expected="a result of this version", got=str(path), remedy=remedy) from None
 
-    def trained_methods(self) -> list[str]:
-        """Methods whose weights are here."""
-        return [method for method in self.read_config().methods if self.weights(method).is_file()]
-
-    def load_decoder(self, method: str) -> Decoder:
-        """A decoder as it was trained, in evaluation mode on the CPU.
+    def read_results(self) -> list[MethodResult]:
+        """Of a complete run.
 
         Raises:
-            LabError: where its weights are not here, or are damaged.
+            LabError: if it is not complete.
         """
-        if method not in self.trained_methods():
-            got = f"{method!r}, of which {self.root} has no weights"
-            there = ", ".join(self.trained_methods())
-            remedy = f"there are those of {there}" if there else "train it first: alibi extrapolate"
-            raise LabError("method", expected="a method that was trained", got=got, remedy=remedy)
-        decoder = build_decoder(self.read_config(), method)
-        decoder.load_state_dict(load_tensors(self.weights(method))[0])
-        return decoder.eval()
+        methods = self.read_config().methods
+        found = [result for method in methods if (result := self.read_result(method)) is not None]
+        if len(found) < len(methods):
+            remedy = f"complete it with: alibi extrapolate --resume --output {self.root}"
+            got = f"{self.root}, with {len(found)} of {len(methods)} methods"
+            raise LabError("run", expected="a complete run", got=got, remedy=remedy)
+        return found
 
     def write_result(self, result: MethodResult) -> None:
         value = {"schema_version": SCHEMA_VERSION, "result": result.model_dump(mode="json")}
         write_json(self.result(result.method), value)
 
+    def write_train_seconds(self, method: str, seconds: float) -> None:
+        write_json(self._trained(method), {"schema_version": SCHEMA_VERSION, "seconds": seconds})
+
+    def read_train_seconds(self, method: str) -> float:
+        return float(self._read_part(self._trained(method))["seconds"])
+
+    def _trained(self, method: str) -> Path:
+        return self.root / method / "trained.json"
+
+    def read_evaluation(self, method: str, variant: str | None, protocol: str) -> dict[str, Any] | None:
+        """What was evaluated before, as `write_evaluation` was given it."""
+        path = self.evaluation(method, variant, protocol)
+        return self._read_part(path) if path.exists() else None
+
+    def write_evaluation(self, method: str, variant: str | None, protocol: str, value: Mapping[str, Any]) -> None:
+        write_json(self.evaluation(method, variant, protocol), {"schema_version": SCHEMA_VERSION, **value})
+
+    def _read_part(self, path: Path) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = read_json(path)
+            if value.get("schema_version") == SCHEMA_VERSION:
+                return value
+        except (OSError, ValueError, AttributeError):
+            pass
+        remedy = "delete this file and --resume: only what it held is done again"
+        raise LabError("output", expected="a file as this version writes it", got=str(path), remedy=remedy)
+
     def write_results(self, results: list[MethodResult]) -> None:
-        start = self._read_start()
+        start = self.read_start()
         write_json(self.results, {**start, "results": [result.model_dump(mode="json") for result in results]})
 
-    def _read_start(self) -> dict[str, Any]:
+    def read_start(self, *, older: bool = False) -> dict[str, Any]:
+        """What `begin` wrote: configuration, corpus and environment.
+
+        With ``older``, for those who only want the trained weights, earlier schemas are read as well: what else lies in
+        such a folder is in forms that this version does not continue.
+        """
         remedy = "name the folder of an interrupted run with --output, or start one without --resume"
         if not self.config.is_file():
             got = f"{self.root}, which has no config.json"
             raise LabError("output", expected="the folder of a run", got=got, remedy=remedy)
+        expected = "a config.json as it was written"
         try:
-            start: dict[str, Any] = read_json(self.config)
+            start: Any = read_json(self.config)
         except ValueError as error:
-            expected = "a config.json as it was written"
             got = f"{self.config} ({error})"
             raise LabError("output", expected=expected, got=got, remedy="start a new run") from None
+        if not isinstance(start, dict):
+            got = f"{self.config}, which holds something else"
+            raise LabError("output", expected=expected, got=got, remedy="start a new run")
+        if older:
+            start = brought_up_to_date(start)
         version = start.get("schema_version")
         if version != SCHEMA_VERSION:
             expected = f"a run folder of schema version {SCHEMA_VERSION}"
             remedy = "continue it with the version of alibi-attention that started it"
             raise LabError("output", expected=expected, got=f"version {version} in {self.root}", remedy=remedy)
-        return start
+        return dict(start)

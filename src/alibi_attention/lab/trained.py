@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alibi_attention import alibi_slopes
 from alibi_attention.integrations.export.decoder import BlockWeights, DecoderWeights
@@ -16,8 +16,10 @@ from alibi_attention.lab.checkpoint import load_tensors
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.model import Block, Decoder, build_decoder
+from alibi_attention.lab.positions import DecoderShape, position_methods
 from alibi_attention.lab.positions.alibi import Alibi
 from alibi_attention.lab.runs import RunFolder
+from alibi_attention.lab.tokens import Encoder, load_encoder
 from alibi_attention.slopes import SlopeScheme
 
 SCHEMES: tuple[SlopeScheme, ...] = get_args(SlopeScheme)
@@ -37,6 +39,10 @@ class Trained:
     config: ExperimentConfig
     method: str
 
+    @property
+    def has_linear_biases(self) -> bool:
+        return issubclass(position_methods()[self.method], Alibi)
+
 
 def find_trained(path: Path) -> Trained:
     """The method that ``RUN`` or ``RUN/METHOD`` names; the run alone will do where one method of it has linear biases.
@@ -50,7 +56,7 @@ def find_trained(path: Path) -> Trained:
         folder, method = RunFolder(path.parent), path.name
     config = read_run(folder)
     if method is None:
-        fitting = [name for name in config.methods if name.startswith(Alibi.name)]
+        fitting = [name for name in config.methods if Trained(folder, config, name).has_linear_biases]
         if len(fitting) != 1:
             expected = f"{path}/METHOD, with a method of the run ({', '.join(config.methods)})"
             got = f"{path}, of which {' and '.join(fitting) if fitting else 'none'} has linear biases"
@@ -73,7 +79,7 @@ def read_run(folder: RunFolder) -> ExperimentConfig:
         got = f"{folder.root}, which " + ("has no config.json" if folder.root.is_dir() else "does not exist")
         raise LabError("run", expected=expected, got=got, remedy="name such a folder")
     try:
-        return folder.read_config()
+        return folder.read_config(older=True)
     except LabError as error:
         expected, _, got = error.complaint.removeprefix("expected ").partition(", got ")
         raise LabError("run", expected=expected, got=f"{got} in {folder.config}", remedy=error.remedy) from None
@@ -99,7 +105,7 @@ def load_decoder(trained: Trained) -> Decoder:
         _, _, got = error.complaint.partition(", got ")
         remedy = "restore it from a copy, or train again"
         raise LabError("run", expected="a whole file of weights", got=got, remedy=remedy) from None
-    decoder = build_decoder(trained.config, trained.method)
+    decoder = build_decoder(trained.config, trained.method, vocabulary=load_vocabulary(trained).vocabulary)
     try:
         decoder.load_state_dict(tensors)
     except RuntimeError as error:
@@ -110,6 +116,50 @@ def load_decoder(trained: Trained) -> Decoder:
     return decoder.eval()
 
 
+def load_vocabulary(trained: Trained) -> Encoder:
+    """The encoder of the tokens of a run.
+
+    Raises:
+        LabError: if it was learned from text and is not here, or is damaged.
+    """
+    kind, path = trained.config.tokenizer, trained.folder.tokenizer
+    if kind == "bytes":
+        return load_encoder(kind, None)
+    try:
+        return load_encoder(kind, path.read_text(encoding="utf-8"))
+    except LabError:
+        raise
+    except Exception as error:  # what a damaged file makes tokenizers raise has no class of its own
+        expected = f"the {path.name} of a run with the tokenizer {kind}"
+        got = f"{path} ({str(error).splitlines()[0]})"
+        remedy = "restore it from a copy, or train again"
+        raise LabError("run", expected=expected, got=got, remedy=remedy) from None
+
+
+def trained_methods(folder: RunFolder) -> list[str]:
+    """Methods of a run whose weights are there."""
+    return [method for method in read_run(folder).methods if folder.weights(method).is_file()]
+
+
+def load_trained(root: Path, method: str) -> tuple[Decoder, Encoder]:
+    """One method's decoder as a run trained it, on the CPU in evaluation mode, and the encoder of its tokens.
+
+    Raises:
+        LabError: about ``method`` if it is not in the run or not trained yet; else as `read_run` and `load_decoder`.
+    """
+    folder = RunFolder(root)
+    config = read_run(folder)
+    there = trained_methods(folder)
+    if method not in there:
+        got = f"{method!r}, of which {root} has no weights"
+        remedy = f"there are those of {', '.join(there)}" if there else "train it first: alibi extrapolate"
+        if method in config.methods:
+            remedy = f"complete the run with: alibi extrapolate --resume --output {root}"
+        raise LabError("method", expected="a method that was trained", got=got, remedy=remedy)
+    trained = Trained(folder, config, method)
+    return load_decoder(trained), load_vocabulary(trained)
+
+
 def describe_run(trained: Trained) -> AlibiModel:
     """What `integrations.inspect` says of a configuration, of a run.
 
@@ -118,9 +168,10 @@ def describe_run(trained: Trained) -> AlibiModel:
         LabError: as `load_decoder`, for slopes that are trained.
     """
     config = trained.config
-    if not trained.method.startswith(Alibi.name):
+    if not trained.has_linear_biases:
         raise NotAlibi(f"the method {trained.method} of the run {trained.folder.root}: no linear biases")
-    position = build_decoder(config, trained.method).position
+    shape = DecoderShape(config.length, config.layers, config.heads, config.width)
+    position = position_methods()[trained.method](shape)
     learned = any(True for _ in position.parameters())
     if learned:
         position = load_decoder(trained).position
@@ -155,10 +206,16 @@ def decoder_weights(trained: Trained, max_length: int | None = None) -> DecoderW
     Raises:
         LabError: as `load_decoder`, and for methods other than ALiBi.
     """
-    if not trained.method.startswith(Alibi.name):
+    if not trained.has_linear_biases:
         expected = "a method with linear biases: MPT, BLOOM and GGUF's MPT know positions by nothing else"
         got = f"{trained.method!r}"
         remedy = f"name a folder such as {trained.folder.root / Alibi.name}"
+        raise LabError("run", expected=expected, got=got, remedy=remedy)
+    if trained.config.tokenizer != "bytes" or trained.config.cutoffs:
+        expected = "a run over bytes, with one embedding for each: other vocabularies are not exported"
+        adaptive = f", cutoffs {','.join(map(str, trained.config.cutoffs))}" if trained.config.cutoffs else ""
+        got = f"the tokenizer {trained.config.tokenizer}{adaptive} in {trained.folder.root}"
+        remedy = "train with --tokenizer bytes and without --cutoffs"
         raise LabError("run", expected=expected, got=got, remedy=remedy)
     if max_length is not None and max_length < 1:
         raise LabError("max_length", expected="at least 1 token", got=f"{max_length}", remedy="leave it out")
@@ -168,9 +225,10 @@ def decoder_weights(trained: Trained, max_length: int | None = None) -> DecoderW
 
 
 def weights_of(decoder: Decoder, max_length: int, name: str) -> DecoderWeights:
-    """The weights of a decoder whose position method has ``slopes``."""
+    """The weights of a decoder over bytes whose position method has ``slopes``."""
+    embedding = cast(nn.Embedding, decoder.embedding)
     return DecoderWeights(
-        embedding=decoder.embedding.weight.detach(),
+        embedding=embedding.weight.detach(),
         blocks=tuple(_block(cast(Block, block)) for block in decoder.blocks),
         final_norm=decoder.final_norm.weight.detach(),
         slopes=cast(Tensor, decoder.position.slopes).detach(),

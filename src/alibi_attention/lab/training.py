@@ -17,62 +17,36 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from alibi_attention.lab.batches import Batches
 from alibi_attention.lab.checkpoint import load_tensors, restore_model, restore_optimizer, save_state
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.progress import Progress
+from alibi_attention.lab.recall import RecallMixer
 
 BITS_PER_NAT = 1.0 / math.log(2.0)
 
-# The cosine ends at this share of the peak.
-FINAL_RATE = 0.1
 BETAS = (0.9, 0.99)
+MOMENTUM = 0.99
 LOG_EVERY = 10
 
 _LIGHTNING_INSIDE = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
 
 
-class Batches:
-    """Training batches number ``start`` to ``stop``; batch k depends on the seed and on k, and on nothing before it.
-
-    Yields:
-        (batch_size, length + 1) int64, windows drawn anywhere in the stream.
-    """
-
-    def __init__(self, stream: NDArray[np.uint8], config: ExperimentConfig, start: int, stop: int) -> None:
-        self._stream = stream
-        self._config = config
-        self._start = start
-        self._stop = stop
-
-    def __len__(self) -> int:
-        return self._stop - self._start
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return map(self.batch, range(self._start, self._stop))
-
-    def batch(self, k: int) -> Tensor:
-        config = self._config
-        # A counter-based generator: keyed, so that no state has to be carried from one batch to the next.
-        generator = np.random.Generator(np.random.Philox(key=[config.seed, k]))
-        starts = generator.integers(0, len(self._stream) - config.length, size=config.batch_size)
-        windows = self._stream[starts[:, None] + np.arange(config.length + 1)]
-        return torch.from_numpy(windows.astype(np.int64))
-
-
-def learning_rate_factor(step: int, *, steps: int, warmup: int) -> float:
-    """Share of the peak rate at a step: linear up over ``warmup`` steps, then half a cosine down to `FINAL_RATE`."""
+def learning_rate_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
+    """Share of the peak rate at a step: linear up over ``warmup`` steps, then half a cosine down to ``final``."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, steps - warmup)
-    return FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
 class _Task(L.LightningModule):
-    """Next-byte prediction. Learning rates follow the number of steps since the very beginning."""
+    """Next-token prediction. Learning rates follow the number of steps since the very beginning."""
 
     def __init__(self, decoder: Decoder, config: ExperimentConfig, start: int, state: dict[str, Tensor]) -> None:
         super().__init__()
@@ -82,25 +56,32 @@ class _Task(L.LightningModule):
         self._state = state
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        del batch_idx
+        if self._config.dropout or self._config.attention_dropout:
+            # Masks too depend on the part of the step and on nothing before it.
+            part = self._first * self._config.accumulate + batch_idx
+            keys = np.random.SeedSequence([self._config.seed, part, self.global_rank])
+            torch.manual_seed(int(keys.generate_state(1)[0]))
         return self.decoder.nats(batch[:, :-1], batch[:, 1:]).mean()
 
     def configure_optimizers(self) -> Any:
         config = self._config
-        matrices = [p for p in self.decoder.parameters() if p.dim() >= 2]
-        others = [p for p in self.decoder.parameters() if p.dim() < 2]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=BETAS,
-        )
+        positions = {id(parameter) for parameter in self.decoder.position.parameters()}
+        matrices = [p for p in self.decoder.parameters() if p.dim() >= 2 and id(p) not in positions]
+        others = [p for p in self.decoder.parameters() if p.dim() < 2 or id(p) in positions]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "nag":
+            optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS)
         restore_optimizer(self.decoder, optimizer, self._state)
+        shape = {"steps": config.steps, "warmup": config.warmup, "final": config.final_rate}
 
         def factor(steps_taken: int) -> float:
-            return learning_rate_factor(self._first + steps_taken, steps=config.steps, warmup=config.warmup)
+            return learning_rate_factor(self._first + steps_taken, **shape)  # type: ignore[arg-type]
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -119,31 +100,68 @@ class _Keeper(L.Callback):
         self._began = time.perf_counter()
         self._progress = progress
         self._stop = stop
+        self._losses: list[Tensor] = []
+        self._logged = (start, self._began)
 
     @property
     def seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._began
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        del pl_module
+        self._began = time.perf_counter()
+        self._logged = (self.step, self._began)
+        if trainer.world_size > 1:
+            # A process of its own, in which neither handlers nor bars are set up yet.
+            self._stop.__enter__()
+            if trainer.global_rank == 0:
+                self._progress.__enter__()
+                begin_bar(self._progress, self._config, self.step)
+            else:
+                self._progress = Progress()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        del pl_module
+        if trainer.world_size > 1:
+            self._progress.__exit__(None, None, None)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        del batch, batch_idx
+        del batch
+        self._losses.append(outputs["loss"].detach())
+        if (batch_idx + 1) % self._config.accumulate:
+            return
         self.step += 1
-        note = None
-        if self.step % LOG_EVERY == 0:
-            bits = float(outputs["loss"]) * BITS_PER_NAT
-            note = f"{bits:.3f} bits per byte"
-            self._refuse_divergence(bits)
-            for logger in trainer.loggers:
-                logger.log_metrics({"train/bits_per_byte": bits}, step=self.step)
+        note = self._log(trainer) if self.step % LOG_EVERY == 0 else None
+        self._losses.clear()
         self._progress.advance(note=note)
+        stopping = self._stop.requested is not None
+        if trainer.world_size > 1:
+            # All processes leave after the same step, or those that go on would wait for the others for ever.
+            stopping = bool(trainer.strategy.reduce_boolean_decision(stopping, all=False))
         due = self.step % self._config.checkpoint_every == 0 or self.step == self._config.steps
-        if due or self._stop.requested is not None:
+        if (due or stopping) and trainer.global_rank == 0:
             assert isinstance(pl_module, _Task)
             header = {"step": self.step, "seconds": self.seconds}
             save_state(self._path, pl_module.decoder, trainer.optimizers[0], header)
-        if self._stop.requested is not None:
+        if stopping:
             trainer.should_stop = True
+
+    def _log(self, trainer: L.Trainer) -> str:
+        bits = float(torch.stack(self._losses).mean()) * BITS_PER_NAT
+        self._refuse_divergence(bits)
+        config, now = self._config, time.perf_counter()
+        tokens = (self.step - self._logged[0]) * config.batch_size * config.accumulate * config.length
+        values = {
+            "train/bits_per_token": bits,
+            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/tokens_per_second": tokens / max(now - self._logged[1], 1e-9),
+        }
+        self._logged = (self.step, now)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=self.step)
+        return f"{bits:.3f} bits per {'byte' if config.tokenizer == 'bytes' else 'token'}"
 
     def _refuse_divergence(self, bits: float) -> None:
         if not math.isfinite(bits):
@@ -155,11 +173,18 @@ class _Keeper(L.Callback):
             )
 
 
+def begin_bar(progress: Progress, config: ExperimentConfig, done: int) -> None:
+    """A bar over the steps of training."""
+    tokens = config.batch_size * config.accumulate * config.length
+    progress.start(progress.label, total=config.steps, done=done, tokens=tokens)
+
+
 def train(
     decoder: Decoder,
-    stream: NDArray[np.uint8],
+    stream: NDArray[Any],
     config: ExperimentConfig,
     *,
+    mixer: RecallMixer | None = None,
     checkpoint: Path,
     log_folder: Path,
     progress: Progress,
@@ -170,8 +195,9 @@ def train(
 
     Args:
         decoder: freshly built.
-        stream: (bytes,) of training text.
+        stream: (tokens,) of training text.
         config: of the experiment.
+        mixer: of key-value passages; none by default.
         checkpoint: where the resumable state is read and kept.
         log_folder: of the loss curve, for TensorBoard.
         progress, stop: told of each step; asked whether to go on.
@@ -187,12 +213,19 @@ def train(
     state, start, seconds = _load(checkpoint, decoder)
     if start == config.steps:
         return seconds
-    progress.start(label, total=config.steps, done=start, tokens=config.batch_size * config.length)
+    progress.label = label
+    several = config.devices > 1
+    if not several:
+        begin_bar(progress, config, start)
     keeper = _Keeper(config, checkpoint, start, seconds, progress, stop)
     with _quiet():
         trainer = L.Trainer(
             accelerator="gpu" if config.device == "cuda" else "cpu",
-            devices=1,
+            devices=config.devices,
+            # Spawned, not forked: a fork after OpenMP or CUDA has begun would hang.
+            strategy="ddp_spawn" if several else "auto",
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+            accumulate_grad_batches=config.accumulate,
             max_steps=config.steps - start,
             gradient_clip_val=config.clip,
             callbacks=[keeper],
@@ -205,14 +238,24 @@ def train(
         )
         task = _Task(decoder, config, start, state)
         try:
-            trainer.fit(task, Batches(stream, config, start, config.steps))
+            trainer.fit(task, Batches(stream, config, start, config.steps, mixer))
         except SystemExit as end:
             # How Lightning passes on an interrupt in the middle of a step, and SIGTERM, which was noted here too.
             if isinstance(end.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             stop.check()
             raise
+        except (ProcessExitedException, ProcessRaisedException) as error:
+            # A process that a signal met before it could take notice; what it had kept before is all that was done.
+            stop.check()
+            last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+            remedy = "mend what it says, and continue with --resume"
+            raise LabError("devices", expected="processes that train to the end", got=last, remedy=remedy) from error
     stop.check()
+    if several:
+        # The weights were trained in other processes; the last state they kept is the result.
+        _, _, seconds = _load(checkpoint, decoder)
+        return seconds
     return keeper.seconds
 
 
@@ -220,8 +263,13 @@ def _load(checkpoint: Path, decoder: Decoder) -> tuple[dict[str, Tensor], int, f
     if not checkpoint.exists():
         return {}, 0, 0.0
     tensors, header = load_tensors(checkpoint)
-    restore_model(decoder, tensors)
-    return tensors, int(header["step"]), float(header["seconds"])
+    try:
+        restore_model(decoder, tensors)
+        return tensors, int(header["step"]), float(header["seconds"])
+    except (KeyError, RuntimeError) as error:
+        remedy = "delete this file and --resume again: its method is then trained from the start"
+        got = f"{checkpoint} ({' '.join(str(error).split())[:200]})"
+        raise LabError("resume", expected="a state of this configuration", got=got, remedy=remedy) from None
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alibi_attention import HorizonCache, KVCache
+from alibi_attention.lab.errors import LabError
 
 Cache = KVCache | HorizonCache
 """One layer's keys and values from one call to the next."""
@@ -31,14 +34,28 @@ class DecoderShape(NamedTuple):
 class PositionMethod(nn.Module):
     """Causal attention that knows nothing of order; subclasses add it in `embed`, in `attend`, or in both.
 
-    One instance serves all layers. Parameters registered here are trained with the decoder. Nothing may build a tensor
-    of length x length, so that evaluation far beyond the training length stays linear in memory.
+    One instance serves all layers. Parameters registered here are trained with the decoder, without weight decay.
+    Nothing may build a tensor of length x length, so that evaluation far beyond the training length stays linear in
+    memory.
+
+    A variant is another way to use the trained model at a length, without more training: `variants` names them, and
+    `attend` and `embed` look at `variant` and `length`, which `used_at` sets.
+
+    Attributes:
+        shape: of the decoder.
+        variant: a key of ``variants``, or None for the method as it was trained.
+        length: what the model is set up for, in tokens; the trained length outside of `used_at`. Inputs may be shorter.
+        attention_dropout: of attention weights, while training; set by the decoder.
     """
 
     name: ClassVar[str]
     """As on the command line and in files."""
     title: ClassVar[str]
     """As in tables and figures."""
+    variants: ClassVar[Mapping[str, str]] = {}
+    """Title of each variant by its name; ``method:variant`` is its full name."""
+    can_forget: ClassVar[bool] = False
+    """Whether keys lose their weight with distance, so that a `HorizonCache` may let them go."""
     registry: ClassVar[dict[str, type[PositionMethod]]] = {}
     """Every subclass that has a name of its own."""
 
@@ -49,12 +66,40 @@ class PositionMethod(nn.Module):
                 raise TypeError(f"two position methods are named {cls.name!r}; rename one")
             PositionMethod.registry[cls.name] = cls
 
+    @classmethod
+    def require(cls, variant: str | None) -> None:
+        """Raise `LabError` if something this variant is computed with is not installed."""
+
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.shape = shape
+        self.variant: str | None = None
+        self.length = shape.length
+        self.attention_dropout = 0.0
 
-    can_forget: ClassVar[bool] = False
-    """Whether keys lose their weight with distance, so that a `HorizonCache` may let them go."""
+    @property
+    def dropout_p(self) -> float:
+        """Probability with which an attention weight is dropped just now."""
+        return self.attention_dropout if self.training else 0.0
+
+    @property
+    def longest(self) -> int | None:
+        """The longest input, in tokens, for which there are positions; None where they never end."""
+        return None
+
+    @contextmanager
+    def used_at(self, length: int, variant: str | None = None) -> Iterator[None]:
+        """While entered, the method is set up for inputs of up to ``length`` tokens in the way of a variant."""
+        if variant is not None and variant not in self.variants:
+            known = ", ".join(self.variants) or "none"
+            raise LabError("variant", expected=f"a variant of {self.name} ({known})", got=repr(variant), remedy="choose"
+                           " one of these, or leave it out")  # fmt: skip
+        before = self.length, self.variant
+        self.length, self.variant = length, variant
+        try:
+            yield
+        finally:
+            self.length, self.variant = before
 
     def embed(self, x: Tensor, start: int = 0) -> Tensor:  # noqa: ARG002
         """Token embeddings (batch, seq_len, width) to the input of the first layer, same shape.
@@ -64,11 +109,30 @@ class PositionMethod(nn.Module):
         return x
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention over (batch, heads, seq_len, head_dim), same shape out."""
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        """Causal attention over (batch, heads, seq_len, head_dim); the shape of ``value`` out.
+
+        ``value`` may have another last dimension than queries and keys: an attention matrix is looked at by attending
+        to columns of the identity.
+        """
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=self.dropout_p)
 
     def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The same for the tokens that follow those in the cache, which then holds them too."""
+        """`attend` for the tokens that follow those in the cache, which then holds them too.
+
+        A method that overrides `attend` overrides this as well: what is inherited knows nothing of order. Where it does
+        not, the first use of a cache is refused (`check_cache`).
+        """
+        self.check_cache()
         cache.append(key, value)
-        # No slope, no bias: attention that knows nothing of order.
+        # No slope, no bias.
         return cache.attend(query, query.new_zeros(query.shape[1], dtype=torch.float32))
+
+    def check_cache(self) -> None:
+        """Raise `LabError` if the method, in the variant in use, cannot read on from a cache."""
+        owner = {
+            name: next(c for c in type(self).__mro__ if name in c.__dict__) for name in ("attend", "continue_with")
+        }
+        if not issubclass(owner["continue_with"], owner["attend"]):
+            expected = "a method that can read on from a cache"
+            got = f"{self.name!r}, whose {owner['attend'].__name__} has attend() and no continue_with()"
+            raise LabError("method", expected=expected, got=got, remedy="name another, or add continue_with() to it")

@@ -1,0 +1,76 @@
+"""``alibi dissect``: what a trained model's attention looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alibi_attention.cli.errors import laboratory_errors
+from alibi_attention.cli.extras import require
+from alibi_attention.cli.lab_output import print_table
+from alibi_attention.cli.lab_values import whole_numbers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from alibi_attention.lab.inside import Inside
+
+
+def dissect(
+    run: Annotated[Path, typer.Argument(help="Folder of a run whose models are trained.", show_default=False)],
+    method: Annotated[str, typer.Option(help="Position method, or method:variant.")] = "alibi",
+    lengths: Annotated[
+        str, typer.Option(help="Lengths at which the horizon is certified, joined by commas.", metavar="LENGTHS")
+    ] = "1024,2048,4096,8192",
+    mass_length: Annotated[int, typer.Option(help="Length at which attention mass is added up by distance.")] = 1024,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Share of a row's mass that may be skipped.", show_default="2^-24")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="RUN/METHOD/inside")] = None,
+) -> None:
+    """Attention mass by distance and head, and for ALiBi the certified horizon and the tiles that are computed.
+
+    Writes inside.json and figures (PNG and SVG). The certificate is about each layer's attention on this text.
+    """
+    asked = whole_numbers("--lengths", lengths)
+    require("lab")
+    with laboratory_errors(run):
+        from rich.console import Console
+
+        from alibi_attention.lab.dissection import dissect_run
+
+        folder = output or run / method.partition(":")[0] / "inside"
+        inside = dissect_run(run, method, asked, folder, mass_length=mass_length, tolerance=tolerance)
+        console = Console()
+        _print_mass(console, inside)
+        if inside.horizon:
+            _print_horizon(console, inside)
+        console.print(f"Written to {folder}", highlight=False, soft_wrap=True)
+
+
+def _print_mass(console: Console, inside: Inside) -> None:
+    header = [
+        f"mean distance at {inside.mass.length}",
+        *(f"head {i}" for i in range(len(inside.mass.mean_distance[0]))),
+    ]
+    rows = [
+        [f"layer {layer}", *(f"{mean:.1f}" for mean in means)] for layer, means in enumerate(inside.mass.mean_distance)
+    ]
+    print_table(console, header, rows)
+    console.print()
+
+
+def _print_horizon(console: Console, inside: Inside) -> None:
+    lengths = sorted({cell.length for cell in inside.horizon})
+    rows = []
+    for layer in range(1 + max(cell.layer for cell in inside.horizon)):
+        row = [f"layer {layer}"]
+        for length in lengths:
+            cells = [c for c in inside.horizon if (c.length, c.layer) == (length, layer)]
+            row.append(f"{sum(c.kept_share for c in cells) / len(cells):.1%}")
+        rows.append(row)
+    print_table(console, ["tiles computed at", *map(str, lengths)], rows)
+    dropped = max(cell.dropped_share for cell in inside.horizon)
+    console.print(f"Share of any row's softmax mass skipped: at most {dropped:.3g} (proved)", highlight=False)

@@ -1,0 +1,58 @@
+"""``alibi evaluate``: a run's trained models, evaluated otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alibi_attention.cli.errors import laboratory_errors
+from alibi_attention.cli.extras import require
+from alibi_attention.cli.lab_output import print_results
+from alibi_attention.cli.lab_values import given_settings
+
+
+def evaluate(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(help="Folder of a run whose models are trained.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Folder of the new run, which gets weights and evaluations.")],
+    eval_lengths: Annotated[
+        str | None,
+        typer.Option(help="Lengths, joined by commas.", metavar="LENGTHS", show_default="those of the run"),
+    ] = None,
+    eval_tokens: Annotated[
+        int | None,
+        typer.Option(help="About how many held-out tokens to score a length.", show_default="as in the run"),
+    ] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option(help="Such as alibi:ntk,rope:yarn; or all.", metavar="NAMES", show_default="those of the run"),
+    ] = None,
+    protocols: Annotated[
+        str | None,
+        typer.Option(
+            help="Of windows, sliding, targets and recall; or all.", metavar="NAMES", show_default="those of the run"
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Of the sliding window; 0 for a quarter.", show_default="as in the run")
+    ] = None,
+    recall_trials: Annotated[
+        int | None, typer.Option(help="Windows per length in which recall is tested.", show_default="as in the run")
+    ] = None,
+) -> None:
+    """Evaluate the trained models of a run at other lengths, in other variants or by other protocols.
+
+    Nothing is trained. An interruption is continued with: alibi extrapolate --resume --output FOLDER.
+    """
+    del eval_lengths, eval_tokens, variants, protocols, stride, recall_trials
+    changes = given_settings(context, ignored=("run", "output"))
+    require("lab")
+    with laboratory_errors(output):
+        from rich.console import Console
+
+        from alibi_attention.lab.experiment import reevaluate_experiment
+        from alibi_attention.lab.progress import Progress
+
+        print_results(reevaluate_experiment(run, output, changes, Progress(Console())), output)

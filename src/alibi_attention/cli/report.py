@@ -1,0 +1,24 @@
+"""``alibi report``: runs as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alibi_attention.cli.errors import laboratory_errors
+from alibi_attention.cli.extras import require
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of complete runs that differ in their seed alone.")],
+    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
+) -> None:
+    """One self-contained HTML page and Markdown from run folders, with every figure as SVG and PNG."""
+    require("lab")
+    with laboratory_errors(output):
+        from alibi_attention.lab.report import write_report
+
+        page = write_report(runs, output)
+        typer.echo(f"Written to {output}: {page.name}, report.md, summary.json, figures/")

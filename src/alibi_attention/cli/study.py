@@ -1,0 +1,55 @@
+"""``alibi study``: all methods under several seeds, in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alibi_attention.cli.errors import laboratory_errors
+from alibi_attention.cli.extras import require
+from alibi_attention.cli.lab_values import given_settings
+
+
+def study(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(help="Folder of the study; continued where it stopped.")] = Path("runs/study"),
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Stop after so many minutes; the same command continues.", show_default="no limit"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings that replace the study's.", metavar="FILE")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Position methods, joined by commas.", show_default="all", metavar="NAMES")
+    ] = None,
+    length: Annotated[int, typer.Option(help="Length of training sequences.")] = 256,
+    eval_lengths: Annotated[
+        str | None,
+        typer.Option(help="Lengths to evaluate at.", metavar="LENGTHS", show_default="--length and its five doublings"),
+    ] = None,
+    eval_tokens: Annotated[int, typer.Option(help="About how many held-out tokens to score a length.")] = 131_072,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 600,
+    device: Annotated[str, typer.Option(help="Where to compute.", metavar="cpu|cuda")] = "cpu",
+) -> None:
+    """Every method and variant by every protocol under several seeds, and the report.
+
+    Ctrl-C, or the end of --minutes, stops after the step at hand; the same command goes on from there.
+    """
+    del methods, length, eval_lengths, eval_tokens, steps, device
+    given = given_settings(context, ignored=("output", "seeds", "minutes", "config"))
+    require("lab")
+    # A study is continued by its own command, which the message must name.
+    with laboratory_errors(output, again="the same command"):
+        from rich.console import Console
+
+        from alibi_attention.lab.config_file import read_settings
+        from alibi_attention.lab.progress import Progress
+        from alibi_attention.lab.study import run_study
+
+        settings = {**(read_settings(config) if config else {}), **given}
+        page = run_study(output, settings, seeds=seeds, minutes=minutes, progress=Progress(Console()))
+        typer.echo(f"Written to {output}: {page.name}, report.md, summary.json, figures/")

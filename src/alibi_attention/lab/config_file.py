@@ -1,0 +1,53 @@
+"""The configuration as a YAML file: read with flags laid over it, written with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alibi_attention.lab.config import ExperimentConfig, make_config
+from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.files import write_text
+
+_HEAD = "# Every setting of this run: `alibi extrapolate --config THIS_FILE --output NEW_FOLDER` repeats it.\n"
+
+
+def read_config_file(path: Path, flags: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """A validated configuration from a YAML file; ``flags`` take precedence over what it says.
+
+    Raises:
+        LabError: if the file cannot be read, is no mapping, or holds a setting that cannot be used.
+    """
+    return make_config({**read_settings(path), **(flags or {})})
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a file, before any validation of their values. Paths of texts are relative to the file."""
+    remedy = "write one setting a line, such as `length: 256`"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError("config", expected="a file that can be read", got=f"{path} ({error})", remedy="check its name"
+                       ) from None  # fmt: skip
+    except yaml.YAMLError as error:
+        got = f"{path} ({' '.join(str(error).split())})"
+        raise LabError("config", expected="a YAML file", got=got, remedy=remedy) from None
+    if not isinstance(values, dict):
+        got = f"{path}, which holds {'nothing' if values is None else type(values).__name__}"
+        raise LabError("config", expected="settings by name", got=got, remedy=remedy)
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for name in ("methods", "variants", "protocols", "text", "eval_lengths", "cutoffs"):
+        if name in values and not isinstance(values[name], list):
+            values[name] = [] if values[name] is None else [values[name]]
+    if "text" in values:
+        values["text"] = [str((path.parent / text).resolve()) for text in values["text"]]
+    return values
+
+
+def write_config_file(path: Path, config: ExperimentConfig) -> None:
+    """Every setting, defaults included, in the order of their description."""
+    values = config.model_dump(mode="json")
+    write_text(path, _HEAD + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None))

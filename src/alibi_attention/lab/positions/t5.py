@@ -1,0 +1,107 @@
+"""T5's relative bias."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alibi_attention import HorizonCache
+from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.positions.base import Cache, DecoderShape, PositionMethod
+
+BUCKETS = 32
+FURTHEST = 128
+"""Distances from here on share the last bucket."""
+
+# Queries at a time. With gradients a block holds its scores, and commonly trained lengths are one block.
+_ROWS = 128
+_ROWS_WITH_GRADIENTS = 1024
+
+
+def distance_buckets(distances: Tensor) -> Tensor:
+    """The bucket of each distance i - j >= 0, as the causal T5 has them.
+
+    ::
+
+        r                                               for r < 16
+        16 + floor(16 * ln(r / 16) / ln(128 / 16))      up to 31
+
+    Args:
+        distances: any shape, integers of at least 0.
+
+    Returns:
+        The same shape, int64. The logarithm is taken in float32 in the order Transformers takes it, so that a distance
+        on an edge falls to the same side.
+    """
+    exact = BUCKETS // 2
+    wide = torch.log(distances.float() / exact) / math.log(FURTHEST / exact) * (BUCKETS - exact)
+    # ln 0 is a distance the first half holds.
+    wide = wide.clamp_min(0.0).long() + exact
+    return torch.where(distances < exact, distances, wide.clamp_max(BUCKETS - 1))
+
+
+class T5Bias(PositionMethod):
+    """The score of query i and key j gains table[bucket(i - j), h], trained, one table shared by all layers.
+
+    Scores stay divided by sqrt(head_dim), as in every other method here; T5 itself folds that into its initial weights.
+
+    Blocks of queries meet the keys before them one after the other, each with its own stretch of bias: a view of one
+    row per head, since the bias depends on i - j alone. Memory is linear in the length; where gradients are kept and
+    the length takes several blocks, each block is computed again in the backward pass.
+
+    Source: Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", 2020.
+    """
+
+    name = "t5"
+    title = "T5 bias"
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__(shape)
+        self.table = nn.Parameter(torch.zeros(BUCKETS, shape.heads))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self._attend_last(query, key, value)
+
+    def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if isinstance(cache, HorizonCache):
+            remedy = "use a KVCache"
+            raise LabError("cache", expected="one that keeps every key", got="a HorizonCache", remedy=remedy)
+        cache.append(key, value)
+        return self._attend_last(query, cache.key, cache.value)
+
+    def _attend_last(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The queries are those of the last keys."""
+        rows, keys = query.shape[-2], key.shape[-2]
+        bias = self._bias_by_distance(keys).to(query.dtype)
+        block = _ROWS_WITH_GRADIENTS if torch.is_grad_enabled() else _ROWS
+        if rows <= block:
+            return _attend_block(query, key, value, bias, self.dropout_p)
+        out = []
+        for first in range(0, rows, block):
+            end = min(first + block, rows)
+            seen = keys - rows + end
+            past = key[..., :seen, :], value[..., :seen, :], bias[:, :seen]
+            arguments = query[..., first:end, :], *past, self.dropout_p
+            if torch.is_grad_enabled():
+                out.append(checkpoint(_attend_block, *arguments, use_reentrant=False))
+            else:
+                out.append(_attend_block(*arguments))
+        return torch.cat(out, dim=-2)
+
+    def _bias_by_distance(self, seq_len: int) -> Tensor:
+        """(heads, seq_len): the bias at distances 0, 1, ..."""
+        return self.table[distance_buckets(torch.arange(seq_len, device=self.table.device))].T
+
+
+def _attend_block(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout_p: float) -> Tensor:
+    """The last rows of causal attention: ``query`` (batch, heads, rows, head_dim), ``bias`` (heads, keys)."""
+    rows, keys = query.shape[-2], key.shape[-2]
+    # Rows from last to first each see the same line one key further on, so that all are one strided view.
+    ahead = bias.new_full((bias.shape[0], rows - 1), -math.inf)
+    mask = torch.cat((bias.flip(-1), ahead), dim=-1).unfold(-1, keys, 1)
+    out = F.scaled_dot_product_attention(query.flip(-2), key, value, attn_mask=mask.unsqueeze(0), dropout_p=dropout_p)
+    return out.flip(-2)

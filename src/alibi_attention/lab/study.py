@@ -1,0 +1,87 @@
+"""All methods under several seeds, one run after the other, within a budget of time, resumed where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alibi_attention.lab.config import ExperimentConfig, make_config
+from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.experiment import resume_experiment, start_experiment
+from alibi_attention.lab.interruption import Interruption
+from alibi_attention.lab.positions import position_methods
+from alibi_attention.lab.progress import Progress
+from alibi_attention.lab.report import write_report
+from alibi_attention.lab.runs import RunFolder
+
+STUDY: Mapping[str, Any] = {
+    "variants": ("all",),
+    "protocols": ("all",),
+    "length": 256,
+    "width": 256,
+    "steps": 600,
+    "batch_size": 16,
+    "learning_rate": 2e-3,
+    "recall_share": 0.2,
+}
+"""About 3 M parameters, 2.5 M tokens, on the default corpus; with every method that differs from the others."""
+
+
+def study_config(changes: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """The configuration of a study, with ``changes`` of the caller's.
+
+    Raises:
+        LabError: for changes that cannot be used.
+    """
+    settings = {**STUDY, **(changes or {})}
+    heads = settings.get("heads", ExperimentConfig.model_fields["heads"].default)
+    every = list(position_methods())
+    if isinstance(heads, int) and heads & (heads - 1) == 0:
+        # The same slopes as ALiBi's for such a number of heads: the same model twice.
+        every.remove("alibi-interleaved")
+    return make_config({"methods": every, **settings})
+
+
+def run_study(
+    root: Path, changes: Mapping[str, Any] | None = None, *, seeds: int = 3, minutes: float | None = None,
+    progress: Progress | None = None,
+) -> Path:  # fmt: skip
+    """Run what is still missing of a study, and report it.
+
+    Each seed is a run of its own in ``seed-N``; one that was begun is resumed, one that is complete is read.
+
+    Args:
+        root: folder of the study.
+        changes: settings other than those of `STUDY`; of a study that was begun, they must be the same.
+        seeds: how many, from 0.
+        minutes: after which it stops at the next step, to be continued by the same call; no limit by default.
+        progress: told of what goes on; silent by default.
+
+    Returns:
+        The report, an HTML page.
+
+    Raises:
+        LabError: for settings that cannot be used, or not as the study was begun.
+        RunInterrupted: when the time is up, or on Ctrl-C or SIGTERM.
+    """
+    if seeds < 1:
+        raise LabError("seeds", expected="at least 1", got=f"{seeds}", remedy="3 is the default")
+    if minutes is not None and not minutes > 0:
+        raise LabError("minutes", expected="a number above 0", got=f"{minutes}", remedy="leave it out for no limit")
+    if changes and "seed" in changes:
+        raise LabError("seed", expected="no single seed", got=f"{changes['seed']}", remedy="give --seeds, their number")
+    progress = progress or Progress()
+    stop = Interruption(minutes=minutes)
+    roots = []
+    for seed in range(seeds):
+        config = study_config({**(changes or {}), "seed": seed})
+        folder = RunFolder(root / f"seed-{seed}")
+        progress.say(f"Seed {seed}, {seed + 1} of {seeds}")
+        if folder.config.exists():
+            expected = config.model_dump()
+            resume_experiment(folder.root, progress, expected=expected, stop=stop)
+        else:
+            start_experiment(config, folder.root, progress, stop=stop)
+        roots.append(folder.root)
+    return write_report(roots, root)

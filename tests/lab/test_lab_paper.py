@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import datasets
+import pytest
+from typer.testing import CliRunner
+
+from alibi_attention.cli.app import app
+from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.model import build_decoder
+from alibi_attention.lab.paper import paper_config
+
+SMALLER = """\
+layers: 2
+width: 32
+heads: 2
+cutoffs: [8, 24]
+warmup: 1
+eval_tokens: 64
+checkpoint_every: 1
+"""
+
+
+def wikitext(seed: int, articles: int) -> list[str]:
+    """Rows as WikiText has them: a heading, an empty row, paragraphs with spaces around every word."""
+    generator = random.Random(seed)
+    vocabulary = [f"w{i}" for i in range(60)] + [",", ".", "<unk>"]
+    rows = [""]
+    for i in range(articles):
+        rows += [f" = Article {seed} {i} = \n", ""]
+        rows += [f" {' '.join(generator.choices(vocabulary, k=40))} \n" for _ in range(5)]
+        rows += [" = = Section = = \n"]
+    return rows
+
+
+@pytest.fixture
+def local_copy(tmp_path: Path) -> Path:
+    parts = {
+        name: datasets.Dataset.from_dict({"text": wikitext(seed, articles)})
+        for seed, (name, articles) in enumerate({"train": 8, "validation": 3, "test": 2}.items())
+    }
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "wikitext"))
+    return tmp_path / "wikitext"
+
+
+def test_model_has_the_papers_size() -> None:
+    config = paper_config()
+    import torch
+
+    with torch.device("meta"):
+        decoder = build_decoder(config, "sinusoidal", vocabulary=267_744)
+    parameters = sum(parameter.numel() for parameter in decoder.parameters())
+    # 247 M in the paper, of which biases are some 0.2 M.
+    assert parameters == pytest.approx(247e6, rel=0.01)
+    assert config.batch_size * config.accumulate * config.length == 8 * 9216
+    assert isinstance(config, ExperimentConfig)
+
+
+def test_dry_run(local_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "smaller.yaml").write_text(SMALLER, encoding="utf-8")
+    arguments = [
+        "reproduce", "paper", "--output", str(tmp_path / "run"), "--config", str(tmp_path / "smaller.yaml"),
+        "--dataset", str(local_copy), "--device=cpu", "--steps=2", "--batch-size=2", "--accumulate=2", "--length=16",
+        "--eval-lengths=16,32", "--methods=alibi,sinusoidal",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, arguments, prog_name="alibi")
+    assert result.exit_code == 0, result.output
+    assert "Not as in the paper:\n" in result.output
+    start = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert start["corpus"]["train_documents"] == 8
+    assert start["corpus"]["held_out_documents"] == 3
+    assert start["corpus"]["tokens"].startswith("words, ")
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["results"]
+    assert [r["method"] for r in results] == ["alibi", "sinusoidal"]
+    for found in results:
+        (evaluation,) = found["evaluations"]
+        assert [score["length"] for score in evaluation["sliding"]] == [16, 32]
+        assert all(1 < score["perplexity"] < 1e4 for score in evaluation["windows"])
+
+
+def test_show_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["reproduce", "paper", "--show"], prog_name="alibi")
+    assert result.exit_code == 0
+    assert "\ncutoffs: [20000, 60000]\n" in result.output
+    assert not any(tmp_path.iterdir())

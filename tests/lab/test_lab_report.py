@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from lab_cases import TINY, write_texts
+from typer.testing import CliRunner
+
+from alibi_attention.cli.app import app
+from alibi_attention.lab.bootstrap import bootstrap_interval
+from alibi_attention.lab.config import ExperimentConfig, make_config
+from alibi_attention.lab.errors import LabError, RunInterrupted
+from alibi_attention.lab.experiment import start_experiment
+from alibi_attention.lab.interruption import OUT_OF_TIME, Interruption
+from alibi_attention.lab.model import Decoder
+from alibi_attention.lab.positions import position_methods
+from alibi_attention.lab.report import write_report
+from alibi_attention.lab.study import run_study, study_config
+from alibi_attention.lab.summary import read_runs, summarise
+
+MakeConfig = Callable[..., ExperimentConfig]
+
+EVERYTHING = {"methods": ("alibi", "learned"), "variants": ("alibi:ntk",), "protocols": ("all",), "recall_share": 0.2,
+              "length": 32, "eval_lengths": (32, 64, 128), "steps": 2, "recall_trials": 8}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("seeds")
+    text = str(write_texts(folder / "texts"))
+    roots = []
+    for seed in (1, 0):
+        config = make_config({**TINY, **EVERYTHING, "text": (text,), "seed": seed})
+        roots.append(folder / f"seed-{seed}")
+        start_experiment(config, roots[-1])
+    return roots
+
+
+def test_summary_is_over_seeds_and_documents(runs: list[Path]) -> None:
+    found = read_runs(runs)
+    assert [run.config.seed for run in found] == [0, 1]
+    lines = {line.name: line for line in summarise(found)}
+    assert list(lines) == ["alibi", "alibi:ntk", "learned"]
+    scores = [run.results[0].evaluations[1].windows[2] for run in found]
+    point = lines["alibi:ntk"].losses["windows"][2]
+    assert point.by_seed == tuple(score.bits_per_byte for score in scores)
+    assert point.mean == pytest.approx(np.mean(point.by_seed))
+    assert point.interval == bootstrap_interval([s.document_bits for s in scores], scores[0].document_bytes)
+    trained = [run.results[0].evaluations[1].windows[0] for run in found]
+    moved = [np.subtract(s.document_bits, t.document_bits) for s, t in zip(scores, trained, strict=True)]
+    assert point.change == pytest.approx(point.mean - lines["alibi:ntk"].losses["windows"][0].mean)
+    assert point.change_interval == pytest.approx(bootstrap_interval(moved, scores[0].document_bytes))
+    asked = [score for score in lines["alibi"].recall if (score.length, score.distance) == (128, 64)]
+    assert [score.asked for score in asked] == [16]
+    assert lines["learned"].losses["windows"][1].note == "its positions end at 32"
+    assert lines["learned"].usable_by_perplexity == 32
+    assert lines["learned"].position_parameters == 32 * 16
+    assert lines["alibi"].by_position[-1][1] == 128
+    assert lines["learned"].by_position[-1][1] == 32
+
+
+def test_runs_that_do_not_belong_together(runs: list[Path], tiny: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(
+        LabError, match=r"^runs: expected runs with different seeds, got seeds \[1, 1\]; name each once"
+    ):
+        read_runs([runs[0], runs[0]])
+    start_experiment(tiny(methods=("rope",)), tmp_path / "other")
+    with pytest.raises(LabError, match=r"^runs: expected runs that differ in their seed alone, got methods .*; report"):
+        read_runs([runs[0], tmp_path / "other"])
+
+
+class Page(HTMLParser):
+    """Balance of tags, what is asked of the network, ids, and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.requests: list[str] = []
+        self.ids: list[str] = []
+        self.text: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "srcset") and not (value or "").startswith(("#", "data:")):
+                self.requests.append(f"{tag} {name}={value}")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_page_is_whole_and_asks_nothing_of_the_network(runs: list[Path], tmp_path: Path) -> None:
+    path = write_report(runs, tmp_path / "report")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert page.requests == []
+    assert "script" not in page.tags
+    assert "url(http" not in text
+    assert "@import" not in text
+    assert page.tags.count("svg") == page.tags.count("figure") == 5
+    assert len(page.ids) == len(set(page.ids))
+    # What is referred to is there.
+    references = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
+    assert references <= set(page.ids)
+    assert "#000000" not in text.split("@media print")[1].split("</style>")[1]
+    for phrase in ("ALiBi, NTK scaling", "Usable length", "Recall by distance", "learned: its positions end at 32."):
+        assert phrase in "".join(page.text), phrase
+
+
+def test_files_of_a_report(runs: list[Path], tmp_path: Path) -> None:
+    write_report(runs, tmp_path / "report")
+    figures = ("windows", "sliding", "targets", "positions", "recall")
+    assert {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*")} == {
+        "report.html", "report.md", "summary.json", "figures",
+        *(f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")),
+    }  # fmt: skip
+    for name in figures:
+        ElementTree.parse(tmp_path / "report" / "figures" / f"{name}.svg")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert all(f"](figures/{name}.png)" in text for name in figures)
+    assert "| ALiBi |" in text
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["config"]["seed"] == [0, 1]
+    assert [e["name"] for e in summary["evaluations"]] == ["alibi", "alibi:ntk", "learned"]
+    mean = summary["evaluations"][0]["losses"]["windows"][0]["mean"]
+    assert f"{mean:.3f} ± " in text
+
+
+def test_report_command(runs: list[Path], tmp_path: Path) -> None:
+    arguments = ["report", *map(str, runs), "--output", str(tmp_path / "page")]
+    result = CliRunner().invoke(app, arguments, prog_name="alibi")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"Written to {tmp_path / 'page'}: report.html, report.md, summary.json, figures/\n"
+    refused = CliRunner().invoke(app, ["report", str(tmp_path)], prog_name="alibi")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: --output: expected the folder of a run, got ")
+
+
+# The study
+
+
+def test_study_is_of_everything() -> None:
+    config = study_config()
+    # With eight heads interleaved slopes are the geometric ones.
+    assert set(position_methods()) - set(config.methods) == {"alibi-interleaved"}
+    assert study_config({"heads": 6, "width": 192}).methods == tuple(position_methods())
+    assert len(config.variants) == 9
+    assert config.protocols == ("windows", "sliding", "targets", "recall")
+    assert config.steps * config.batch_size * config.length == 600 * 4096
+
+
+def test_study_stops_in_time_and_goes_on(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {**TINY, **EVERYTHING, "text": (str(texts),)}
+    root = tmp_path / "study"
+    with pytest.raises(RunInterrupted) as stopped:
+        run_study(root, changes, seeds=2, minutes=1e-6)
+    assert stopped.value.signal_number == OUT_OF_TIME
+    assert not (root / "report.html").exists()
+    page = run_study(root, changes, seeds=2)
+    assert page == root / "report.html"
+    assert json.loads((root / "summary.json").read_text(encoding="utf-8"))["config"]["seed"] == [0, 1]
+    # Once complete, it only reads; more seeds are added to those there are.
+    monkeypatch.setattr(Decoder, "nats", None)
+    assert run_study(root, changes, seeds=2) == page
+    monkeypatch.undo()
+    with pytest.raises(LabError, match=r"^steps: expected 2, as the run in .*seed-0 was started with, got 3; "):
+        run_study(root, {**changes, "steps": 3}, seeds=2)
+    with pytest.raises(LabError, match=r"^seed: expected no single seed, got 4; give --seeds, their number$"):
+        run_study(root, {"seed": 4})
+    with pytest.raises(LabError, match=r"^minutes: expected a number above 0, got 0; "):
+        run_study(root, minutes=0)
+    with pytest.raises(LabError, match=r"^seeds: expected at least 1, got 0; "):
+        run_study(root, seeds=0)
+
+
+def test_study_command(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(
+        f"text: {texts}\nlayers: 1\nheads: 2\nwidth: 16\nbatch_size: 2\nprotocols: windows\nvariants: []\n"
+        "recall_share: 0\nwarmup: 1\n",
+        encoding="utf-8",
+    )
+    arguments = [
+        "study", "--config", str(tmp_path / "small.yaml"), "--output", str(tmp_path / "study"), "--methods=nope,rope",
+        "--length=16", "--eval-lengths=16,32", "--eval-tokens=64", "--steps=2", "--seeds=1",
+    ]  # fmt: skip
+    stopped = CliRunner().invoke(app, [*arguments, "--minutes=0.00001"], prog_name="alibi")
+    assert stopped.exit_code == 128 + OUT_OF_TIME
+    assert stopped.stderr == "Stopped. Continue with the same command.\n"
+    result = CliRunner().invoke(app, arguments, prog_name="alibi")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith(": report.html, report.md, summary.json, figures/\n")
+
+
+def test_time_is_up_only_once_it_is() -> None:
+    with Interruption(minutes=60) as stop:
+        stop.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(RunInterrupted) as stopped:
+            stop.check()
+        assert stopped.value.signal_number == signal.SIGTERM
