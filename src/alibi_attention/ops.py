@@ -285,7 +285,8 @@ def alibi_attention(
         tolerance: the largest share of a row's softmax mass that skipped keys may hold. None is rounding level, 2^-24
             (2^-53 in float64); 0 computes every tile. See docs/maths.md for what is certified.
         return_lse: also return the logarithm of each row's softmax denominator.
-        backend: "cpu", "triton", "blocked" or "reference"; None chooses. `explain_backends` tells why one cannot run a call.
+        backend: "cpu", "triton", "blocked" or "reference"; None chooses. `explain_backends` tells why one cannot run a
+            call.
 
     Returns:
         out (batch, num_heads, q_len, value_dim) in the dtype of query. With return_lse also lse
