@@ -25,7 +25,7 @@ LAYERS = [
     ["backends"],
     ["dispatch"],
     ["eager", "ops", "certificate"],
-    ["module", "cache", "parallel"],
+    ["module", "cache"],
     [ROOT],
     ["integrations"],
     ["lab", "bench"],
