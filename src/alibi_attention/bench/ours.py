@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alibi_attention.backends.cpu import BLOCK_Q, CpuBackend
+from alibi_attention.backends.cpu import CpuBackend
+from alibi_attention.backends.native import BLOCK_Q
 from alibi_attention.bench.case import Trial
 from alibi_attention.bench.inputs import Group, Inputs
 from alibi_attention.bench.peer import Attend, Peer, timed_call
