@@ -21,8 +21,8 @@ class LaboratorySource:
     """One of the methods of a run.
 
     Raises:
-        LabError: for a method that was not trained or cannot read on from a cache, and for one that cannot forget with a
-            cache that does.
+        LabError: for a method that was not trained or cannot read on from a cache, and for a cache that forgets with a
+            method that cannot.
     """
 
     # Stands between the documents the decoder was trained on: a text begins after one and ends at the next.

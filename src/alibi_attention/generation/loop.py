@@ -58,8 +58,8 @@ def generate(
         seed: of the draws; None for a different text each time.
 
     Raises:
-        LabError: for a text longer than there are positions; where keys that were forgotten may matter, or logits are no
-            numbers.
+        LabError: for a text longer than there are positions, or logits that are no numbers; where keys that were
+            forgotten may matter.
         KeyboardInterrupt: passed on; what was held back has been written.
     """
     generator = torch.Generator()

@@ -23,6 +23,7 @@ class Alibi(PositionMethod):
     name = "alibi"
     title = "ALiBi"
     variants = {"linear": "linear scaling", "dynamic": "dynamic scaling", "ntk": "NTK scaling"}  # noqa: RUF012
+    unsettled = frozenset({"dynamic"})
     can_forget = True
     scheme: ClassVar[SlopeScheme] = "geometric"
     slopes: Tensor

@@ -54,6 +54,8 @@ class PositionMethod(nn.Module):
     """As in tables and figures."""
     variants: ClassVar[Mapping[str, str]] = {}
     """Title of each variant by its name; ``method:variant`` is its full name."""
+    unsettled: ClassVar[frozenset[str]] = frozenset()
+    """Variants that treat tokens already read otherwise as more are read: no cache can serve them."""
     can_forget: ClassVar[bool] = False
     """Whether keys lose their weight with distance, so that a `HorizonCache` may let them go."""
     registry: ClassVar[dict[str, type[PositionMethod]]] = {}
@@ -134,5 +136,9 @@ class PositionMethod(nn.Module):
         }
         if not issubclass(owner["continue_with"], owner["attend"]):
             expected = "a method that can read on from a cache"
-            got = f"{self.name!r}, whose {owner['attend'].__name__} has attend() and no continue_with()"
+            got = f"{self.name!r}, whose class {owner['attend'].__name__} has attend() and no continue_with()"
             raise LabError("method", expected=expected, got=got, remedy="name another, or add continue_with() to it")
+        if self.variant in self.unsettled:
+            expected = "a variant that leaves tokens already read alone"
+            got = f"{self.name}:{self.variant}, which depends on how many there are"
+            raise LabError("variant", expected=expected, got=got, remedy="name another, or leave it out")

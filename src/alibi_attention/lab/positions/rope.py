@@ -79,6 +79,7 @@ class Rope(PositionMethod):
     name = "rope"
     title = "RoPE"
     variants = {"pi": "position interpolation", "dynamic": "dynamic NTK", "yarn": "YaRN"}  # noqa: RUF012
+    unsettled = frozenset({"dynamic"})
 
     @classmethod
     def require(cls, variant: str | None) -> None:
@@ -98,14 +99,6 @@ class Rope(PositionMethod):
     def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         cos, sin = self._rotation(query.shape[-2], query.device, start=cache.length)
         return super().continue_with(cache, rotate(query, cos, sin), rotate(key, cos, sin), value)
-
-    def check_cache(self) -> None:
-        super().check_cache()
-        if self.variant == "dynamic":
-            expected = "rotations that stay as the text grows"
-            remedy = "use rope, rope:pi or rope:yarn"
-            got = "rope:dynamic, which turns every key anew at each length"
-            raise LabError("method", expected=expected, got=got, remedy=remedy)
 
     def _rotation(self, seq_len: int, device: torch.device, start: int = 0) -> tuple[Tensor, Tensor]:
         # All layers of a forward pass, and all steps at one length, share a table.

@@ -1,0 +1,152 @@
+"""Reading the trained models of a run, for whoever wants them."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lab_cases import TINY, WORDS
+from typer.testing import CliRunner, Result
+
+from alibi_attention.bench.trained import layers_of
+from alibi_attention.cli.app import app
+from alibi_attention.lab.config import make_config
+from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.experiment import resume_experiment, start_experiment
+from alibi_attention.lab.runs import RunFolder
+from alibi_attention.lab.trained import decoder_weights, find_trained, load_trained
+
+KINDS = {"bpe": {"tokenizer": "bpe", "vocabulary": 300}, "words": {"tokenizer": "words", "cutoffs": (6,)}}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def other_tokens(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over tokens that are not bytes."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "texts").mkdir()
+    for number in range(12):
+        lines = [" ".join(random.Random(20 * number + i).choices(WORDS, k=12)) for i in range(20)]
+        (folder / "texts" / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
+    texts = {"text": (str(folder / "texts"),), "methods": ("alibi", "learned", "t5"), "eval_lengths": (16, 24)}
+    start_experiment(make_config({**TINY, **texts, **KINDS[request.param]}), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(whole_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def as_schema_1(run: Path) -> None:
+    """The folder as the first version would have written it."""
+    path = run / "config.json"
+    start = json.loads(path.read_text())
+    old = (
+        "methods", "length", "eval_lengths", "text", "held_out_share", "layers", "heads", "width", "steps",
+        "batch_size", "learning_rate", "warmup", "weight_decay", "clip", "checkpoint_every", "seed", "device",
+    )  # fmt: skip
+    config = {name: start["config"][name] for name in old} | {"eval_bytes": start["config"]["eval_tokens"]}
+    path.write_text(json.dumps({**start, "schema_version": 1, "config": config}))
+
+
+def alibi(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(each) for each in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def test_text_in_the_tokens_of_the_run(other_tokens: Path) -> None:
+    decoder, encoder = load_trained(other_tokens, "alibi")
+    tokens = [0, *map(int, encoder.encode(b"the slope of"))]
+    start = len(tokens)
+    with torch.no_grad():
+        for _ in range(12):
+            tokens.append(int(decoder(torch.tensor([tokens]))[0, -1].argmax()))
+    done = alibi("generate", other_tokens, "the slope of", "--max-tokens", 12, "--temperature", 0, "--past-end")
+    assert done.exit_code == 0, done.stderr
+    assert "12 tokens" in done.stderr
+    want = (encoder.decode(tokens).replace(b"\0", b"\n")[len(encoder.decode(tokens[:start])) :]).decode()
+    assert done.stdout_bytes.decode().split() == want.split()
+    assert want.split()
+
+
+def test_other_tokens_are_not_exported(other_tokens: Path, tmp_path: Path) -> None:
+    done = alibi("export", other_tokens, "--format", "mpt", "--output", tmp_path / "out")
+    assert done.exit_code == 2
+    kind = "bpe" if "bpe" in str(other_tokens) else "words, cutoffs 6"
+    assert done.stderr == (
+        "error: RUN: expected a run over bytes, with one embedding for each: other vocabularies are not exported, got "
+        f"the tokenizer {kind} in {other_tokens}\n  train with --tokenizer bytes and without --cutoffs\n"
+    )
+    assert not (tmp_path / "out").exists()
+    assert alibi("inspect", other_tokens / "alibi").exit_code == 0
+
+
+def test_inputs_for_benchmarks_in_other_tokens(other_tokens: Path) -> None:
+    layers, slopes, note = layers_of(other_tokens, 40)
+    assert layers[0][0].shape == (1, 2, 40, 8)
+    assert slopes.tolist() == [2**-4, 2**-8]
+    assert "million tokens of" in note
+    assert "on held-out text" in note
+
+
+def test_a_vocabulary_that_is_missing_or_damaged(other_tokens: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(other_tokens, run)
+    expected = r"^run: expected the tokenizer\.json of a run with the tokenizer \w+, got .*; restore it from a copy"
+    (run / "tokenizer.json").write_text("{}")
+    with pytest.raises(LabError, match=expected):
+        load_trained(run, "alibi")
+    (run / "tokenizer.json").unlink()
+    with pytest.raises(LabError, match=expected):
+        load_trained(run, "alibi")
+    done = alibi("generate", run, "the")
+    assert (done.exit_code, done.stderr[:38]) == (2, "error: SOURCE: expected the tokenizer.")
+
+
+def test_learned_positions_end_before_anything_is_written(other_tokens: Path) -> None:
+    done = alibi("generate", other_tokens, "--method", "learned", "the", "--max-tokens", 300)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "error: --max-tokens: expected at most 15 after this prompt, where the positions of" in done.stderr
+    assert "(learned) end, got 300\n  use --max-tokens 15" in done.stderr
+    done = alibi("generate", other_tokens, "--method", "learned", "the", "--max-tokens", 15, "--past-end")
+    assert (done.exit_code, "15 tokens in" in done.stderr) == (0, True)
+    done = alibi("generate", other_tokens, "--method", "learned", "the " * 20)
+    assert "error: PROMPT: expected at most 16 tokens, where the positions of" in done.stderr
+    done = alibi("generate", other_tokens, "--method", "t5", "the", "--max-tokens", 40, "--past-end")
+    assert "(T5 bias): 40 tokens in" in done.stderr
+
+
+def test_the_first_schema_is_read_for_its_weights(copy: Path, whole_run: Path) -> None:
+    as_schema_1(copy)
+    for method in ("alibi", "rope", "sinusoidal"):
+        old, _ = load_trained(copy, method)
+        new, _ = load_trained(whole_run, method)
+        for name, tensor in new.state_dict().items():
+            assert torch.equal(old.state_dict()[name], tensor)
+    assert decoder_weights(find_trained(copy / "alibi")).max_length == 64
+    assert alibi("generate", copy, "a", "--max-tokens", 3, "--past-end").exit_code == 0
+    assert alibi("inspect", copy / "alibi").exit_code == 0
+    # Its corpus is the same: the texts have not changed, nor has their split.
+    assert "on held-out text" in layers_of(copy, 20)[2]
+
+
+def test_but_not_continued(copy: Path) -> None:
+    as_schema_1(copy)
+    for call in (lambda: resume_experiment(copy), RunFolder(copy).read_results):
+        refused: Callable[[], Any] = call
+        with pytest.raises(LabError, match="output: expected a run folder of schema version 2, got version 1 in"):
+            refused()
+
+
+def test_text_that_may_have_been_seen_is_called_so(copy: Path) -> None:
+    start = json.loads((copy / "config.json").read_text())
+    start["corpus"]["fingerprint"] = "0" * 64
+    (copy / "config.json").write_text(json.dumps(start))
+    note = layers_of(copy, 20)[2]
+    assert "on text of which it may have seen some: the corpus, or how it is split, is not that of the run" in note
