@@ -146,7 +146,7 @@ def compare(decoder: Decoder, text: Tensor, tokens: int) -> dict[str, Any]:
                 bound = pair.horizon.dropped_shares()[0, :, -1]
                 true = pair.true_share()
                 samples += [
-                    {"layer": layer, "head": head, "tokens": at + 1, "bound": float(bound[head]), "true": float(share)}
+                    [layer, head, at + 1, float(f"{bound[head]:.4g}"), float(f"{share:.4g}")]
                     for head, share in enumerate(true)
                     if bound[head] > 0
                 ]
@@ -160,7 +160,8 @@ def compare(decoder: Decoder, text: Tensor, tokens: int) -> dict[str, Any]:
         "bytes_full": sum(pair.full.bytes_held for pair in pairs),
         "bytes_horizon": sum(pair.horizon.bytes_held for pair in pairs),
         "samples": samples,
-        "bound_below_true": sum(each["bound"] < each["true"] for each in samples),
+        "sampled": ["layer", "head", "tokens", "bound", "true"],
+        "bound_below_true": sum(bound < true for *_, bound, true in samples),
     }
 
 
@@ -198,8 +199,8 @@ def draw(folder: Path, figure: Path) -> None:
     )
     pace.set(xlabel="million tokens read", ylabel="ms", ylim=(0, None), title="One token through the model")
     pace.legend(frameon=False)
-    seen = [each for each in comparing["samples"] if each["true"] > 1e-60]
-    shares.loglog([e["true"] for e in seen], [e["bound"] for e in seen], ".", color="#d55e00", ms=3)
+    seen = [(true, bound) for *_, bound, true in comparing["samples"] if true > 1e-60]
+    shares.loglog(*zip(*seen, strict=True), ".", color="#d55e00", ms=3)
     low, high = 1e-60, 1.0
     shares.plot([low, high], [low, high], color="#999999", lw=1)
     shares.axhline(2.0**-24, color="#009e73", lw=1, ls="--")
@@ -231,7 +232,7 @@ def main() -> None:
             result = compare(decoder, text, given.tokens or 65_536)
     given.output.mkdir(parents=True, exist_ok=True)
     path = given.output / f"streaming-{given.part}.json"
-    path.write_text(json.dumps({**machine(), **result}, indent=1) + "\n")
+    path.write_text(json.dumps({**machine(), **result}) + "\n")
     print({name: value for name, value in result.items() if name not in ("marks", "samples", "windows")})
 
 

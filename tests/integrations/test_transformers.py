@@ -18,12 +18,12 @@ import torch
 from hf_models import KINDS, padding, small, tokens
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.models.bloom.modeling_bloom import BloomGelu
+from transformers import AutoModelForCausalLM, BloomConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.bloom.modeling_bloom import BloomGelu, BloomMLP
 from transformers.models.mpt import modeling_mpt
 
 from alibi_attention.integrations.transformers import disable, enable
-from alibi_attention.integrations.transformers.native import FusedBloomGelu
+from alibi_attention.integrations.transformers.native import FusedBloomGelu, LeanBloomMLP
 from alibi_attention.integrations.transformers.versions import TESTED_VERSIONS, check
 
 FAMILIES = ("bloom", "mpt", "falcon")
@@ -148,9 +148,24 @@ def test_the_activation_of_bloom_is_the_same_in_one_pass():
     torch.testing.assert_close(fused(x), stock(x), atol=1e-6, rtol=1e-6)
     grads = [torch.autograd.grad(gelu(x).sum(), x)[0] for gelu in (fused, stock)]
     torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
-    kept = x.detach().clone()
+
+
+def test_long_prompts_go_through_blooms_mlp_in_pieces_and_under_hooks_in_one():
+    torch.manual_seed(0)
+    stock = BloomMLP(BloomConfig(hidden_size=16, n_head=2)).eval()
+    ours = copy.deepcopy(stock)
+    ours.__class__, ours.gelu_impl.__class__ = LeanBloomMLP, FusedBloomGelu
+    x, residual = torch.randn(2, 2, 1500, 16).unbind(0)
+    kept = x.clone(), residual.clone()
+    pieces = []
     with torch.no_grad():
-        assert fused(kept).data_ptr() == kept.data_ptr()
+        want = stock(x, residual)
+        torch.testing.assert_close(ours(x, residual), want, atol=1e-6, rtol=1e-5)
+        assert torch.equal(x, kept[0])
+        assert torch.equal(residual, kept[1])
+        ours.dense_h_to_4h.register_forward_hook(lambda *call: pieces.append(call[2].shape))
+        torch.testing.assert_close(ours(x, residual), want, atol=1e-6, rtol=1e-5)
+    assert pieces == [(2, 1500, 64)]
 
 
 # Nothing of size length x length

@@ -16,6 +16,7 @@ from alibi_attention.cache.options import Options, per_head
 from alibi_attention.cache.proof import HorizonViolation, HorizonWarning
 from alibi_attention.cache.sizes import reach_of
 from alibi_attention.cache.store import Store
+from alibi_attention.horizon.tiles import BLOCK_K
 from alibi_attention.merge import merge_attention
 
 
@@ -42,6 +43,8 @@ class Audit:
         self._slopes, self._scale, self._limit = slopes, scale, log_tolerance
         self._group = slopes.shape[0] // store.center.shape[1]
         self._center = self._query_center()
+        self._held: tuple[tuple[int, int | None], ...] = ()
+        self._least = slopes
         per_head("window", options.window or (1.0,), store.center.shape[1], slopes.device)
 
     def _query_center(self) -> Tensor:
@@ -77,12 +80,13 @@ class Audit:
         position = store.length - query.shape[2]
         excess = self.excess = auditor.excess(rows, position, with_sink=True)
         by_head = excess.amax((0, 2))
-        worst = float(by_head.amax())
+        at_worst = self._at_worst(by_head, position)
+        worst, coming = torch.stack([by_head.amax(), at_worst.amax()]).tolist()
         if not worst <= self._limit:
             return self._look_closer(query, slopes, out, lse, **call)
         auditor.record(by_head, excess.numel())
-        if worst > self._limit - self._options.headroom / 4:
-            self._widen(by_head)
+        if coming > self._limit - self._options.headroom / 2:
+            self._widen(at_worst)
         return out, lse
 
     def _rows(self, query: Tensor, lse: Tensor) -> Rows:
@@ -109,7 +113,7 @@ class Audit:
         self.excess = excess
         by_head = excess.amax((0, 2))
         self.auditor.record(by_head, excess.numel())
-        self._widen(by_head)
+        self._widen(self._at_worst(by_head, position))
         over = excess > self._limit
         if not bool(over.any()):
             return out, lse
@@ -141,16 +145,29 @@ class Audit:
             "beside this one with on_violation='refetch', backing='cpu'"
         )
 
+    def _at_worst(self, by_head: Tensor, position: int) -> Tensor:
+        """What the excess would be just after an eviction: rings hold up to 512 tokens more than they must."""
+        held = tuple((ring.start, ring.reach) for ring in self._store.rings)
+        if held != self._held:
+            least = torch.zeros(len(self._slopes) // self._group, dtype=torch.float64, device=self._slopes.device)
+            for ring in self._store.rings:
+                if ring.start > 0 and ring.reach is not None:
+                    least[ring.heads] = float(ring.start + BLOCK_K + ring.reach)
+            self._held, self._least = held, least.repeat_interleave(self._group)
+        # A head that has lost nothing stands at -inf whatever is added.
+        return by_head + self._slopes * (position - self._least)
+
     def _widen(self, by_head: Tensor) -> None:
-        """Keep more, from now on, where less than a quarter of the headroom is left."""
+        """Where half of the headroom is used up, keep as much more, from now on, as restores it."""
         if self._options.window or not self._options.headroom:
             return
-        short = by_head > self._limit - self._options.headroom / 4
+        missing = by_head - (self._limit - self._options.headroom)
+        tokens = torch.where(missing > self._options.headroom / 2, missing / self._slopes, 0.0)
         for ring in self._store.rings:
             heads = [head * self._group + member for head in ring.heads for member in range(self._group)]
-            if ring.start > 0 and ring.reach is not None and bool(short[heads].any()):
-                slope = float(self._slopes[heads][short[heads]].amin())
-                ring.reach += math.ceil(self._options.headroom / 2 / slope)
+            most = float(tokens[heads].amax())
+            if ring.start > 0 and ring.reach is not None and 0.0 < most < math.inf:
+                ring.reach += math.ceil(most)
 
     def reorder(self, index: Tensor) -> None:
         """Make row b of the batch what row index[b] was; the store has done so."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from alibi_attention.horizon.summary import token_chunks
 from alibi_attention.problem import SUPPORTED_DTYPES, compute_dtype
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
@@ -81,11 +82,17 @@ def check_index(index: Tensor, batch: int) -> None:
 
 def mean_key(key: Tensor, key_mask: Tensor | None) -> Tensor:
     """(batch, num_kv_heads, head_dim): any fixed vector makes a sound center, the mean key a good one."""
-    work = key.to(compute_dtype(key.dtype))
-    counted = work.isfinite().all(-1, keepdim=True)
-    if key_mask is not None:
-        counted = counted & key_mask[:, None, :, None]
-    return work.masked_fill(~counted, 0.0).sum(2) / counted.sum(2).clamp_min(1)
+    work = compute_dtype(key.dtype)
+    total = torch.zeros(*key.shape[:2], key.shape[3], dtype=work, device=key.device)
+    number = torch.zeros(*key.shape[:2], 1, dtype=torch.int64, device=key.device)
+    for at in token_chunks(key):
+        piece = key[:, :, at]
+        counted = piece.isfinite().all(-1, keepdim=True)
+        if key_mask is not None:
+            counted = counted & key_mask[:, None, at, None]
+        total += piece.masked_fill(~counted, 0.0).sum(2, dtype=work)
+        number += counted.sum(2)
+    return total / number.clamp_min(1)
 
 
 def bytes_of(*tensors: Tensor | None) -> int:

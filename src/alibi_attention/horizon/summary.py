@@ -16,7 +16,7 @@ from alibi_attention.visibility import mask_range
 _NORM_INFLATION = 1.0 + 1e-3
 _NORM_FLOOR = 1e-17
 # Temporaries of the pre-pass stay near this many elements, whatever the batch.
-_CHUNK_ELEMENTS = 1 << 21
+_CHUNK_ELEMENTS = 1 << 20
 
 
 def safe_norm(vectors: Tensor, work: torch.dtype) -> Tensor:
@@ -75,10 +75,20 @@ def distances_from(center: Tensor, keys: Tensor, values: Tensor | None) -> Tenso
         keys: (b, h, k_len, head_dim).
         values: (b, h, k_len, value_dim), or None to take them to be finite.
     """
-    length = safe_norm(keys.to(center.dtype) - center.unsqueeze(2), center.dtype)
-    if values is not None:
-        length = torch.where(values.isfinite().all(-1), length, torch.inf)
-    return torch.where(length.isnan(), torch.inf, length)
+    lengths = []
+    for at in token_chunks(keys):
+        length = safe_norm(keys[:, :, at].to(center.dtype) - center.unsqueeze(2), center.dtype)
+        if values is not None:
+            length = torch.where(values[:, :, at].isfinite().all(-1), length, torch.inf)
+        lengths.append(torch.where(length.isnan(), torch.inf, length))
+    return lengths[0] if len(lengths) == 1 else torch.cat(lengths, dim=2)
+
+
+def token_chunks(keys: Tensor) -> Iterator[slice]:
+    """Slices over the tokens of (b, h, k_len, head_dim) that fit the budget of the pre-pass."""
+    step = max(BLOCK_K, _CHUNK_ELEMENTS // (keys.shape[0] * keys.shape[1] * keys.shape[3]))
+    for start in range(0, keys.shape[2], step):
+        yield slice(start, start + step)
 
 
 def head_chunks(problem: Problem) -> Iterator[tuple[slice, slice]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.models.bloom.modeling_bloom import BloomAttention, BloomGelu, BloomModel, dropout_add
+from transformers.models.bloom.modeling_bloom import BloomAttention, BloomGelu, BloomMLP, BloomModel, dropout_add
 from transformers.models.falcon.modeling_falcon import FalconAttention, FalconModel
 from transformers.models.mpt.modeling_mpt import MptAttention, MptModel
 
@@ -42,9 +42,10 @@ class ALiBiBloomAttention(BloomAttention):  # type: ignore[misc]
     ) -> tuple[Tensor, None]:
         """As BloomAttention; no weights are returned."""
         refuse_weights(output_attentions)
-        query, key, value = self._reshape(self.query_key_value(hidden_states))
+        # Without names, queries, keys and values are gone when the next layer asks for memory.
         context = attend(
-            self, query, key, value, cache=layer_past, attention_mask=attention_mask, scale=self.inv_norm_factor,
+            self, *self._reshape(self.query_key_value(hidden_states)), cache=layer_past,
+            attention_mask=attention_mask, scale=self.inv_norm_factor,
             dropout_p=self.attention_dropout.p if self.training else 0.0,
         )  # fmt: skip
         return dropout_add(self.dense(context), residual, self.hidden_dropout, self.training), None
@@ -54,11 +55,46 @@ class FusedBloomGelu(BloomGelu):  # type: ignore[misc]
     """BloomGelu, the tanh form of GELU, in one pass: once attention is quick, its eight take longer than attention."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As BloomGelu, in place of x where no graph needs it."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            return nn.functional.gelu(x, approximate="tanh")
-        changed: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
-        return changed
+        """As BloomGelu."""
+        return nn.functional.gelu(x, approximate="tanh")
+
+
+class LeanBloomMLP(BloomMLP):  # type: ignore[misc]
+    """BloomMLP, a thousand tokens at a time where no graph is kept.
+
+    Once nothing of length x length is there, a long prompt needs its memory for 4 * hidden_size numbers a token.
+    """
+
+    def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
+        """As BloomMLP."""
+        parts = (self.dense_h_to_4h, self.gelu_impl, self.dense_4h_to_h)
+        if (
+            hidden_states.shape[:-1].numel() <= _MLP_TOKENS
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or (self.pretraining_tp > 1 and self.slow_but_exact)
+            or any(_is_watched(part) for part in parts)
+        ):
+            return super().forward(hidden_states, residual)
+        tokens = hidden_states.flatten(0, -2)
+        out: Tensor | None = None
+        for start in range(0, tokens.shape[0], _MLP_TOKENS):
+            piece = self.dense_4h_to_h(self.gelu_impl(self.dense_h_to_4h(tokens[start : start + _MLP_TOKENS])))
+            if out is None:
+                out = piece.new_empty(tokens.shape[0], piece.shape[-1])
+            out[start : start + _MLP_TOKENS] = piece
+        assert out is not None
+        # The stock block adds into a tensor of its own; this one is nobody else's either.
+        out = out.view(residual.shape)
+        return dropout_add(out, residual, self.hidden_dropout, self.training) if self.training else out.add_(residual)
+
+
+_MLP_TOKENS = 1024
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks would see the difference."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
 class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
@@ -215,7 +251,7 @@ class Family(NamedTuple):
 FAMILIES = {
     "bloom": Family(
         ALiBiBloomAttention.slopes,
-        ((BloomAttention, ALiBiBloomAttention), (BloomGelu, FusedBloomGelu)),
+        ((BloomAttention, ALiBiBloomAttention), (BloomGelu, FusedBloomGelu), (BloomMLP, LeanBloomMLP)),
         BloomModel,
         ("build_alibi_tensor", no_bloom_bias),
         "eager",
