@@ -75,7 +75,8 @@ class LeanBloomMLP(BloomMLP):  # type: ignore[misc]
             or (self.pretraining_tp > 1 and self.slow_but_exact)
             or any(_is_watched(part) for part in parts)
         ):
-            return super().forward(hidden_states, residual)
+            whole: Tensor = super().forward(hidden_states, residual)
+            return whole
         tokens = hidden_states.flatten(0, -2)
         out: Tensor | None = None
         for start in range(0, tokens.shape[0], _MLP_TOKENS):
