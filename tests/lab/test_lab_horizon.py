@@ -16,7 +16,7 @@ from alibi_attention.lab.model import Decoder, build_decoder
 
 def trained_decoder() -> tuple[Decoder, Tensor]:
     """A small decoder after some hundred steps on real text, and 1024 held-out bytes."""
-    config = make_config({"length": 64, "layers": 2, "heads": 4, "width": 64, "steps": 150, "batch_size": 8})
+    config = make_config({"length": 64, "layers": 2, "heads": 4, "width": 64, "steps": 100, "batch_size": 8})
     corpus = load_corpus(config)
     decoder = build_decoder(config, "alibi")
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-3)

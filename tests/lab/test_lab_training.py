@@ -274,8 +274,9 @@ def test_each_way_of_training_changes_the_outcome(tiny: MakeConfig, tmp_path: Pa
 
 
 def test_two_processes_come_to_what_one_does(tiny: MakeConfig, tmp_path: Path) -> None:
-    start_experiment(tiny(methods=("rope",)), tmp_path / "one")
-    start_experiment(tiny(methods=("rope",), devices=2), tmp_path / "two")
+    sizes = {"methods": ("rope",), "steps": 3, "eval_lengths": (16,), "eval_tokens": 32}
+    start_experiment(tiny(**sizes), tmp_path / "one")
+    start_experiment(tiny(**sizes, devices=2), tmp_path / "two")
     one, two = weights(tmp_path / "one", "rope"), weights(tmp_path / "two", "rope")
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
