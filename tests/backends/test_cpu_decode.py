@@ -158,17 +158,17 @@ def test_a_key_head_gives_the_same_bits_alone_as_among_others():
             assert torch.equal(one_lse, lse[:, rows])
 
 
-@pytest.mark.parametrize(("batch", "queries", "group"), [(1, 100, 8), (32, 1, 12)])
+@pytest.mark.parametrize(("batch", "queries", "group"), [(1, 100, 8), (8, 1, 12)])
 def test_sums_of_pieces_take_little_memory(batch: int, queries: int, group: int):
     code = f"""
 import sys, torch
 from alibi_attention import KVCache, alibi_slopes
 torch.set_num_threads(1)
-query = torch.randn({batch}, {8 * group}, {queries}, 64).bfloat16()
-key = torch.randn({batch}, 8, {16384 // batch ** (queries == 1)}, 64).bfloat16()
+query = torch.randn({batch}, {8 * group}, {queries}, 64, dtype=torch.bfloat16)
+key = torch.randn({batch}, 8, 16384, 64, dtype=torch.bfloat16)
 cache, slopes = KVCache(), alibi_slopes({8 * group})
 cache.append(key, key)
-cache.attend(query[:1, :, :1].expand({batch}, -1, -1, -1), slopes)
+cache.attend(query[:, :, :1], slopes)
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 try:
@@ -183,7 +183,7 @@ print(peak() - before)
     if done.returncode == 3 or not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system does not tell what memory was used at most")
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 16 << 10
+    assert int(done.stdout) < 12 << 10
 
 
 def steps(query: Tensor, key: Tensor, value: Tensor, center: Tensor, norms: Tensor, tolerance: float) -> Tensor:
