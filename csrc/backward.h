@@ -432,7 +432,19 @@ static void place_shares(Backward& run, char* memory, unsigned char* touched) {
     }
 }
 
+// A plan says what memory is read and added to, and comes from the caller.
+static bool plan_is_sound(const Call& call) {
+    const int64_t tiles = tiles_of(call), count = call.batch * call.heads * blocks_of(call);
+    bool sound = true;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t first = call.plan[i * 3], end = call.plan[i * 3 + 1], apart = call.plan[i * 3 + 2];
+        sound &= 0 <= first && first <= end && end <= tiles && -1 <= apart && (apart < first || apart == -1);
+    }
+    return sound;
+}
+
 static int64_t backward(const Call& call) {
+    if (!plan_is_sound(call)) return kWrongPlan;
     const int64_t threads = threads_for(call), heads = call.batch * call.kv_heads;
     Backward run = {
         &call,

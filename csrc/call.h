@@ -7,7 +7,10 @@ namespace alibi {
 
 enum DataType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-enum Status : int64_t { kDone = 0, kWrongSize = 1, kNoMemory = 2 };
+enum Status : int64_t { kDone = 0, kWrongSize = 1, kNoMemory = 2, kWrongPlan = 3 };
+
+// Raised whenever a caller of before would be misunderstood, be it at equal sizes.
+constexpr int64_t kInterface = 1;
 
 // The grid of plans and summaries. Python's share of the work knows both.
 constexpr int kBlock = 48;  // queries in a block: three vectors of 16

@@ -13,11 +13,14 @@ namespace ALIBI_TARGET {
 // Queries up to which rows are taken together: beyond, a table of bounds for all of them pays (horizon.h).
 constexpr int64_t kFewQueries = 128;
 constexpr int64_t kFewWithoutSummary = 15;
-// Tiles that are worth a piece of their own, and pieces of one head that are enough for any number of threads: cutting
-// follows what the head has to read, so that results do not depend on how many there are.
+// Tiles that are worth a piece of their own, and pieces of one key head that are enough for any number of threads:
+// cutting follows the rows of the head and what they have to read, so that results do not depend on how many there are.
 constexpr int64_t kPieceTiles = 8;
 constexpr int64_t kManyPieces = 64;
 constexpr int64_t kMostNearTiles = 16;
+// Sums that exist at a time: key heads are worked on in waves, as many in each as these bytes have room for. Cutting
+// knows nothing of waves.
+constexpr int64_t kWaveBytes = 8 << 20;
 
 ALIBI_INLINE bool streams_rows(const Call& call) {
     return call.q_len * (call.heads / call.kv_heads) <= kStreamRows && call.head_dim >= kWidth &&
@@ -31,10 +34,11 @@ ALIBI_INLINE bool is_decoding(const Call& call) {
     return call.heads > call.kv_heads && call.q_len <= kFewWithoutSummary;
 }
 
-// What the rows of one key head need of its summary: the center's length and the largest finite radius of a tile, and
-// the largest radius past the first tile.
+// What the rows of one key head need of its summary: the length of the center, with the largest finite radius past the
+// first tile and with that of the first tile added to it, and the largest radius past the first tile, finite or not. A
+// cache that has let the first tile go decides by the same numbers, but for that tile's own.
 struct Extent {
-    float reach, farther;
+    float reach, sink_reach, farther;
     int64_t first;
 };
 
@@ -45,7 +49,9 @@ struct Decode {
     Line* lines;
     int64_t number_of_lines;
     Unit* units;
-    int64_t number_of_units;
+    int64_t units_each;  // of one key head
+    // The wave: key heads, and their units.
+    int64_t first_pair, end_pair, first_unit, end_unit;
     Extent* extents;  // (batch, kv head)
     float* query;     // where `streams`: (line, padded head_dim), times scale * log2(e)
     Pieces near, far;
@@ -58,15 +64,17 @@ static void find_extent(const Decode& run, int64_t pair) {
     const Call& call = *run.call;
     Extent& extent = run.extents[pair];
     const float* center = call.center + pair * call.head_dim;
-    float square = 0.0f, most = 0.0f;
+    float square = 0.0f, most = 0.0f, sink = 0.0f;
     for (int64_t i = 0; i < call.head_dim; ++i) square += center[i] * center[i];
     extent.farther = 0.0f;
     for (int64_t t = extent.first; t < tiles_of(call); ++t) {
         const float radius = kept_radius(call, pair / call.kv_heads, pair % call.kv_heads, t);
-        if (is_finite(radius) && radius > most) most = radius;
+        float& longest = t == extent.first ? sink : most;
+        if (is_finite(radius) && radius > longest) longest = radius;
         if (t != extent.first && (radius > extent.farther || radius != radius)) extent.farther = radius;
     }
     extent.reach = most + __builtin_sqrtf(square);
+    extent.sink_reach = (sink > most ? sink : most) + __builtin_sqrtf(square);
 }
 
 // Rows in lanes: the kernel of whole sequences, over a piece.
@@ -125,10 +133,10 @@ static void decode_member(void* context, int64_t) {
     }
     // With the near pieces comes what the horizon will ask of the summary.
     const Pieces& pieces = *run.now;
-    const int64_t extents = run.skips && run.now == &run.near ? call.batch * call.kv_heads : 0;
+    const int64_t extents = run.skips && run.now == &run.near ? run.end_pair - run.first_pair : 0;
     for (int64_t item = draw(run.next); item < pieces.count + extents; item = draw(run.next)) {
         if (item >= pieces.count) {
-            find_extent(run, item - pieces.count);
+            find_extent(run, run.first_pair + item - pieces.count);
             continue;
         }
         const Piece& piece = pieces.list[item];
@@ -169,7 +177,9 @@ static void find_first_tile(const Decode& run, const Unit& unit, int row) {
     const Extent& extent = run.extents[pair];
     const Products with = products(call.type, line.query, call.center + pair * call.head_dim, call.head_dim);
     const double norm = scaled_norm(call, with.square);
-    const double rounding = static_cast<double>(call.head_dim) * 1.2e-7 * 1.4426950408889634 * extent.reach * norm;
+    const auto rounding = [&](float reach) {
+        return static_cast<double>(call.head_dim) * 1.2e-7 * 1.4426950408889634 * reach * norm;
+    };
     const int64_t farthest = largest(line.position - line.lower, line.upper - line.position);
     const int64_t near = largest(line.lower, unit.near * kTile);
     const double away = static_cast<double>(line.slope), place = static_cast<double>(line.position);
@@ -177,7 +187,7 @@ static void find_first_tile(const Decode& run, const Unit& unit, int row) {
     // itself. No older key has a part in it: a cache that has let them go must decide alike.
     const double coarse =
         2.4e-7 * (size + away * static_cast<double>(largest(line.position - near, line.upper - line.position)));
-    const double room = most + budget_of(call, line.slope, farthest) - kRoundingBits - rounding - coarse -
+    const double room = most + budget_of(call, line.slope, farthest) - kRoundingBits - rounding(extent.reach) - coarse -
                         call.scale * with.with_center * 1.4426950408889634;
     if (!(__builtin_fabs(room) < 1e29)) return;
     const double slope = away * static_cast<double>(kLn2), fade = away * kTile;
@@ -208,13 +218,15 @@ static void find_first_tile(const Decode& run, const Unit& unit, int row) {
     const double sink =
         tile_mass(radius(first), norm, series) - away * (place - static_cast<double>((first + 1) * kTile - 1));
     line.first_tile = stop;
-    if (!(add_logs(held, sink) <= room)) line.apart = first;
+    // What the first tile's own length adds to the rounding is charged to this test alone.
+    const double sink_room = room - (rounding(extent.sink_reach) - rounding(extent.reach));
+    if (!(add_logs(held, sink) <= sink_room)) line.apart = first;
 }
 
 static void find_first_tiles(void* context, int64_t) {
     Decode& run = *static_cast<Decode*>(context);
-    for (int64_t item = draw(run.next); item < run.number_of_units; item = draw(run.next))
-        for (int row = 0; row < run.units[item].lines; ++row) find_first_tile(run, run.units[item], row);
+    for (int64_t unit = run.first_unit + draw(run.next); unit < run.end_unit; unit = run.first_unit + draw(run.next))
+        for (int row = 0; row < run.units[unit].lines; ++row) find_first_tile(run, run.units[unit], row);
 }
 
 // Backward runs by blocks of queries of one head: all rows of such a block take the union of what its rows need, and
@@ -246,8 +258,8 @@ static void settle_block(const Call& call, Line* lines, int64_t count, int32_t* 
 
 static void settle(const Decode& run) {
     const Call& call = *run.call;
-    const int64_t blocks = blocks_of(call);
-    for (int64_t at = 0; at < run.number_of_lines; at += call.q_len) {
+    const int64_t blocks = blocks_of(call), rows = call.heads / call.kv_heads * call.q_len;
+    for (int64_t at = run.first_pair * rows; at < run.end_pair * rows; at += call.q_len) {
         // The lines of a head lie together.
         const int64_t pair = run.lines[at].batch * call.heads + run.lines[at].head;
         for (int64_t n = 0; n < blocks; ++n)
@@ -321,8 +333,8 @@ static void finish_member(void* context, int64_t) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }
-    for (int64_t item = draw(run.next); item < run.number_of_units; item = draw(run.next))
-        finish_unit(run, space, space.out, run.units[item]);
+    for (int64_t unit = run.first_unit + draw(run.next); unit < run.end_unit; unit = run.first_unit + draw(run.next))
+        finish_unit(run, space, space.out, run.units[unit]);
 }
 
 // Every row in its place: by key head, within one by rising slope, so that rows that see as far lie together.
@@ -354,10 +366,10 @@ static void make_lines(Decode& run, const int32_t* order, int64_t* filled) {
 static void make_units(Decode& run) {
     const Call& call = *run.call;
     const int64_t rows = call.heads / call.kv_heads * call.q_len, pairs = call.batch * call.kv_heads;
-    run.number_of_units = 0;
+    int64_t count = 0;
     for (int64_t pair = 0; pair < pairs; ++pair)
         for (int64_t at = 0; at < rows; at += kBlock) {
-            Unit& unit = run.units[run.number_of_units++];
+            Unit& unit = run.units[count++];
             unit = {
                 pair / call.kv_heads,
                 pair % call.kv_heads,
@@ -391,11 +403,28 @@ static void make_units(Decode& run) {
         }
 }
 
-// Cuts what the units need into pieces, and gives each its place for sums. False where memory is refused.
-static bool make_pieces(Decode& run, Pieces& pieces, bool far) {
+// At most this many pieces for a unit: the units of a key head share what is enough for the head.
+ALIBI_INLINE int64_t pieces_each(const Decode& run) {
+    return (kManyPieces + run.units_each - 1) / run.units_each;
+}
+
+ALIBI_INLINE int64_t slot_floats(const Decode& run) {
     const Call& call = *run.call;
+    return round_up(
+        kHeader + (run.streams ? kStreamRows * round_up(call.value_dim, kWidth) : kBlock * call.value_dim), 16
+    );
+}
+
+// Key heads in a wave, by what a head needs where nothing is skipped.
+static int64_t heads_in_wave(const Decode& run) {
+    const int64_t pieces = smallest(pieces_each(run), (tiles_of(*run.call) + kPieceTiles - 1) / kPieceTiles) + 2;
+    return largest(1, kWaveBytes / (run.units_each * pieces * slot_floats(run) * 4));
+}
+
+// Cuts what the units of the wave need into pieces, and gives each its place for sums. False where memory is refused.
+static bool make_pieces(Decode& run, Pieces& pieces, bool far) {
     const auto each_run = [&](const auto& body) {
-        for (int64_t u = 0; u < run.number_of_units; ++u) {
+        for (int64_t u = run.first_unit; u < run.end_unit; ++u) {
             const Unit& unit = run.units[u];
             if (!far) {
                 body(u, unit.near, unit.high, false);
@@ -418,16 +447,15 @@ static bool make_pieces(Decode& run, Pieces& pieces, bool far) {
             }
         }
     };
-    // By the run alone: a head is cut alike whatever other heads its call has.
-    const auto step_of = [](int64_t tiles) { return largest(kPieceTiles, (tiles + kManyPieces - 1) / kManyPieces); };
+    // By the head's rows and the run alone: a head is cut alike whatever other heads its call has.
+    const int64_t many = pieces_each(run);
+    const auto step_of = [&](int64_t tiles) { return largest(kPieceTiles, (tiles + many - 1) / many); };
     each_run([&](int64_t, int64_t first, int64_t end, bool) {
         const int64_t step = step_of(end - first);
         pieces.count += (end - first + step - 1) / step;
     });
     if (pieces.count == 0) return true;
-    pieces.slot_floats = round_up(
-        kHeader + (run.streams ? kStreamRows * round_up(call.value_dim, kWidth) : kBlock * call.value_dim), 16
-    );
+    pieces.slot_floats = slot_floats(run);
     const int64_t list_bytes = round_up(pieces.count * static_cast<int64_t>(sizeof(Piece)), 64);
     pieces.memory =
         static_cast<char*>(take_block(static_cast<size_t>(list_bytes + pieces.count * pieces.slot_floats * 4)));
@@ -447,17 +475,40 @@ static bool make_pieces(Decode& run, Pieces& pieces, bool far) {
     return true;
 }
 
+static void decode_wave(Decode& run, int64_t threads) {
+    const auto team = [&](void (*body)(void*, int64_t), int64_t items) {
+        run.next = 0;
+        if (!run.failed && items > 0) run_team(smallest(threads, items), body, &run);
+    };
+    run.near = run.far = {};
+    run.failed = !make_pieces(run, run.near, false);
+    run.now = &run.near;
+    team(decode_member, run.near.count + (run.skips ? run.end_pair - run.first_pair : 0));
+    if (run.skips) team(find_first_tiles, run.end_unit - run.first_unit);
+    settle(run);
+    if (run.skips) {
+        run.failed = run.failed || !make_pieces(run, run.far, true);
+        run.now = &run.far;
+        team(decode_member, run.far.count);
+    }
+    // Adding up is little work where rows are few.
+    if (run.number_of_lines < 64) threads = 1;
+    team(finish_member, run.end_unit - run.first_unit);
+    release_block(run.far.memory);
+    release_block(run.near.memory);
+}
+
 static int64_t decode(const Call& call, int64_t threads) {
     const int64_t group = call.heads / call.kv_heads, pairs = call.batch * call.kv_heads;
     const int64_t heads = call.batch * call.heads, rows = group * call.q_len;
     Decode run = {};
     run.call = &call;
     run.number_of_lines = heads * call.q_len;
+    run.units_each = (rows + kBlock - 1) / kBlock;
     run.streams = streams_rows(call);
     run.skips = call.norms && call.tolerance > 0.0 && tiles_of(call) > kMostNearTiles;
     const int64_t line_bytes = round_up(run.number_of_lines * static_cast<int64_t>(sizeof(Line)), 64);
-    const int64_t unit_bytes =
-        round_up(pairs * ((rows + kBlock - 1) / kBlock) * static_cast<int64_t>(sizeof(Unit)), 64);
+    const int64_t unit_bytes = round_up(pairs * run.units_each * static_cast<int64_t>(sizeof(Unit)), 64);
     const int64_t extent_bytes = round_up(pairs * static_cast<int64_t>(sizeof(Extent)), 64);
     const int64_t order_bytes = round_up(heads * 4, 64), filled_bytes = round_up(pairs * 8, 64);
     const int64_t query_floats = run.streams ? run.number_of_lines * round_up(call.head_dim, kWidth) : 0;
@@ -483,25 +534,14 @@ static int64_t decode(const Call& call, int64_t threads) {
     order_by_slope(order, spare, call);
     make_lines(run, order, filled);
     make_units(run);
-    run.failed = !make_pieces(run, run.near, false);
-    const auto team = [&](void (*body)(void*, int64_t), int64_t items) {
-        run.next = 0;
-        if (!run.failed && items > 0) run_team(smallest(threads, items), body, &run);
-    };
-    run.now = &run.near;
-    team(decode_member, run.near.count + (run.skips ? pairs : 0));
-    if (run.skips) team(find_first_tiles, run.number_of_units);
-    settle(run);
-    if (run.skips) {
-        run.failed = run.failed || !make_pieces(run, run.far, true);
-        run.now = &run.far;
-        team(decode_member, run.far.count);
+    const int64_t wave = heads_in_wave(run);
+    for (int64_t pair = 0; pair < pairs && !run.failed; pair += wave) {
+        run.first_pair = pair;
+        run.end_pair = smallest(pair + wave, pairs);
+        run.first_unit = run.first_pair * run.units_each;
+        run.end_unit = run.end_pair * run.units_each;
+        decode_wave(run, threads);
     }
-    // Adding up is little work where rows are few.
-    if (run.number_of_lines < 64) threads = 1;
-    team(finish_member, run.number_of_units);
-    release_block(run.far.memory);
-    release_block(run.near.memory);
     release_block(memory);
     return run.failed ? kNoMemory : kDone;
 }

@@ -23,6 +23,8 @@ constexpr float kRoundingBits = 0.03f;
 // Stands for "never": finite, for an infinity would make a NaN of the next sum.
 constexpr double kHuge = 1e30;
 constexpr double kPassPart = 0.5;
+// Stands where a block has no row.
+constexpr float kNoRow = 1e30f;
 constexpr int kChunkTiles = 16;
 constexpr int64_t kCenterSamples = 128;
 
@@ -341,7 +343,7 @@ static void look(Sight& sight, const Horizon* horizon, const Call& call, const B
         sight.part[i] = place - static_cast<float>(sight.level[i]);
     }
     for (int i = block.rows; i < kBlock; ++i) {
-        sight.pass_share[i] = 1e30f;
+        sight.pass_share[i] = kNoRow;
         sight.passed[i] = 0.0f;
     }
     sight.may_pass = bounded;
@@ -412,10 +414,12 @@ static bool may_pass_over(
         const Floats high = load(most + lane), top = load(peak + lane), mass = load(sum + lane);
         const Floats mass_bits = __builtin_convertvector(bits_of<Ints>(mass), Floats) * 1.1920928955078125e-7f - 127.0f;
         const Floats room = top + mass_bits + load(sight.pass_share + lane) - magnitude(top) * 2.4e-7f;
-        const Floats part = select(high == -kInfinity, Floats{}, exp2(high + 6.0f - room));
+        // A lane without a row has nothing to lose.
+        const Ints idle = load(sight.pass_share + lane) >= kNoRow;
+        const Floats part = select((high == -kInfinity) | idle, Floats{}, exp2(high + 6.0f - room));
         const Floats used = load(sight.passed + lane) + part;
         store(passed + lane, used);
-        const Ints good = (used <= 1.0f) & (part <= sight.pass_part) & (mass < kInfinity);
+        const Ints good = idle | ((used <= 1.0f) & (part <= sight.pass_part) & (mass < kInfinity));
         if (!all_of(good)) return false;
     }
     for (int lane = 0; lane < block.rows; lane += kWidth) store(sight.passed + lane, load(passed + lane));

@@ -21,7 +21,9 @@ extern const Kernels kernels_baseline;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+#if defined(ALIBI_HAS_AVX512BF16)
 extern const Kernels kernels_avx512bf16;
+#endif
 #endif
 
 namespace {
@@ -87,8 +89,14 @@ Choices choices() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if defined(ALIBI_HAS_AVX512BF16)
+    const Choice pairs = {"avx512bf16", &kernels_avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16")};
+#else
+    // The compiler that built this had never heard of it: for a caller, a machine that lacks it.
+    const Choice pairs = {"avx512bf16", nullptr, false};
+#endif
     return {
-        {{"avx512bf16", &kernels_avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16")},
+        {pairs,
          {"avx512", &kernels_avx512, avx512},
          {"avx2", &kernels_avx2, avx2},
          {"baseline", &kernels_baseline, true}},
@@ -186,9 +194,10 @@ ALIBI_EXPORT const char* alibi_chosen() {
     return alibi::chosen ? alibi::chosen->name : "";
 }
 
-// What a caller must agree on: bytes of a call, queries in a block, keys in a tile.
+// What a caller must agree on: the interface's number, bytes of a call, queries in a block, keys in a tile. Where the
+// number is another, what follows it may be anything.
 ALIBI_EXPORT const int64_t* alibi_layout() {
-    static const int64_t layout[3] = {sizeof(alibi::Call), alibi::kBlock, alibi::kTile};
+    static const int64_t layout[4] = {alibi::kInterface, sizeof(alibi::Call), alibi::kBlock, alibi::kTile};
     return layout;
 }
 

@@ -24,11 +24,27 @@ from alibi_attention.call import call_arguments, problem_of
 pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled library is not installed")
 
 
+FIND = eager.Recent.find
+
+
 @pytest.fixture(autouse=True)
-def _nothing_remembered() -> Iterator[None]:
+def _at_first_sight(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is remembered, and every call goes the short way, not only from its second time on."""
+
+    def find(self: eager.Recent, name: tuple[Any, ...]) -> Any:
+        found = FIND(self, name)
+        return eager._SEEN_ONCE if found is eager._NEVER_SEEN else found
+
+    monkeypatch.setattr(eager.Recent, "find", find)
     eager._CALLS.clear()
     yield
     eager._CALLS.clear()
+
+
+@pytest.fixture
+def from_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is outside of tests."""
+    monkeypatch.setattr(eager.Recent, "find", FIND)
 
 
 @pytest.fixture
@@ -231,6 +247,37 @@ def test_what_is_remembered_is_bounded_and_holds_no_tensor():
     assert eager._CALLS
 
 
+@pytest.mark.usefixtures("from_the_second_time")
+def test_a_call_is_described_when_it_comes_again(short_calls: list[str], monkeypatch: pytest.MonkeyPatch):
+    described = []
+    whole = eager._describe
+    monkeypatch.setattr(
+        eager, "_describe", lambda *tensors, **options: described.append(1) or whole(*tensors, **options)
+    )
+    query, key, value = tensors(k_len=60)
+    results = [alibi_attention(query, key[:, :, :40], value[:, :, :40]) for _ in range(4)]
+    assert len(described) == 1
+    assert short_calls == ["output"] * 3
+    assert all(torch.equal(result, results[0]) for result in results)
+    # Each longer than the one before it, as keys grow in decoding by concatenation: nothing to gain, nothing paid.
+    for length in range(41, 60):
+        alibi_attention(query, key[:, :, :length], value[:, :, :length])
+    assert len(described) == 1
+
+
+@pytest.mark.usefixtures("from_the_second_time")
+def test_what_is_in_use_outlives_what_came_by(short_calls: list[str]):
+    query, key, value = tensors()
+    for _ in range(2):
+        alibi_attention(query, key, value)
+    for length in range(3 * eager.MOST):
+        alibi_attention(query, key, value, query_offset=length)
+        if length % 50 == 0:
+            short_calls.clear()
+            alibi_attention(query, key, value)
+            assert short_calls == ["output"]
+
+
 def test_several_threads_at_once_get_what_one_gets():
     lengths = range(10, 40)
     inputs = {length: tensors(q_len=length, k_len=length) for length in lengths}
@@ -408,6 +455,7 @@ def test_second_derivatives_are_refused_the_short_way_too(short_calls: list[str]
 # What autograd does with saved tensors
 
 
+@pytest.mark.usefixtures("from_the_second_time")
 def test_a_checkpoint_may_first_describe_the_call_and_then_know_it():
     leaves = [leaf.requires_grad_() for leaf in tensors()]
     expected = everything(leaves)[6:9]
@@ -440,6 +488,51 @@ def test_saved_tensors_may_come_back_in_another_layout(short_calls: list[str]):
     assert short_calls == ["results"], "backward must not read the tensors by the strides of before"
     for got, want in zip(grads, expected, strict=True):
         assert torch.equal(got, want)
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """Half the length with the strides of the whole."""
+    short = torch.empty_strided((*tensor.shape[:2], tensor.shape[2] // 2, tensor.shape[3]), tensor.stride())
+    return short.copy_(tensor[:, :, : tensor.shape[2] // 2])
+
+
+@pytest.mark.parametrize("way", ["short", "operator"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.bfloat16() if t.dim() == 4 else t, r"^grad_out: backward expected torch.bfloat16 of shape"),
+        (lambda t: _halved(t) if t.dim() == 4 else t, r"^lse: backward expected torch.float32 of shape \(2, 4, 150\)"),
+        (lambda t: t[:, :, ::2] if t.dim() == 3 else t, r"^lse: backward expected .* got torch.float32 of shape"),
+        (lambda t: t.double() if t.dim() == 3 else t, r"^lse: backward expected .* got torch.float64 of shape"),
+        (lambda t: t[:3] if t.dtype == torch.int32 else t, r"^plan: backward expected torch.int32 of shape"),
+        (lambda t: t + 1000 if t.dtype == torch.int32 else t, r"^plan: expected the tiles that forward kept"),
+        (lambda t: t[:, :2] if t.dim() == 4 else t, r"^slopes: expected shape"),
+        (lambda t: t.half() if t.dim() == 4 and t.shape[3] == 16 else t, r"^value: expected the dtype of query"),
+    ],
+    ids=["dtype", "length", "lse rows", "lse dtype", "plan size", "plan content", "heads", "value dtype"],
+)
+def test_saved_tensors_that_come_back_as_others_are_refused(
+    way: str, change: Callable[[Tensor], Tensor], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    # The kernels write by sizes: memory that is smaller than it was must never reach them.
+    if way == "operator":
+        monkeypatch.setattr(ops, "plain_call", lambda *_: None)
+    leaves = [leaf.requires_grad_() for leaf in tensors(q_len=300, k_len=300, value_dim=16)]
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, change):
+        out = alibi_attention(*leaves)
+    with pytest.raises(ValueError, match=message):
+        torch.autograd.grad(out.sum(), leaves)
+
+
+def test_inputs_saved_in_another_dtype_are_refused():
+    leaves = [leaf.requires_grad_() for leaf in tensors(q_len=300, k_len=300)]
+    inputs = {leaf.data_ptr() for leaf in leaves}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: tensor.bfloat16() if tensor.data_ptr() in inputs else tensor, lambda tensor: tensor
+    ):
+        out = alibi_attention(*leaves)
+    with pytest.raises(ValueError, match=r"^out: backward expected torch.bfloat16 .* got torch.float32"):
+        torch.autograd.grad(out.sum(), leaves)
 
 
 def test_gradients_only_where_asked_the_short_way(short_calls: list[str]):

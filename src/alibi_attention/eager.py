@@ -1,9 +1,9 @@
 """The short way of a plain call: no dispatcher where it would only pass the call on, nothing described twice.
 
 A call of a few tokens is mostly overhead. What a call is (sizes, strides, dtypes, options) is checked, described and
-given a backend once and remembered by exactly those; what its tensors hold is looked at every time. The short way is
-open only where the dispatcher would have gone straight to the kernel. Modes, subclasses, transforms, compilers,
-tracers and profilers see the operator as ever.
+given a backend once, when it comes for the second time, and remembered by exactly those; what its tensors hold is
+looked at every time. The short way is open only where the dispatcher would have gone straight to the kernel. Modes,
+subclasses, transforms, compilers, tracers and profilers see the operator as ever.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from alibi_attention.call import call_arguments, preset_slopes, problem_of
 from alibi_attention.dispatch import choose
 from alibi_attention.problem import check_finite_slopes
 
-# Descriptions kept. One is a few hundred bytes; a model has a handful for each length.
-MOST = 256
+# Descriptions kept. One is a kilobyte or two; a model has a handful for each length.
+MOST = 512
 
 
 class PlainCall(NamedTuple):
@@ -31,7 +31,45 @@ class PlainCall(NamedTuple):
     rest: tuple[Any, ...]
 
 
-_CALLS: dict[tuple[Any, ...], PlainCall | None] = {}
+class _Unknown:
+    """What is known of a call instead of a description."""
+
+
+# A description pays from its second use on: where each call is longer than the one before it is never used.
+_NEVER_SEEN, _SEEN_ONCE = _Unknown(), _Unknown()
+
+
+class Recent:
+    """Calls by name, those used lately: the elder of two generations goes when the younger is full."""
+
+    __slots__ = ("_old", "_young")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self._young: dict[tuple[Any, ...], PlainCall | _Unknown | None] = {}
+        self._old = self._young
+
+    def __len__(self) -> int:
+        return len(self._young) + (len(self._old) if self._old is not self._young else 0)
+
+    def find(self, name: tuple[Any, ...]) -> PlainCall | _Unknown | None:
+        found = self._young.get(name, _NEVER_SEEN)
+        if found is _NEVER_SEEN:
+            found = self._old.get(name, _NEVER_SEEN)
+            if found is not _NEVER_SEEN:
+                self.keep(name, found)
+        return found
+
+    def keep(self, name: tuple[Any, ...], call: PlainCall | _Unknown | None) -> None:
+        # Several threads may do so at a time: at worst something is forgotten, or kept twice.
+        if len(self._young) >= MOST // 2:
+            self._old, self._young = self._young, {}
+        self._young[name] = call
+
+
+_CALLS = Recent()
 
 
 def _key_set(*names: str) -> int:
@@ -106,19 +144,19 @@ def plain_call(
         query.dtype, key.dtype, value.dtype, is_causal, scale, query_offset, window, tolerance, backend,
         None if slopes is None else (slopes.shape, slopes.stride(), slopes.dtype, learned),
     )  # fmt: skip
-    try:
-        call = _CALLS[name]
-    except KeyError:
+    call = _CALLS.find(name)
+    if call is _NEVER_SEEN:
+        _CALLS.keep(name, _SEEN_ONCE)
+        return None
+    if call is _SEEN_ONCE:
         call = _describe(
             query, key, value, slopes, is_causal=is_causal, scale=scale, query_offset=query_offset, window=window,
             dropout_p=0.0, tolerance=tolerance, backend=backend,
         )  # fmt: skip
-        if len(_CALLS) >= MOST:
-            _CALLS.clear()
-        _CALLS[name] = call
-    else:
-        if call is not None and slopes is not None:
-            check_finite_slopes(slopes)
+        _CALLS.keep(name, call)
+    elif call is not None and slopes is not None:
+        check_finite_slopes(slopes)
+    assert not isinstance(call, _Unknown)
     if call is None or not call.prepared.serves_still():
         return None
     return call, preset_slopes(query.shape[1], query.device) if slopes is None else slopes

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from alibi_attention.backends.saved import check_saved
 from alibi_attention.call import autocast_is_on, call_arguments, problem_of
 from alibi_attention.dispatch import choose
 from alibi_attention.eager import PlainCall, is_ordinary, nothing_listens, plain_call
@@ -62,9 +63,10 @@ def _backward(
     out: Tensor, lse: Tensor, plan: Tensor, *call: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     problem, backend = problem_of(query, key, value, *call)
-    saved = Saved(query, key, value, slopes, out, lse, plan)
+    saved, chosen = Saved(query, key, value, slopes, out, lse, plan), choose(problem, backend)
+    check_saved(problem, chosen.plan_shape(problem), saved, grad_out, grad_lse)
     with _own_precision(query.device.type):
-        grads = choose(problem, backend).backward(problem, saved, grad_out, grad_lse)
+        grads = chosen.backward(problem, saved, grad_out, grad_lse)
     grad_slopes = grads.slopes if slopes.dim() == 2 else grads.slopes.sum(0)
     # As the fake kernels promise a compiler, whatever the strides of the inputs.
     return grads.query.contiguous(), grads.key.contiguous(), grads.value.contiguous(), grad_slopes.to(slopes.dtype)
@@ -169,6 +171,7 @@ class _PlainAttention(torch.autograd.Function):
             and is_ordinary(grad_out)
             and (grad_lse is None or is_ordinary(grad_lse))
             and prepared.fits(saved, grad_out, grad_lse)
+            and all(map(is_ordinary, saved))
         ):
             query, key, value, slopes = prepared.gradients(saved, grad_out, grad_lse)
             if not ctx.needs_input_grad[3]:

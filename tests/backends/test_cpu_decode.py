@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from alibi_attention import KVCache, alibi_attention, alibi_slopes
 from alibi_attention.backends import native
 from alibi_attention.backends.cpu import CpuBackend
 from alibi_attention.backends.native import BLOCK_Q
+from alibi_attention.call import call_arguments
 from alibi_attention.horizon import BLOCK_K
 
 pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled library is not installed")
@@ -136,3 +140,81 @@ def test_slopes_of_any_sign_read_everything_they_must(queries: int):
     exact = alibi_attention(*wide, slopes.double(), backend="reference")
     out = cached(key, value).attend(query, slopes, backend="cpu")
     assert (out - exact).abs().max() < 1e-5
+
+
+def test_a_key_head_gives_the_same_bits_alone_as_among_others():
+    # Enough rows of each head for several units, and enough heads that their sums do not all fit at a time.
+    query, key, value = tensors(100, 8, 64, 3000, kv_heads=8)
+    slopes = alibi_slopes(64)
+    for tolerance in (0.0, 2.0**-8):
+        out, lse = cached(key, value).attend(query, slopes, tolerance=tolerance, return_lse=True, backend="cpu")
+        for head in range(8):
+            rows = slice(8 * head, 8 * head + 8)
+            alone = cached(key[:, head : head + 1], value[:, head : head + 1])
+            one, one_lse = alone.attend(
+                query[:, rows], slopes[rows], tolerance=tolerance, return_lse=True, backend="cpu"
+            )
+            assert torch.equal(one, out[:, rows])
+            assert torch.equal(one_lse, lse[:, rows])
+
+
+@pytest.mark.parametrize(("batch", "queries", "group"), [(1, 100, 8), (8, 1, 12)])
+def test_sums_of_pieces_take_little_memory(batch: int, queries: int, group: int):
+    code = f"""
+import sys, torch
+from alibi_attention import KVCache, alibi_slopes
+torch.set_num_threads(1)
+query = torch.randn({batch}, {8 * group}, {queries}, 64, dtype=torch.bfloat16)
+key = torch.randn({batch}, 8, 16384, 64, dtype=torch.bfloat16)
+cache, slopes = KVCache(), alibi_slopes({8 * group})
+cache.append(key, key)
+cache.attend(query[:, :, :1], slopes)
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+try:
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak()
+except OSError:
+    sys.exit(3)
+cache.attend(query, slopes, tolerance=0.0)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode == 3 or not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system does not tell what memory was used at most")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 12 << 10
+
+
+def steps(query: Tensor, key: Tensor, value: Tensor, center: Tensor, norms: Tensor, tolerance: float) -> Tensor:
+    """The first tile that each block of queries reads."""
+    arguments = call_arguments(
+        query, key, value, torch.full((query.shape[1],), 0.03), is_causal=True, scale=0.3, query_offset=None,
+        key_mask=None, cu_seqlens=None, cu_seqlens_k=None, window=None, dropout_p=0.0, tolerance=tolerance,
+        backend="cpu", key_center=center, key_norms=norms,
+    )  # fmt: skip
+    plan: Tensor = torch.ops.alibi_attention.forward(*arguments)[2]
+    return plan.view(query.shape[1], 3)[:, 0]
+
+
+def test_where_a_sweep_stops_does_not_depend_on_a_sink_that_has_left():
+    # 64 heads, so that some row is near the edge of every decision; and the edge moves with the tolerance.
+    query, key, value = tensors(1, 1, 128, 4096, kv_heads=64)
+    key[:, :, 0] *= 300.0 / 128**0.5
+    center = key[:, :, 64:].mean(2)
+    radii = (key - center.unsqueeze(2)).double().norm(dim=-1)
+    norms = radii.unflatten(2, (-1, BLOCK_K)).amax(3)
+    # As a ring has it (cache/rings.py): the first tile empty, the second as wide as the widest but for the sink's.
+    start = 1024
+    ring = norms[:, :, start // BLOCK_K :].clone()
+    ring[:, :, 0] = -torch.inf
+    ring[:, :, 1] = norms[:, :, 1:].amax(2)
+    moved = set()
+    for step in range(40):
+        tolerance = 2.0 ** (-10 - step / 15)
+        whole = steps(query, key, value, center, norms, tolerance)
+        held = steps(query, key[:, :, start:], value[:, :, start:], center, ring, tolerance)
+        assert bool((whole > start // BLOCK_K + 1).all())
+        assert torch.equal(whole, held + start // BLOCK_K), tolerance
+        moved.add(tuple(whole.tolist()))
+    assert len(moved) > 20, "the test is empty unless decisions are near their edge"

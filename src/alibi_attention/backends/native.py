@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from alibi_attention.horizon.tiles import BLOCK_K
 
+# kInterface of csrc/call.h: what the fields of a call mean may change while their sizes do not.
+INTERFACE = 1
 BLOCK_Q = 48
 # csrc/call.h, field by field, eight bytes each; the last 18 are backward's own.
 CALL = struct.Struct("=20q3d26q18q")
@@ -75,16 +77,18 @@ def _load() -> Native | str:
 
 def _disagreement(library: ctypes.CDLL) -> str | None:
     """Why a library cannot serve this package: another version of one of them lies beside the other."""
-    expected = (CALL.size, BLOCK_Q, BLOCK_K)
+    expected = (INTERFACE, CALL.size, BLOCK_Q, BLOCK_K)
     try:
-        library.alibi_layout.restype = ctypes.POINTER(ctypes.c_int64 * 3)
-        found = tuple(library.alibi_layout().contents)
+        library.alibi_layout.restype = ctypes.POINTER(ctypes.c_int64)
+        layout = library.alibi_layout()
+        # Of another interface no more may be there to read.
+        found = tuple(layout[: len(expected)]) if layout[0] == INTERFACE else (layout[0],)
     except AttributeError:
         found = ()
     if found == expected:
         return None
     return (
-        f"the compiled library is of another version (call, block and tile are {found or 'unknown'} there, "
+        f"the compiled library is of another version (interface, call, block and tile are {found or 'unknown'} there, "
         f"{expected} here): {_INSTALL}"
     )
 
@@ -93,5 +97,9 @@ def check(status: int) -> None:
     """Raises what a status stands for."""
     if status == 2:
         raise MemoryError("alibi_attention: the cpu backend could not allocate its workspace")
+    if status == 3:
+        raise ValueError(
+            "plan: expected the tiles that forward kept of these keys, got others; hand back what forward gave"
+        )
     if status != 0:
         raise RuntimeError(f"alibi_attention: {_STATUS.get(status, f'status {status}')}; {_INSTALL}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 
 import torch
@@ -19,13 +20,20 @@ _ADDRESSES = (
 )  # fmt: skip
 
 
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a new tensor."""
+    return tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
+
+
 class PreparedCall:
     """What the kernels are told about a plain call (no masks, no packing, one offset), apart from addresses.
 
     It holds sizes, strides and options and no tensor, so it serves every call that agrees in them, from any thread.
     """
 
-    __slots__ = ("_dtype", "_like_query", "_lse", "_native", "_out", "_plan", "_rows", "_strides", "_template")
+    __slots__ = (
+        "_dtype", "_gradient_shapes", "_like_query", "_lse", "_native", "_out", "_plan", "_rows", "_saved", "_template",
+    )  # fmt: skip
 
     def __init__(self, problem: Problem, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> None:
         self._native = native.load()
@@ -35,18 +43,27 @@ class PreparedCall:
         self._out = (*self._lse, problem.value_dim)
         self._plan = cpu.CpuBackend().plan_shape(problem)[0]
         self._like_query = query.is_contiguous() and problem.value_dim == problem.head_dim
-        self._strides = (query.stride(), key.stride(), value.stride())
-        none = torch.empty(0)
-        out = torch.empty(self._out, dtype=problem.dtype, device="meta")
-        place = cpu._place(out)
-        grads = [cpu._place(torch.empty(tensor.shape, device="meta")) for tensor in (query, key, value)]
-        packed = cpu._pack(
-            problem, None, slopes, query, key, value, out, none, none, *place, 0, *grads[0], *grads[1], *grads[2], 0
+        self._gradient_shapes = (query.shape, key.shape, value.shape)
+        # Shape, strides (None for contiguous) and dtype of what `results` is given and gives.
+        self._saved = (
+            *((each.shape, each.stride(), each.dtype) for each in (query, key, value, slopes)),
+            (self._out, None, problem.dtype),
+            (self._lse, None, torch.float32),
+            ((self._plan,), None, torch.int32),
         )
+        none = torch.empty(0)
+        out = torch.empty(1, dtype=problem.dtype).expand(self._out)
+        grads = [(0, *_dense(shape)[:3]) for shape in self._gradient_shapes]
+        packed = cpu._pack(
+            problem, None, slopes, query, key, value, out, none, none,
+            *cpu._NOTHING, 0, *grads[0], *grads[1], *grads[2], 0,
+        )  # fmt: skip
         template = array("q")
         template.frombytes(packed)
         for field in _ADDRESSES:
             template[field] = 0
+        for field in (_OUT, _GRAD_OUT):
+            template[field + 1], template[field + 2], template[field + 3], _ = _dense(self._out)
         self._template = template
 
     def serves_still(self) -> bool:
@@ -74,7 +91,8 @@ class PreparedCall:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of query, key, value, and of slopes by batch element, from what `results` was given and gave."""
         query, key, value, slopes, out, lse, plan = saved
-        grads = [torch.empty(each.shape, dtype=each.dtype) for each in (query, key, value)]
+        # Of the call's own sizes, whatever hooks made of the tensors: the kernel writes by these.
+        grads = [torch.empty(shape, dtype=self._dtype) for shape in self._gradient_shapes]
         grad_slopes = torch.empty(self._lse[:2], dtype=torch.float32)
         grad_out = cpu._rows(grad_out)
         call = self._filled(query, key, value, slopes, out, lse.data_ptr(), plan.data_ptr())
@@ -91,13 +109,14 @@ class PreparedCall:
         return grads[0], grads[1], grads[2], grad_slopes
 
     def fits(self, saved: tuple[Tensor, ...], grad_out: Tensor, grad_lse: Tensor | None) -> bool:
-        """Whether `gradients` may take them: hooks may have brought saved tensors back in another layout."""
-        query, key, value, _, out, lse, plan = saved
+        """Whether `gradients` may take them: hooks may have brought saved tensors back as anything."""
         return (
-            (query.stride(), key.stride(), value.stride()) == self._strides
-            and out.is_contiguous()
-            and lse.is_contiguous()
-            and plan.is_contiguous()
+            all(
+                each.shape == shape
+                and each.dtype is dtype
+                and (each.is_contiguous() if strides is None else each.stride() == strides)
+                for each, (shape, strides, dtype) in zip(saved, self._saved, strict=True)
+            )
             and grad_out.dtype is self._dtype
             and grad_out.shape == self._out
             and (grad_lse is None or (grad_lse.dtype is torch.float32 and grad_lse.shape == self._lse))
