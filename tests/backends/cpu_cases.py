@@ -36,10 +36,13 @@ class Case:
         )
 
 
-def random_case(number: int) -> Case:
-    """A third of them are long enough for keys to be left out, and of these a third come with a cache's summary."""
+def random_case(number: int, *, longest: int | None = None) -> Case:
+    """A third of them are long enough for keys to be left out, and of these a third come with a cache's summary.
+
+    With `longest` none is: no length exceeds it, and no tolerance is coarser than rounding.
+    """
     rng = random.Random(number)
-    is_long = rng.random() < 1 / 3
+    is_long = rng.random() < 1 / 3 and longest is None
     has_summary = is_long and rng.random() < 1 / 3
     generator = torch.Generator().manual_seed(number)
     dtype = rng.choice(DTYPES)
@@ -47,8 +50,8 @@ def random_case(number: int) -> Case:
     heads = kv_heads * group
     head_dim = rng.choice([1, 3, 8, 16, 20, 32, 64, 64, 80, 128, 130])
     value_dim = head_dim if rng.random() < 0.7 else rng.choice([1, 8, 24, 64, 100])
-    q_len = rng.choice([1, 2, 5, 16, 47, 48, 49, rng.randint(1, 400 if is_long else 200)])
-    k_len = q_len if rng.random() < 0.5 else rng.randint(1, 200)
+    q_len = rng.choice([1, 2, 5, 16, 47, 48, 49, rng.randint(1, 400 if is_long else longest or 200)])
+    k_len = q_len if rng.random() < 0.5 else rng.randint(1, longest or 200)
     if is_long:
         kv_heads, heads = 1, group
         k_len = rng.randint(max(q_len, 300), 1500)
