@@ -1,7 +1,8 @@
 // Backward: probabilities are recomputed from the lse over the tiles that forward kept.
 //
 // One thread at a time owns a run of query blocks of one key head and adds their shares of the key and value gradients
-// to sums of its own; sums are added up in a fixed order at the end. No two threads ever add to one number, so a result
+// to sums of its own; sums are added up in a fixed order at the end. Where no earlier run of the key head reaches,
+// these sums are the gradients themselves, if they can hold them. No two threads ever add to one number, so a result
 // depends on the number of threads at most.
 #pragma once
 
@@ -33,12 +34,20 @@ struct BackwardSpace {
 struct Share {
     int64_t batch, kv_head, first, end;
     int64_t low, high;  // the tiles it reaches
-    float* grad_key;    // [keys of these][padded head_dim]: of its own, or where they fit the gradients themselves
+    int64_t split;      // those from here on no earlier run of the key head reaches, and they are added up in place
+    float* grad_key;    // [keys of the tiles before `split`][padded head_dim]: sums of its own
     float* grad_value;
+    float* key_place;  // the gradients themselves, [keys][head_dim]; met from `split` on alone
+    float* value_place;
     unsigned char* touched;  // by tile from `low`: whether the sums hold anything yet
+    int64_t cost;
 
-    float* key_sums(int64_t tile, int64_t stride) const { return grad_key + (tile - low) * kTile * stride; }
-    float* value_sums(int64_t tile, int64_t stride) const { return grad_value + (tile - low) * kTile * stride; }
+    float* key_sums(int64_t tile, int64_t stride) const {
+        return tile < split ? grad_key + (tile - low) * kTile * stride : key_place + tile * kTile * stride;
+    }
+    float* value_sums(int64_t tile, int64_t stride) const {
+        return tile < split ? grad_value + (tile - low) * kTile * stride : value_place + tile * kTile * stride;
+    }
     bool holds(int64_t tile) const { return low <= tile && tile < high && touched[tile - low]; }
 };
 
@@ -49,6 +58,7 @@ struct Backward {
     Share* shares;
     int64_t number_of_shares;
     int64_t* first_share;  // (batch * kv heads + 1)
+    const int32_t* order;  // of the shares, the longest work first, so that what is left at the end is short
     double* slope_parts;   // (batch, heads, blocks)
     bool failed;
     int64_t next;
@@ -285,7 +295,7 @@ static void backward_member(void* context, int64_t) {
     space.value_stage = widens && !pairs ? floats_at(memory, kTile * value_dim) : nullptr;
     const int64_t group = call.heads / call.kv_heads;
     for (int64_t item = draw(run.next); item < run.number_of_shares; item = draw(run.next)) {
-        const Share& share = run.shares[item];
+        const Share& share = run.shares[run.order[item]];
         for (int64_t at = share.first; at < share.end; ++at)
             backward_block(run, space, share, share.kv_head * group + at / run.blocks, at % run.blocks);
     }
@@ -355,18 +365,16 @@ constexpr int64_t kSharesEach = 3;
 constexpr int64_t kMostSums = 4;
 constexpr int64_t kAlwaysSums = 256 << 20;
 
-// Bytes of the sums of a run; the first of a key head adds to the gradients themselves where these are float and whole
-// vectors.
+// Whether the gradients can hold sums: they are float, and their rows whole vectors one after the other.
 ALIBI_INLINE bool adds_in_place(const Backward& run) {
     const Call& call = *run.call;
     return call.type == kFloat32 && call.head_dim == run.key_stride && call.value_dim == run.value_stride &&
            call.grad_key.row_stride == run.key_stride && call.grad_value.row_stride == run.value_stride;
 }
 
+// Bytes of the sums of a run.
 ALIBI_INLINE int64_t sums_of(const Backward& run, const Share& share) {
-    return share.first == 0 && adds_in_place(run)
-               ? 0
-               : (share.high - share.low) * kTile * (run.key_stride + run.value_stride) * 4 + 128;
+    return (share.split - share.low) * kTile * (run.key_stride + run.value_stride) * 4 + 128;
 }
 
 struct Cutting {
@@ -379,6 +387,7 @@ static Cutting cut(Backward& run, int64_t wanted, bool write) {
     const Call& call = *run.call;
     const int64_t heads = call.batch * call.kv_heads, each = call.heads / call.kv_heads * run.blocks;
     const auto plan = [&](int64_t i, int64_t at) { return plan_of(run, i / call.kv_heads, i % call.kv_heads, at); };
+    const bool in_place = adds_in_place(run);
     int64_t total = 0;
     for (int64_t i = 0; i < heads; ++i)
         for (int64_t at = 0; at < each; ++at) total += cost_of(plan(i, at));
@@ -388,19 +397,25 @@ static Cutting cut(Backward& run, int64_t wanted, bool write) {
         for (int64_t at = 0; at < each; ++at) mine += cost_of(plan(i, at));
         const int64_t pieces = largest(1, smallest(smallest(kMostShares, each), (mine * wanted + total - 1) / total));
         if (write) run.first_share[i] = found.shares;
-        int64_t done = 0, at = 0;
+        int64_t done = 0, at = 0, reached = 0;
         for (int64_t piece = 0; piece < pieces; ++piece) {
-            Share share = {i / call.kv_heads, i % call.kv_heads, at, at, tiles_of(call), 0, nullptr, nullptr, nullptr};
+            Share share = {};
+            share.batch = i / call.kv_heads;
+            share.kv_head = i % call.kv_heads;
+            share.first = at;
+            share.low = tiles_of(call);
             for (; at < each && (piece == pieces - 1 || done * pieces < mine * (piece + 1)); ++at) {
                 const int32_t* tiles = plan(i, at);
                 done += cost_of(tiles);
+                share.cost += cost_of(tiles);
                 if (tiles[0] == tiles[1] && tiles[2] < 0) continue;
                 share.low = smallest(share.low, tiles[2] >= 0 ? tiles[2] : tiles[0]);
                 share.high = largest(share.high, tiles[1]);
             }
             share.end = at;
             share.low = smallest(share.low, share.high);
-            if (share.first == 0 && adds_in_place(run)) share.low = 0;
+            share.split = in_place ? smallest(share.high, largest(share.low, reached)) : share.high;
+            reached = largest(reached, share.high);
             found.tiles += share.high - share.low;
             found.bytes += sums_of(run, share);
             if (write) run.shares[found.shares] = share;
@@ -418,17 +433,14 @@ static void place_shares(Backward& run, char* memory, unsigned char* touched) {
         Share& share = run.shares[s];
         share.touched = touched;
         touched += share.high - share.low;
-        if (sums_of(run, share) == 0) {
-            share.grad_key = reinterpret_cast<float*>(
-                const_cast<char*>(row_of(call.grad_key, call.type, share.batch, share.kv_head, 0))
-            );
-            share.grad_value = reinterpret_cast<float*>(
-                const_cast<char*>(row_of(call.grad_value, call.type, share.batch, share.kv_head, 0))
-            );
-            continue;
-        }
-        share.grad_key = floats_at(memory, (share.high - share.low) * kTile * run.key_stride);
-        share.grad_value = floats_at(memory, (share.high - share.low) * kTile * run.value_stride);
+        share.key_place = reinterpret_cast<float*>(
+            const_cast<char*>(row_of(call.grad_key, call.type, share.batch, share.kv_head, 0))
+        );
+        share.value_place = reinterpret_cast<float*>(
+            const_cast<char*>(row_of(call.grad_value, call.type, share.batch, share.kv_head, 0))
+        );
+        share.grad_key = floats_at(memory, (share.split - share.low) * kTile * run.key_stride);
+        share.grad_value = floats_at(memory, (share.split - share.low) * kTile * run.value_stride);
     }
 }
 
@@ -455,6 +467,7 @@ static int64_t backward(const Call& call) {
         0,
         nullptr,
         nullptr,
+        nullptr,
         false,
         0
     };
@@ -469,10 +482,10 @@ static int64_t backward(const Call& call) {
     const int64_t share_bytes = round_up(run.number_of_shares * static_cast<int64_t>(sizeof(Share)), 64);
     const int64_t index_bytes = round_up((heads + 1) * 8, 64),
                   slope_bytes = round_up(call.batch * call.heads * run.blocks * 8, 64);
-    const int64_t touched_bytes = round_up(cutting.tiles, 64);
-    char* memory = static_cast<char*>(
-        take_block(static_cast<size_t>(share_bytes + index_bytes + slope_bytes + touched_bytes + cutting.bytes))
-    );
+    const int64_t touched_bytes = round_up(cutting.tiles, 64), order_bytes = round_up(run.number_of_shares * 4, 64);
+    char* memory = static_cast<char*>(take_block(
+        static_cast<size_t>(share_bytes + index_bytes + slope_bytes + 2 * order_bytes + touched_bytes + cutting.bytes)
+    ));
     if (!memory) return kNoMemory;
     char* at = memory;
     run.shares = reinterpret_cast<Share*>(at);
@@ -481,8 +494,15 @@ static int64_t backward(const Call& call) {
     at += index_bytes;
     run.slope_parts = reinterpret_cast<double*>(at);
     at += slope_bytes;
+    int32_t* order = reinterpret_cast<int32_t*>(at);
+    at += 2 * order_bytes;
     __builtin_memset(at, 0, static_cast<size_t>(touched_bytes));
     cut(run, wanted, true);
+    sort_indices(
+        order, reinterpret_cast<int32_t*>(reinterpret_cast<char*>(order) + order_bytes), run.number_of_shares,
+        [&](int32_t a, int32_t b) { return run.shares[a].cost > run.shares[b].cost; }
+    );
+    run.order = order;
     place_shares(run, at + touched_bytes, reinterpret_cast<unsigned char*>(at));
     run_team(threads, backward_member, &run);
     run.next = 0;

@@ -155,9 +155,10 @@ static void enter_tile(
     Tile& tile, const Call& call, const Block& block, const KeyHead& head, int64_t number, int64_t next
 ) {
     const int64_t start = number * kTile;
-    // Keys that no row sees at the two ends of what the block sees are left out of the products.
+    // Keys that no row sees at the two ends of what the block sees are left out of the products. A plan that backward
+    // is given may name a tile past them: it has no keys.
     tile.first_key = start;
-    tile.keys = static_cast<int>(smallest(smallest(start + kTile, block.end_key), call.k_len) - start);
+    tile.keys = static_cast<int>(largest(0, smallest(smallest(start + kTile, block.end_key), call.k_len) - start));
     tile.shift = static_cast<float>(block.base - start);
     tile.masked = start < block.common_first || start + tile.keys > block.common_end;
     tile.raw_key = head.key + start * head.key_step;

@@ -446,26 +446,30 @@ static void prepare(Preparation& run, int64_t threads) {
     run_team(threads, prepare_bounds, &run);
 }
 
-// Pairs of batch element and head by rising slope: a flat head sees far, and long work goes first.
-static void order_by_slope(int32_t* order, int32_t* spare, const Call& call) {
-    const int64_t pairs = call.batch * call.heads;
-    auto slope = [&](int32_t pair) { return slope_of(call, pair / call.heads, pair % call.heads); };
-    for (int64_t i = 0; i < pairs; ++i) order[i] = static_cast<int32_t>(i);
-    for (int64_t width = 1; width < pairs; width *= 2) {
-        for (int64_t start = 0; start < pairs; start += 2 * width) {
-            int64_t a = start, b = smallest(start + width, pairs);
-            const int64_t middle = b, end = smallest(start + 2 * width, pairs);
+// 0, 1, ... count - 1, stably, those `before(a, b)` puts first in front.
+template <class Before>
+ALIBI_INLINE void sort_indices(int32_t* order, int32_t* spare, int64_t count, Before before) {
+    for (int64_t i = 0; i < count; ++i) order[i] = static_cast<int32_t>(i);
+    int rounds = 0;
+    for (int64_t width = 1; width < count; width *= 2, ++rounds) {
+        for (int64_t start = 0; start < count; start += 2 * width) {
+            int64_t a = start, b = smallest(start + width, count);
+            const int64_t middle = b, end = smallest(start + 2 * width, count);
             for (int64_t i = start; i < end; ++i)
-                spare[i] = b >= end || (a < middle && !(slope(order[b]) < slope(order[a]))) ? order[a++] : order[b++];
+                spare[i] = b >= end || (a < middle && !before(order[b], order[a])) ? order[a++] : order[b++];
         }
         int32_t* swap = order;
         order = spare;
         spare = swap;
     }
     // The caller reads the first array: an odd number of rounds leaves the result in the second.
-    int rounds = 0;
-    for (int64_t width = 1; width < pairs; width *= 2) ++rounds;
-    if (rounds % 2) __builtin_memcpy(spare, order, static_cast<size_t>(pairs) * 4);
+    if (rounds % 2) __builtin_memcpy(spare, order, static_cast<size_t>(count) * 4);
+}
+
+// Pairs of batch element and head by rising slope: a flat head sees far, and long work goes first.
+static void order_by_slope(int32_t* order, int32_t* spare, const Call& call) {
+    const auto slope = [&](int32_t pair) { return slope_of(call, pair / call.heads, pair % call.heads); };
+    sort_indices(order, spare, call.batch * call.heads, [&](int32_t a, int32_t b) { return slope(a) < slope(b); });
 }
 
 // Multiply-adds below which waking other threads costs more than they bring.
