@@ -384,9 +384,7 @@ def test_a_plan_of_another_call_is_survived(dtype: torch.dtype):
     (call, out, lse, plan), (*_, wide) = found
     assert not torch.equal(plan, wide)
     ones = torch.ones_like(out), torch.zeros_like(lse)
-    grads = [
-        torch.ops.alibi_attention.backward(*ones, *call[:4], out, lse, tiles, *call[4:]) for tiles in (plan, wide)
-    ]
+    grads = [torch.ops.alibi_attention.backward(*ones, *call[:4], out, lse, tiles, *call[4:]) for tiles in (plan, wide)]
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
 

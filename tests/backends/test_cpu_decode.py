@@ -183,7 +183,12 @@ print(peak() - before)
     # Large blocks come from the system and go back to it: what an allocator keeps for later is not what a call takes.
     allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False, env=os.environ | allocator
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env=os.environ | allocator,
     )
     if done.returncode == 3 or not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system does not tell what memory was used at most")

@@ -76,6 +76,10 @@ _ALL = (
         alone=True, memory_lengths=(128 * K,), limits=Limits(memory=_MEMORY),
     ),
     Case(
+        "memory-training", "peak memory of a forward and a backward pass", "training", (128 * K,), alone=True,
+        memory_lengths=(128 * K,), limits=Limits(memory=_MEMORY),
+    ),
+    Case(
         "trained-forward", "forward on queries and keys of a trained model, all its layers", "forward",
         (8 * K, 32 * K), head_dims=(), peers=("sdpa", "sdpa-row"), alone=True, trained=True,
     ),
@@ -98,12 +102,13 @@ _ALL = (
     ),
     Case(
         "overhead-forward", "what a call costs at 16 tokens, without gradients", "forward", (16,), head_dims=(64,),
-        peers=("sdpa", "sdpa-row"), target=Target("sdpa-row", at={(64, 16): 0.5}), quick_lengths=(16,),
-        limits=Limits(seconds=25e-6),
+        peers=("sdpa", "sdpa-row"), target=Target("sdpa-row", at={(64, 16): 0.5}, also=("sdpa",)),
+        quick_lengths=(16,), limits=Limits(seconds=25e-6),
     ),
     Case(
         "overhead-training", "what a call and its gradients cost at 16 tokens", "training", (16,), head_dims=(64,),
-        peers=("sdpa", "sdpa-row"), target=Target("sdpa-row", at={(64, 16): 0.5}), quick_lengths=(16,),
+        peers=("sdpa", "sdpa-row"), target=Target("sdpa-row", at={(64, 16): 0.5}, also=("sdpa",)),
+        quick_lengths=(16,),
     ),
     Case(
         "layer", "an attention layer with its projections, forward", "layer", (1 * K, 2 * K, 4 * K), head_dims=(64,),
@@ -111,7 +116,7 @@ _ALL = (
         memory_lengths=(4 * K,),
     ),
     Case(
-        "bloom-176b", "the attention of one layer of BLOOM-176B: 112 heads of 128", "forward", (32 * K,),
+        "bloom-176b", "the attention of one layer of BLOOM-176B, without its projections: 112 heads of 128", "forward", (32 * K,),
         head_dims=(128,), heads=112, peers=("sdpa-row",), alone=True, memory_lengths=(32 * K,),
         memory_of_peers=False,
     ),

@@ -157,11 +157,17 @@ def _linear(trials: Trials) -> Table:
 
 def _memory(trials: Trials) -> Table:
     rows = [
-        [trial.dtype, str(trial.head_dim), short(trial.keys), f"{(beyond(trial) or 0) / 1e6:.1f} MB"]
+        [
+            "forward and backward" if trial.mode == "training" else "forward",
+            trial.dtype,
+            str(trial.head_dim),
+            short(trial.keys),
+            f"{(beyond(trial) or 0) / 1e6:.1f} MB",
+        ]
         for trial in trials
-        if trial.case in ("memory", "memory-bf16") and beyond(trial) is not None
+        if trial.case in ("memory", "memory-bf16", "memory-training") and beyond(trial) is not None
     ]
-    return Table("", ["inputs", "D", "tokens", "peak beyond inputs and outputs"], rows, labels=3)
+    return Table("", ["", "inputs", "D", "tokens", "peak beyond inputs and outputs"], rows, labels=4)
 
 
 def _trained(trials: Trials) -> Table:
