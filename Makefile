@@ -14,13 +14,15 @@ endif
 
 # The kernels are looked at twice: as the portable source and, where that is the machine, with every intrinsic.
 tidy_flags := -std=gnu++17 -fno-math-errno -Wall -Wextra
+# And as another machine's compiler would: types and intrinsics of aarch64, for which no headers are needed.
+tidy_aarch64 := $(tidy_flags) --target=aarch64-linux-gnu -ffreestanding -DALIBI_TARGET=baseline
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
 tidy_avx512 := -DALIBI_TARGET=avx512bf16 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16
 endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint sanitize gpu kernels clean
+.PHONY: help run test check lint isas sanitize gpu kernels clean
 
 # Only what is installed in the environment is imported.
 unexport PYTHONPATH
@@ -61,7 +63,21 @@ lint: $(tools) ## ruff and mypy (strict), clang-format and clang-tidy, alone
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/tests/*.cpp
 	$(BIN)/clang-tidy --quiet csrc/library.cpp csrc/tests/driver.cpp -- $(tidy_flags)
 	$(BIN)/clang-tidy --quiet csrc/kernel.cpp -- $(tidy_flags) -DALIBI_TARGET=baseline
+	$(BIN)/clang-tidy --quiet csrc/kernel.cpp -- $(tidy_aarch64)
 	$(if $(tidy_avx512),$(BIN)/clang-tidy --quiet csrc/kernel.cpp -- $(tidy_flags) $(tidy_avx512))
+
+kernel_tests := tests/backends/test_cpu.py tests/backends/test_cpu_decode.py tests/backends/test_cpu_horizon.py \
+	tests/backends/test_cpu_accuracy.py tests/operator tests/cache
+loaded = $(BIN)/python -c "from alibi_attention.backends import native; print(native.load().isa)"
+
+# The suite itself runs with the best there is.
+isas: $(tools) ## the tests of the CPU kernels under each instruction set this machine has but the best (minutes)
+	@best=$$($(loaded)) && for isa in baseline avx2 avx512 avx512bf16; do \
+	  if [ $$isa = $$best ]; then continue; fi; \
+	  if ! ALIBI_CPU_ISA=$$isa $(loaded) >/dev/null 2>&1; then echo "this machine has no $$isa"; continue; fi; \
+	  echo "The kernels as $$isa"; \
+	  ALIBI_CPU_ISA=$$isa ALIBI_CPU_CASES=40 $(BIN)/python -m pytest $(PYTEST_FLAGS) -q $(kernel_tests) || exit 1; \
+	done
 
 sanitize: ## the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 	$(MAKE) -C csrc/tests sanitize

@@ -116,8 +116,8 @@ _ALL = (
         memory_lengths=(4 * K,),
     ),
     Case(
-        "bloom-176b", "the attention of one layer of BLOOM-176B, without its projections: 112 heads of 128", "forward", (32 * K,),
-        head_dims=(128,), heads=112, peers=("sdpa-row",), alone=True, memory_lengths=(32 * K,),
+        "bloom-176b", "the attention of one layer of BLOOM-176B, without its projections: 112 heads of 128", "forward",
+        (32 * K,), head_dims=(128,), heads=112, peers=("sdpa-row",), alone=True, memory_lengths=(32 * K,),
         memory_of_peers=False,
     ),
 )  # fmt: skip
