@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from alibi_attention.bench.errors import BenchError
 from alibi_attention.bench.inputs import make_inputs
 from alibi_attention.bench.ours import computed_tiles, make_ours, our_names
 from alibi_attention.bench.peers import PEERS, pick_peers
-from alibi_attention.bench.results import Entry, TrialResult
+from alibi_attention.bench.results import Entry, TrialResult, read_results
+from alibi_attention.bench.run import Bench, Watch
 from alibi_attention.bench.timing import Samples, Settings
 from alibi_attention.bench.trial import measure_trial
 
@@ -227,3 +229,19 @@ def test_the_block_mask_of_flex(first: int) -> None:
     rows, columns = torch.arange(4)[:, None], torch.arange(4)
     expected = (columns <= rows) & (columns >= start[0, 0, :, None])
     assert torch.equal(mask.to_dense()[0, 0].bool(), expected)
+
+
+# What is on disk while a run goes on
+
+
+def test_every_size_is_written_when_it_is_done(tmp_path: Path) -> None:
+    output, written = tmp_path / "results.json", []
+    trials = [small("sweep", keys=keys) for keys in (32, 64)]
+
+    def started(trial: Trial) -> None:
+        # As much as is left where something takes the process down from here on.
+        written.append([each.keys for each in read_results(output).trials if each.complete])
+
+    Bench(trials, [], 1, Settings(repeats=1, least=0.001)).run(output, Watch(started=started))
+    assert written == [[], [32]]
+    assert [each.keys for each in read_results(output).trials] == [32, 64]

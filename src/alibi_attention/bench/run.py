@@ -81,6 +81,8 @@ class Bench:
                 for trial in self.trials:
                     watch.started(trial)
                     self._measure(trial, results, watch)
+                    # What takes the process down, or its machine, takes no more than the size at hand.
+                    results.write(output)
                 results.status = "complete"
             finally:
                 results.seconds = time.perf_counter() - begin
