@@ -102,7 +102,7 @@ static void lanes_piece(const Decode& run, ForwardSpace& space, const Piece& pie
     }
     survey(block);
     space.out = slot + kHeader;
-    start_sums(space, call.value_dim);
+    start_sums(space, kBlock, call.value_dim);
     pack_queries(space.query, call, block, rows);
     const KeyHead keys = key_head(call, unit.batch, unit.kv_head, space.key_stage, space.value_stage);
     const int64_t low = largest(piece.first, block.first_key / kTile),

@@ -330,12 +330,13 @@ ALIBI_INLINE void pack_queries(float* to, const Call& call, const Block& block, 
         pack_transposed(to, call.type, rows, block.rows, call.head_dim, block.factor);
 }
 
-ALIBI_INLINE void start_sums(ForwardSpace& space, int64_t value_dim) {
+ALIBI_INLINE void start_sums(ForwardSpace& space, int rows, int64_t value_dim) {
     for (int row = 0; row < kBlock; ++row) {
         space.peak[row] = -kInfinity;
         space.sum[row] = 0.0f;
     }
-    __builtin_memset(space.out, 0, static_cast<size_t>(value_dim) * kBlock * 4);
+    for (int64_t e = 0; e < value_dim; ++e)
+        for (int lane = 0; lane < rows; lane += kWidth) store(space.out + e * kBlock + lane, Floats{});
 }
 
 static void forward_block(const Forward& run, ForwardSpace& space, int64_t batch, int64_t head, int64_t number) {
@@ -346,7 +347,7 @@ static void forward_block(const Forward& run, ForwardSpace& space, int64_t batch
     for (int row = 0; row < block.rows; ++row)
         rows[row] = row_of(call.query, call.type, batch, head, block.first_row + row);
     pack_queries(space.query, call, block, rows);
-    start_sums(space, call.value_dim);
+    start_sums(space, block.rows, call.value_dim);
     Sight sight;
     look(sight, run.horizon, call, block);
     const KeyHead keys = key_head(call, batch, block.kv_head, space.key_stage, space.value_stage);

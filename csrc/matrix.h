@@ -189,21 +189,37 @@ ALIBI_INLINE void write_row(char* row, int64_t type, const float* from, int64_t 
     for (; at < length; ++at) element_to(type, row, at, from[at] * factor);
 }
 
+// For each round of a transpose, which lanes of two rows make up either of them: tables, because compilers put vectors
+// that are computed lane by lane together again at every use.
+struct Exchanges {
+    alignas(64) int32_t upper[4][kWidth];
+    alignas(64) int32_t lower[4][kWidth];
+};
+
+constexpr Exchanges make_exchanges() {
+    Exchanges to = {};
+    for (int round = 0; 1 << round < kWidth; ++round)
+        for (int lane = 0; lane < kWidth; ++lane) {
+            const int reach = 1 << round;
+            to.upper[round][lane] = lane & reach ? kWidth + lane - reach : lane;
+            to.lower[round][lane] = lane & reach ? kWidth + lane : lane + reach;
+        }
+    return to;
+}
+
+static constexpr Exchanges kExchanges = make_exchanges();
+
 // A kWidth x kWidth transpose in registers: log2(kWidth) rounds of pairwise exchanges, each halving what is misplaced.
 ALIBI_INLINE void transpose(Floats (&x)[kWidth]) {
 #pragma GCC unroll 4
-    for (int reach = 1; reach < kWidth; reach *= 2) {
-        Ints upper, lower;
-        for (int lane = 0; lane < kWidth; ++lane) {
-            upper[lane] = lane & reach ? kWidth + lane - reach : lane;
-            lower[lane] = lane & reach ? kWidth + lane : lane + reach;
-        }
+    for (int round = 0; 1 << round < kWidth; ++round) {
+        const Ints upper = load_ints(kExchanges.upper[round]), lower = load_ints(kExchanges.lower[round]);
 #pragma GCC unroll 16
         for (int i = 0; i < kWidth; ++i) {
-            if (i & reach) continue;
-            const Floats a = x[i], b = x[i + reach];
+            if (i & 1 << round) continue;
+            const Floats a = x[i], b = x[i + (1 << round)];
             x[i] = pick(a, b, upper);
-            x[i + reach] = pick(a, b, lower);
+            x[i + (1 << round)] = pick(a, b, lower);
         }
     }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from array import array
 
 import torch
@@ -20,6 +21,21 @@ _ADDRESSES = (
 )  # fmt: skip
 
 
+# Bytes of lse and plan up to which a thread keeps a block for them: making a tensor takes a microsecond.
+_FEW = 1 << 14
+
+
+class _Spare(threading.local):
+    """A block of each thread's own for results that nobody sees."""
+
+    def __init__(self) -> None:
+        self.block = array("b", bytes(_FEW))
+        self.address = self.block.buffer_info()[0]
+
+
+_SPARE = _Spare()
+
+
 def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides of a new tensor."""
     return tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
@@ -32,7 +48,8 @@ class PreparedCall:
     """
 
     __slots__ = (
-        "_dtype", "_gradient_shapes", "_like_query", "_lse", "_native", "_out", "_plan", "_rows", "_saved", "_template",
+        "_dtype", "_gradient_shapes", "_like_query", "_lse", "_native", "_out", "_plan", "_rest", "_rows", "_saved",
+        "_template",
     )  # fmt: skip
 
     def __init__(self, problem: Problem, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> None:
@@ -42,6 +59,7 @@ class PreparedCall:
         self._rows = problem.batch * problem.num_heads * problem.q_len
         self._out = (*self._lse, problem.value_dim)
         self._plan = cpu.CpuBackend().plan_shape(problem)[0]
+        self._rest = 4 * (self._rows + self._plan)
         self._like_query = query.is_contiguous() and problem.value_dim == problem.head_dim
         self._gradient_shapes = (query.shape, key.shape, value.shape)
         # Shape, strides (None for contiguous) and dtype of what `results` is given and gives.
@@ -73,8 +91,11 @@ class PreparedCall:
     def output(self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
         """The output alone; lse and plan share a block that nobody sees."""
         out = self._empty_out(query)
-        rest = torch.empty(self._rows + self._plan, dtype=torch.int32)
-        at = rest.data_ptr()
+        if self._rest <= _FEW:
+            at = _SPARE.address
+        else:
+            rest = torch.empty(self._rest, dtype=torch.int8)
+            at = rest.data_ptr()
         self._forward(query, key, value, slopes, out, at, at + 4 * self._rows)
         return out
 
