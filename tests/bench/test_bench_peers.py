@@ -238,7 +238,7 @@ def test_every_size_is_written_when_it_is_done(tmp_path: Path) -> None:
     output, written = tmp_path / "results.json", []
     trials = [small("sweep", keys=keys) for keys in (32, 64)]
 
-    def started(trial: Trial) -> None:
+    def started(trial: Trial) -> None:  # noqa: ARG001
         # As much as is left where something takes the process down from here on.
         written.append([each.keys for each in read_results(output).trials if each.complete])
 
