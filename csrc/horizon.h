@@ -110,6 +110,21 @@ ALIBI_INLINE Products products(int64_t type, const char* row, const float* cente
     return {sum_of(square) + rest.square, sum_of(dot) + rest.with_center};
 }
 
+ALIBI_INLINE float square_norm(int64_t type, const char* row, int64_t length) {
+    Floats sum = {};
+    float rest = 0.0f;
+    int64_t at = 0;
+    for (; at + kWidth <= length; at += kWidth) {
+        const Floats x = load_as(type, row, at);
+        sum += x * x;
+    }
+    for (; at < length; ++at) {
+        const float x = element_as(type, row, at);
+        rest += x * x;
+    }
+    return sum_of(sum) + rest;
+}
+
 ALIBI_INLINE float scaled_norm(const Call& call, float square) {
     return static_cast<float>(__builtin_fabs(call.scale)) * (__builtin_sqrtf(square) * kNormInflation + kNormFloor);
 }
@@ -166,11 +181,9 @@ static void find_center(const Horizon& horizon, const Call& call, int64_t batch,
 
 static void find_levels(const Horizon& horizon, const Call& call, int64_t batch, int64_t head) {
     float low = kInfinity, high = 0.0f;
-    const int64_t kv_head = head / (call.heads / call.kv_heads);
-    const float* center = horizon.centers + (batch * call.kv_heads + kv_head) * call.head_dim;
     for (int64_t row = 0; row < call.q_len; ++row) {
         const char* query = row_of(call.query, call.type, batch, head, row);
-        const float norm = scaled_norm(call, products(call.type, query, center, call.head_dim).square);
+        const float norm = scaled_norm(call, square_norm(call.type, query, call.head_dim));
         if (!is_finite(norm)) continue;
         low = norm < low ? norm : low;
         high = norm > high ? norm : high;
@@ -197,21 +210,21 @@ static void find_radii(const Horizon& horizon, const Call& call, int64_t batch, 
     const float* center = horizon.centers + index * call.head_dim;
     const int64_t first = largest(tile * kTile, horizon.visible[batch * 2]);
     const int64_t end = smallest((tile + 1) * kTile, horizon.visible[batch * 2 + 1]);
-    float most = -kInfinity;
+    float most = -kInfinity, rest = 0.0f;
+    Floats zeros = {};
     bool finite = true;
     for (int64_t j = first; j < end; ++j) {
         const char* key = row_of(call.key, call.type, batch, kv_head, j);
         const float square = square_distance(call.type, key, center, call.head_dim);
         finite &= is_finite(square);
         most = square > most ? square : most;
+        // A zero for what is finite, NaN for what is not, which stays in a sum.
         const char* value = row_of(call.value, call.type, batch, kv_head, j);
-        Floats zeros = {};
-        float rest = 0.0f;
         int64_t at = 0;
         for (; at + kWidth <= call.value_dim; at += kWidth) zeros += load_as(call.type, value, at) * 0.0f;
         for (; at < call.value_dim; ++at) rest += element_as(call.type, value, at) * 0.0f;
-        finite &= sum_of(zeros) + rest == 0.0f;
     }
+    finite &= sum_of(zeros) + rest == 0.0f;
     float* radius = horizon.radii + index * horizon.tiles + tile;
     *radius = first >= end ? -kInfinity : finite ? __builtin_sqrtf(most) * kNormInflation + kNormFloor : kInfinity;
 }

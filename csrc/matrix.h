@@ -189,8 +189,7 @@ ALIBI_INLINE void write_row(char* row, int64_t type, const float* from, int64_t 
     for (; at < length; ++at) element_to(type, row, at, from[at] * factor);
 }
 
-// For each round of a transpose, which lanes of two rows make up either of them: tables, because compilers put vectors
-// that are computed lane by lane together again at every use.
+// For each round of a transpose, which lanes of two rows make up either of them: a table, as in sum_of().
 struct Exchanges {
     alignas(64) int32_t upper[4][kWidth];
     alignas(64) int32_t lower[4][kWidth];
