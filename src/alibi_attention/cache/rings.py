@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from alibi_attention.cache.common import lasting
 from alibi_attention.horizon.tiles import BLOCK_K
 
 PIECE = 512
@@ -173,13 +174,13 @@ class Ring:
             self.norms[:, :, tile] = radii.amax(2)
 
     def reorder(self, index: Tensor) -> None:
-        self.key, self.value, self.norms = (t.index_select(0, index) for t in (self.key, self.value, self.norms))
+        with lasting():
+            self.key, self.value, self.norms = (t.index_select(0, index) for t in (self.key, self.value, self.norms))
 
 
 def _buffers(heads: int, key: Tensor, value: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, room = key.shape[0], -(-room // BLOCK_K) * BLOCK_K
-    # Buffers made in inference mode could not be written outside it.
-    with torch.inference_mode(False):
+    with lasting():
         return (
             torch.empty(batch, heads, room, key.shape[3], dtype=key.dtype, device=key.device),
             torch.empty(batch, heads, room, value.shape[3], dtype=value.dtype, device=key.device),
