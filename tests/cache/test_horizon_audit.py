@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import Stream, evicted_tokens, stream, true_shares
+from streams import Stream, stream, true_shares
 from torch import Tensor
 
 from alibi_attention import HorizonCache, HorizonViolation, HorizonWarning, KVCache, alibi_attention
@@ -53,7 +53,7 @@ def test_the_bound_is_above_what_was_dropped(kind: str, kv_heads: int, seed: int
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HorizonWarning)
             cache.attend(part.query, slopes)
-        gone = evicted_tokens(cache)
+        gone = cache.certificate().evicted
         if not bool((gone > 0).any()):
             continue
         end, count = cache.length, part.query.shape[2]
@@ -255,7 +255,7 @@ def test_caps_guarantee_it_against_the_worst(seed: int, kv_heads: int) -> None:
         at = slice(start, start + 100)
         cache.append(key[:, :, at], value[:, :, at])
         cache.attend(query.expand(-1, -1, 100, -1), slopes)
-    evicted = evicted_tokens(cache)
+    evicted = cache.certificate().evicted
     assert bool((evicted > 0).all())
     # Everything the cache still holds turns against the query.
     for head in range(kv_heads):

@@ -104,6 +104,25 @@ def test_memory_stops_growing(mode: str) -> None:
     assert certificate.dropped_share <= certificate.tolerance
 
 
+def test_what_is_certified_as_evicted_is_not_read() -> None:
+    """Keys that lie in a ring and are in the books as evicted may be anything at all."""
+    whole = stream(2500, kv_heads=2)
+    cache = HorizonCache()
+    for part in whole.parts(100):
+        cache.append(part.key, part.value)
+        want = cache.attend(part.query, STEEP)
+    certificate = cache.certificate()
+    assert torch.equal(certificate.windows + certificate.evicted, torch.tensor([2500, 2500]))
+    store = cache._store
+    assert store is not None
+    for ring in store.rings:
+        evicted = int(certificate.evicted[ring.heads[0]])
+        assert evicted == ring.start + 64 < ring.end
+        for t in ring.span(ring.start, evicted):
+            t.fill_(math.nan)
+    assert torch.equal(cache.attend(part.query, STEEP), want)
+
+
 def test_a_long_prompt_leaves_no_large_buffers_behind() -> None:
     whole = stream(9000)
     cache = HorizonCache()
@@ -295,7 +314,8 @@ def test_reset_and_what_it_prints() -> None:
         cache.attend(part.query, STEEP)
     text = repr(cache)
     assert text.startswith("HorizonCache(audited, length=2,500, batch=1, num_kv_heads=4, head_dim=16, float32 on cpu, ")
-    held = sorted(set(cache.certificate().windows.tolist()))
+    # A ring holds one tile more than its heads look at.
+    held = sorted({window + 64 for window in cache.certificate().windows.tolist()})
     assert text.endswith(f" bytes, rings of {', '.join(f'{n:,}' for n in held)} tokens)")
     table = str(cache.certificate()).splitlines()
     assert table[0].startswith("audited, 2,500 tokens, ")

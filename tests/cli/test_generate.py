@@ -243,7 +243,7 @@ def test_a_falcon_forgets(tmp_path: Path) -> None:
     save_model(tmp_path, "falcon")
     done = invoke(tmp_path, "x" * 3000, "--cache", "horizon", "--max-tokens", 3, "--past-end")
     assert done.exit_code == 0, done.stderr
-    assert "horizon: up to 1,024 tokens forgotten, at most " in done.stderr
+    assert "horizon: up to 1,088 tokens forgotten, at most " in done.stderr
 
 
 def test_the_dtype_of_a_transformers_model(tmp_path: Path) -> None:

@@ -311,9 +311,9 @@ class HorizonCache:
         """What has been forgotten so far, and the bound on what it would have weighed."""
         store, judge = self._store, self._judge
         heads = 0 if store is None else store.center.shape[1]
-        held, start = (torch.zeros(heads, dtype=torch.int64) for _ in range(2))
+        evicted = torch.zeros(heads, dtype=torch.int64)
         for ring in [] if store is None else store.rings:
-            held[ring.heads], start[ring.heads] = ring.held, ring.start
+            evicted[ring.heads] = ring.evicted
         logs = torch.full((heads if self._slopes is None else len(self._slopes),), -torch.inf, dtype=torch.float64)
         if isinstance(judge, Audit):
             logs = judge.auditor.worst.cpu()
@@ -323,8 +323,8 @@ class HorizonCache:
             mode=self._options.mode,
             tolerance=self.tolerance,
             length=self.length,
-            windows=held,
-            evicted=start,
+            windows=self.length - evicted,
+            evicted=evicted,
             bytes_held=self.bytes_held,
             dropped_share=float(logs.exp().amax()) if heads else 0.0,
             by_head=logs.exp(),

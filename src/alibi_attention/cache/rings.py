@@ -46,6 +46,11 @@ class Ring:
         return self.end - self.start
 
     @property
+    def evicted(self) -> int:
+        """Tokens given up: the first tile of the run is among them, though it lies there still (`first_needed`)."""
+        return self.start + BLOCK_K if self.start else 0
+
+    @property
     def room(self) -> int:
         return self.key.shape[2]
 

@@ -127,7 +127,7 @@ class Store:
             if start == ring.start:
                 continue
             if auditor is not None:
-                self._enter(number, ring.start + BLOCK_K if ring.start else 0, start + BLOCK_K, auditor)
+                self._enter(number, ring.evicted, start + BLOCK_K, auditor)
             ring.evict(start, _heads(self.farther, ring.heads, self._index[number]))
         if auditor is not None:
             auditor.close()
