@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention import HorizonCache, KVCache
+from alibi_attention.bench.machine import machine
 from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.runs import RunFolder
@@ -72,15 +72,6 @@ class Pair:
 def resident() -> int:
     """Bytes of memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def timed_steps(decoder: Decoder, text: Tensor, at: int, caches: list[Any]) -> list[float]:
@@ -232,7 +223,7 @@ def main() -> None:
             result = compare(decoder, text, given.tokens or 65_536)
     given.output.mkdir(parents=True, exist_ok=True)
     path = given.output / f"streaming-{given.part}.json"
-    path.write_text(json.dumps({**machine(), **result}) + "\n")
+    path.write_text(json.dumps({"machine": machine(), **result}) + "\n")
     print({name: value for name, value in result.items() if name not in ("marks", "samples", "windows")})
 
 

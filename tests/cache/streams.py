@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alibi_attention import HorizonCache
-
 
 class Stream(NamedTuple):
     query: Tensor
@@ -51,9 +49,3 @@ def true_shares(query: Tensor, key: Tensor, slopes: Tensor, evicted: Tensor, fir
     gone = (index < evicted.repeat_interleave(group)[:, None])[:, None]
     dropped = scores.masked_fill(~gone, -torch.inf).logsumexp(-1)
     return torch.exp(dropped - scores.masked_fill(gone, -torch.inf).logsumexp(-1))
-
-
-def evicted_tokens(cache: HorizonCache) -> Tensor:
-    """(num_kv_heads,) tokens the cache answers for by its bound alone: the first tile of a ring is among them."""
-    evicted = cache.certificate().evicted
-    return torch.where(evicted > 0, evicted + 64, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import Stream, evicted_tokens, stream, true_shares
+from streams import Stream, stream, true_shares
 from torch import Tensor
 
 from alibi_attention import HorizonCache, HorizonViolation, HorizonWarning, KVCache, alibi_attention
@@ -53,7 +53,7 @@ def test_the_bound_is_above_what_was_dropped(kind: str, kv_heads: int, seed: int
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HorizonWarning)
             cache.attend(part.query, slopes)
-        gone = evicted_tokens(cache)
+        gone = cache.certificate().evicted
         if not bool((gone > 0).any()):
             continue
         end, count = cache.length, part.query.shape[2]
@@ -131,6 +131,35 @@ def test_a_violation_is_answered_from_the_full_cache(own: bool) -> None:
     cache.append(whole.key[:, :, :3], whole.value[:, :, :3])
 
 
+class Recording(KVCache):
+    """A full cache that keeps what it was asked, and where asked says that it is elsewhere."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.home, self.asked = device, {}  # type: ignore[var-annotated]
+
+    @property
+    def key(self) -> Tensor:
+        return super().key.to(self.home)
+
+    def attend(self, query: Tensor, *_: object, **call: object) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        self.asked = {"device": query.device.type, **call}
+        return torch.zeros(query.shape), torch.zeros(query.shape[:3])
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "blocked"), ("meta", None)])
+def test_the_full_cache_is_asked_what_the_call_asked(device: str, backend: str | None) -> None:
+    """Elsewhere another backend may be needed than the one named, here it may not."""
+    whole = _shrinking()
+    backing = Recording(device)
+    cache = HorizonCache(on_violation="refetch", backing=backing)
+    feed(cache, Stream(*(t[:, :, :-1] for t in whole)), 300)
+    cache.append(whole.key[:, :, -1:], whole.value[:, :, -1:])
+    call = {"scale": 0.25, "window": (2500, 0), "tolerance": 0.0}
+    cache.attend(whole.query[:, :, -1:], STEEP, backend="blocked", **call)  # type: ignore[call-overload]
+    assert backing.asked == {"device": device, "backend": backend, "return_lse": True, **call}
+
+
 @pytest.mark.parametrize("where", ["value", "key"])
 def test_what_is_not_finite_is_never_forgotten_in_silence(where: str) -> None:
     whole = stream(2600)
@@ -178,7 +207,8 @@ def test_windows_widen_before_they_are_too_small() -> None:
     torch.manual_seed(2)
     slopes = torch.tensor([0.5, 0.3, 0.2, 0.03])
     whole = stream(9000)
-    whole.query.mul_(torch.linspace(0.5, 5.0, 9000)[:, None])
+    # From 4000 on, when every window is full.
+    whole.query.mul_(torch.linspace(-3.1, 5.0, 9000).clamp_min(0.5)[:, None])
     early, late = (Stream(*(t[:, :, part] for t in whole)) for part in (slice(0, 4000), slice(4000, 9000)))
     cache = HorizonCache()
     feed(cache, early, 50, slopes=slopes)
@@ -192,6 +222,21 @@ def test_windows_widen_before_they_are_too_small() -> None:
     # The window of the beginning would not have done.
     with pytest.raises(HorizonViolation):
         feed(HorizonCache(window=[100, 100, 100, window - 1024]), whole, 50, slopes=slopes)
+
+
+@pytest.mark.parametrize("size", [100, 128, 300])
+def test_windows_not_full_yet_follow_what_is_seen_whatever_the_chunks(size: int) -> None:
+    """Norms that grow while the flattest head's window fills: a window of the first rows would be too small."""
+    torch.manual_seed(0)
+    slopes = torch.tensor([0.5, 1 / 64])
+    whole = stream(8000, heads=2, kv_heads=2)
+    whole.query.mul_(torch.linspace(0.2, 27.0, 8000).clamp_max(10.0)[:, None])
+    cache = HorizonCache()
+    out = feed(cache, whole, size, slopes=slopes)
+    assert cache.certificate().violations == 0
+    assert int(cache.certificate().evicted[1]) > 0
+    want = alibi_attention(*(t.double() for t in whole), slopes)[:, :, -out.shape[2] :]
+    torch.testing.assert_close(out.double(), want, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=20)
@@ -210,7 +255,7 @@ def test_caps_guarantee_it_against_the_worst(seed: int, kv_heads: int) -> None:
         at = slice(start, start + 100)
         cache.append(key[:, :, at], value[:, :, at])
         cache.attend(query.expand(-1, -1, 100, -1), slopes)
-    evicted = evicted_tokens(cache)
+    evicted = cache.certificate().evicted
     assert bool((evicted > 0).all())
     # Everything the cache still holds turns against the query.
     for head in range(kv_heads):

@@ -104,6 +104,25 @@ def test_memory_stops_growing(mode: str) -> None:
     assert certificate.dropped_share <= certificate.tolerance
 
 
+def test_what_is_certified_as_evicted_is_not_read() -> None:
+    """Keys that lie in a ring and are in the books as evicted may be anything at all."""
+    whole = stream(2500, kv_heads=2)
+    cache = HorizonCache()
+    for part in whole.parts(100):
+        cache.append(part.key, part.value)
+        want = cache.attend(part.query, STEEP)
+    certificate = cache.certificate()
+    assert torch.equal(certificate.windows + certificate.evicted, torch.tensor([2500, 2500]))
+    store = cache._store
+    assert store is not None
+    for ring in store.rings:
+        evicted = int(certificate.evicted[ring.heads[0]])
+        assert evicted == ring.start + 64 < ring.end
+        for t in ring.span(ring.start, evicted):
+            t.fill_(math.nan)
+    assert torch.equal(cache.attend(part.query, STEEP), want)
+
+
 def test_a_long_prompt_leaves_no_large_buffers_behind() -> None:
     whole = stream(9000)
     cache = HorizonCache()
@@ -183,6 +202,30 @@ def test_beams_are_reordered_with_all_that_is_known_of_them() -> None:
     torch.testing.assert_close(cache.attend(whole.query[:1, :, :1], STEEP), full.attend(whole.query[:1, :, :1], STEEP))
 
 
+@pytest.mark.parametrize("switch", [300, 2000])
+def test_inference_mode_and_after(switch: int) -> None:
+    """What was made in inference mode is written to outside of it: before anything was evicted, and after."""
+    whole = stream(4000, batch=2)
+    mask = torch.ones(2, 4000, dtype=torch.bool)
+    mask[1, :70] = False
+    full, cache = KVCache(), HorizonCache()
+    at = 0
+    for part in whole.parts(100):
+        with torch.inference_mode(at < switch or at >= 3000):
+            index = torch.tensor([1, 0])
+            for each in (full, cache):
+                each.append(part.key, part.value, key_mask=mask[:, at : at + 100])
+            want, out = (each.attend(part.query, STEEP).clone() for each in (full, cache))
+            if at in (switch - 100, switch, 3000):
+                mask = mask[index]
+                for each in (full, cache):
+                    each.reorder(index)
+        torch.testing.assert_close(out, want)
+        at += 100
+    assert bool((cache.certificate().evicted > 2000).all())
+    assert cache.certificate().violations == 0
+
+
 def test_crop_takes_back_what_was_appended_last() -> None:
     whole = stream(4000)
     draft = stream(40)
@@ -204,6 +247,23 @@ def test_crop_takes_back_what_was_appended_last() -> None:
         cache.crop(500)
     with pytest.raises(ValueError, match="length: expected 0 to 0, the tokens seen, got 1"):
         HorizonCache().crop(1)
+
+
+@pytest.mark.parametrize("in_place", ["parameter", "tensor"])
+def test_slopes_that_change_in_place_are_noticed(in_place: str) -> None:
+    """What was evicted was judged by the slopes of the calls before, and so is what is kept."""
+    module = ALiBiAttention(64, 4, slopes=STEEP, learned_slopes=True)
+    slopes = module.head_slopes() if in_place == "parameter" else STEEP.clone()
+    whole, cache = stream(20), HorizonCache()
+    with torch.no_grad():
+        cache.append(whole.key, whole.value)
+        cache.attend(whole.query, slopes)
+        slopes.mul_(0.5)
+        with pytest.raises(ValueError, match="slopes, scale: expected those of the calls before, got others"):
+            cache.attend(whole.query, slopes)
+        cache.reset()
+        cache.append(whole.key, whole.value)
+        torch.testing.assert_close(cache.attend(whole.query, slopes), alibi_attention(*whole, 0.5 * STEEP))
 
 
 def test_heads_that_do_not_fall_forget_nothing() -> None:
@@ -254,7 +314,8 @@ def test_reset_and_what_it_prints() -> None:
         cache.attend(part.query, STEEP)
     text = repr(cache)
     assert text.startswith("HorizonCache(audited, length=2,500, batch=1, num_kv_heads=4, head_dim=16, float32 on cpu, ")
-    held = sorted(set(cache.certificate().windows.tolist()))
+    # A ring holds one tile more than its heads look at.
+    held = sorted({window + 64 for window in cache.certificate().windows.tolist()})
     assert text.endswith(f" bytes, rings of {', '.join(f'{n:,}' for n in held)} tokens)")
     table = str(cache.certificate()).splitlines()
     assert table[0].startswith("audited, 2,500 tokens, ")
@@ -313,6 +374,10 @@ def test_refusals() -> None:
         cache.append(whole.key.double(), whole.value.double())
     with pytest.raises(ValueError, match="key_mask: expected padding on the left only, got padding after tokens in"):
         cache.append(whole.key, whole.value, key_mask=torch.zeros(1, 20, dtype=torch.bool))
+    for wrong in (torch.ones(1, 19, dtype=torch.bool), torch.ones(1, 20)):
+        for each in (cache, HorizonCache()):
+            with pytest.raises(ValueError, match=r"key_mask: expected bool of shape \(1, 20\), True where a key takes"):
+                each.append(whole.key, whole.value, key_mask=wrong)
     assert cache.length == 20
     other = HorizonCache()
     other.append(whole.key, whole.value)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alibi_attention import ALiBiAttention, KVCache, alibi_attention, alibi_slopes
+from alibi_attention import ALiBiAttention, HorizonCache, KVCache, alibi_attention, alibi_slopes
 from alibi_attention.dispatch import explain_backends
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -160,14 +160,32 @@ def test_padding_that_is_not_finite_stays_outside(any_backend: str) -> None:
     torch.testing.assert_close(got, alibi_attention(query, key, value, key_mask=mask)[:, :, -3:])
 
 
-def test_inference_mode_and_after() -> None:
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("reordered", [False, True])
+def test_inference_mode_and_after(padded: bool, reordered: bool) -> None:
     query, key, value = _tensors(10, dtype=torch.float32)
+    mask = torch.ones(2, 10, dtype=torch.bool)
+    mask[1, :3] = not padded
+    rows = torch.tensor([1, 0] if reordered else [0, 1])
     cache = KVCache()
     with torch.inference_mode():
-        cache.append(key, value)
+        cache.append(key[:, :, :9], value[:, :, :9], key_mask=mask[:, :9] if padded else None)
+        if reordered:
+            cache.reorder(rows)
     with torch.no_grad():
-        cache.append(key[:, :, :1], value[:, :, :1])
-        assert cache.attend(query[:, :, :1]).shape == (2, 4, 1, 16)
+        cache.append(key[rows, :, 9:], value[rows, :, 9:])
+        want = alibi_attention(query, key, value, key_mask=mask)[rows, :, 9:]
+        torch.testing.assert_close(cache.attend(query[rows, :, 9:]), want)
+
+
+def test_what_is_kept_has_no_graph() -> None:
+    """Under no_grad a key may require a gradient; what is held of it must not."""
+    key = torch.randn(1, 2, 5, 8, requires_grad=True)
+    for cache in (KVCache(), HorizonCache()):
+        with torch.no_grad():
+            cache.append(key, key)
+        cache.append(key.detach(), key.detach())
+        assert not cache.attend(torch.randn(1, 2, 1, 8)).requires_grad
 
 
 def test_a_compiled_module_leaves_the_cache_to_python() -> None:
@@ -271,3 +289,29 @@ def test_a_refused_append_changes_nothing() -> None:
         cache.append(key[:, :, :2], value[:, :, :2], key_mask=torch.tensor([[False, True], [True, True]]))
     assert cache.length == 10
     assert torch.equal(cache.attend(query), before)
+    # Nor is an empty cache filled by halves: it takes another batch.
+    cache = KVCache()
+    with pytest.raises(ValueError, match=r"key_mask: expected padding on the left only, got .* in batch rows \[0\]; "):
+        cache.append(key, value, key_mask=torch.tensor([[True] * 9 + [False], [True] * 10]))
+    assert cache.bytes_held == 0
+    cache.append(key[:1], value[:1])
+    torch.testing.assert_close(cache.attend(query[:1]), before[:1], **EXACT)
+
+
+def test_padding_may_go_on_in_the_next_chunk() -> None:
+    query, key, value = _tensors(12)
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[1, :7] = False
+    cache = KVCache()
+    for at in range(0, 12, 3):
+        cache.append(*(t[:, :, at : at + 3] for t in (key, value)), key_mask=mask[:, at : at + 3])
+    torch.testing.assert_close(
+        cache.attend(query[:, :, -1:]), alibi_attention(query, key, value, key_mask=mask)[:, :, -1:], **EXACT
+    )
+    cache.crop(5)
+    with pytest.raises(ValueError, match=r"got padding after tokens in batch rows \[0\]; what is appended next"):
+        cache.append(key[:, :, :3], value[:, :, :3], key_mask=torch.tensor([[False, True, True]] * 2))
+    cache.append(key[:, :, 5:], value[:, :, 5:], key_mask=mask[:, 5:])
+    torch.testing.assert_close(
+        cache.attend(query[:, :, -1:]), alibi_attention(query, key, value, key_mask=mask)[:, :, -1:], **EXACT
+    )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,11 @@ def test_a_reader_that_has_enough_is_no_error(run_folder: Path) -> None:
     process.stderr.close()
 
 
-@pytest.mark.parametrize("family", ["bloom", "mpt"])
-def test_a_transformers_directory(tmp_path: Path, family: str) -> None:
+# Directories of Transformers
+
+
+def save_model(folder: Path, family: str, **how: Any) -> Any:
+    """A small model of random weights and a tokenizer of bytes; the model, stock."""
     pytest.importorskip("alibi_attention.integrations.transformers")
     tokenizers = pytest.importorskip("tokenizers")
     import transformers
@@ -196,34 +200,109 @@ def test_a_transformers_directory(tmp_path: Path, family: str) -> None:
     raw = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = tokenizers.decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>").save_pretrained(tmp_path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>").save_pretrained(folder)
     common = {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 0}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {
+        "bloom": lambda: transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **common),
+        "mpt": lambda: transformers.MptConfig(d_model=32, n_layers=2, n_heads=4, max_seq_len=64, **common),
+        "falcon": lambda: transformers.FalconConfig(alibi=True, multi_query=False, **sizes, **common),
+        "gpt2": lambda: transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64, **common),
+    }[family]()
     torch.manual_seed(0)
-    if family == "bloom":
-        config = transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **common)
-    else:
-        config = transformers.MptConfig(d_model=32, n_layers=2, n_heads=4, max_seq_len=64, **common)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    model.save_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    if family == "falcon":  # whose eager attention adds the bias twice
+        model.set_attn_implementation("sdpa")
+    model.save_pretrained(folder, **how)
+    return model
 
-    ids = raw.encode("hé").ids
+
+def greedy_text(folder: Path, model: Any, prompt: str, count: int) -> str:
+    """What a model says by itself, its end tokens gone past as line feeds."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
     with torch.no_grad():
-        stock = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False, eos_token_id=10**6)[
-            0, len(ids) :
-        ]
-    want = "".join("\n" if int(token) == 0 else raw.decode([int(token)]) for token in stock)
+        out = model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=10**6)[0, ids.shape[1] :]
+    runs, text = [[]], ""
+    for token in out.tolist():
+        runs[-1].append(token)
+        if token == 0:
+            runs.append([])
+    for number, run in enumerate(runs):
+        text += tokenizer.decode(run, skip_special_tokens=True) + ("\n" if number < len(runs) - 1 else "")
+    return text
+
+
+@pytest.mark.parametrize("family", ["bloom", "mpt", "falcon"])
+def test_a_transformers_directory(tmp_path: Path, family: str) -> None:
+    want = greedy_text(tmp_path, save_model(tmp_path, family), "hé", 40)
     for cache in ("full", "horizon"):
         done = invoke(tmp_path, "hé", "--max-tokens", 40, "--past-end", "--temperature", 0, "--cache", cache)
         assert done.exit_code == 0, done.stderr
-        if "\N{REPLACEMENT CHARACTER}" not in want:
-            assert done.stdout_bytes.decode() == want
+        assert done.stdout_bytes.decode() == want
         assert f"({family}): 40 tokens in" in done.stderr
     refused = invoke(tmp_path, "x", "--method", "alibi")
     assert "error: --method: expected none for a Transformers directory, got alibi" in refused.stderr
-    other = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64, **common)
-    transformers.GPT2LMHeadModel(other).save_pretrained(tmp_path)
+
+
+def test_a_falcon_forgets(tmp_path: Path) -> None:
+    """With the exact line of its biases, not their rounding, which would grow with the text."""
+    save_model(tmp_path, "falcon")
+    done = invoke(tmp_path, "x" * 3000, "--cache", "horizon", "--max-tokens", 3, "--past-end")
+    assert done.exit_code == 0, done.stderr
+    assert "horizon: up to 1,088 tokens forgotten, at most " in done.stderr
+
+
+def test_the_dtype_of_a_transformers_model(tmp_path: Path) -> None:
+    from alibi_attention.integrations.transformers import enable
+
+    model = save_model(tmp_path, "bloom")
+    how = ("hé", "--max-tokens", 30, "--past-end", "--temperature", 0, "--quiet")
+    want = greedy_text(tmp_path, enable(model.to(torch.bfloat16)), "hé", 30)
+    assert invoke(tmp_path, *how, "--dtype", "bfloat16").stdout_bytes.decode() == want
+    # By default that of the weights.
+    model.save_pretrained(tmp_path)
+    assert invoke(tmp_path, *how).stdout_bytes.decode() == want
+    refused = invoke(tmp_path, *how, "--dtype", "float8")
+    assert refused.exit_code == 2
+    assert "error: --dtype: expected one of float32, bfloat16, float16, got float8\n" in refused.stderr
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "meta", "nonsense"])
+def test_a_device_that_is_not_there(tmp_path: Path, device: str) -> None:
+    save_model(tmp_path, "bloom")
+    refused = invoke(tmp_path, "x", "--device", device)
+    assert refused.exit_code == 2, refused.exception
+    assert f"error: --device: expected a device of this machine, got {device} (" in refused.stderr
+    assert refused.stderr.endswith(")\n  use cpu\n")
+    assert invoke(tmp_path, "x", "--device", "cpu", "--max-tokens", 1).exit_code == 0
+
+
+def test_folders_of_other_models(tmp_path: Path) -> None:
+    save_model(tmp_path, "gpt2")
     refused = invoke(tmp_path, "x")
     assert refused.exit_code == 2
     assert "error: SOURCE: expected a model with ALiBi, got" in refused.stderr
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     assert "error: SOURCE: expected a causal language model and its tokenizer, got" in invoke(tmp_path, "x").stderr
+
+
+def test_transformers_that_is_missing_or_was_not_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path, "bloom", max_shard_size="20KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "transformers", None)
+        done = invoke(tmp_path, "x")
+    assert done.exit_code == 2, done.exception
+    assert done.stderr == (
+        "error: this needs transformers, not installed here\n  pip install 'alibi-attention[transformers]'\n"
+    )
+    for name in [name for name in sys.modules if name.startswith("alibi_attention.integrations.transformers")]:
+        monkeypatch.delitem(sys.modules, name)
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "9.9.9" if name == "transformers" else real(name))
+    done = invoke(tmp_path, "x")
+    assert done.exit_code == 2, done.exception
+    assert done.stderr.startswith("error: Transformers: expected a version that was tested, got 9.9.9\n  pip install ")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from alibi_attention.cache.common import lasting
 from alibi_attention.horizon.summary import _NORM_FLOOR, _NORM_INFLATION
 
 # Norms at which the mass is accumulated, in multiples of the largest seen when the first key was evicted.
@@ -37,8 +38,9 @@ class Mass:
 
     def __init__(self, batch: int, grid: Tensor) -> None:
         self.grid = grid
-        self.held = grid.new_full((batch, *grid.shape), -torch.inf)
-        self.radius = grid.new_full((batch, grid.shape[0]), -torch.inf)
+        with lasting():
+            self.held = grid.new_full((batch, *grid.shape), -torch.inf)
+            self.radius = grid.new_full((batch, grid.shape[0]), -torch.inf)
 
     def fade(self, slopes: Tensor, steps: int) -> None:
         """Move the query the masses are for ``steps`` tokens on."""
@@ -73,7 +75,8 @@ class Mass:
         return at.unsqueeze(2), torch.where(empty, 0.0, rise).unsqueeze(2)
 
     def reorder(self, index: Tensor) -> None:
-        self.held, self.radius = self.held.index_select(0, index), self.radius.index_select(0, index)
+        with lasting():
+            self.held, self.radius = self.held.index_select(0, index), self.radius.index_select(0, index)
 
 
 def make_grid(norms: Tensor) -> Tensor:

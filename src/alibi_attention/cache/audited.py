@@ -64,8 +64,12 @@ class Audit:
             return [math.ceil(each) if falls else math.inf for each, falls in zip(tokens.tolist(), steep, strict=True)]
         return reach_of(self.auditor.needed(self._options.headroom), self._slopes, self._group)
 
-    def judge(self, query: Tensor, slopes: Tensor, out: Tensor, lse: Tensor, **call: Any) -> tuple[Tensor, Tensor]:
+    def judge(
+        self, query: Tensor, slopes: Tensor, out: Tensor, lse: Tensor, tolerance: float | None, **call: Any
+    ) -> tuple[Tensor, Tensor]:
         """Output and lse to answer with, from those over what the rings hold.
+
+        ``tolerance`` is of attention, for an answer from the full cache.
 
         Raises:
             HorizonViolation: where evicted keys may matter and the cache was asked to raise.
@@ -83,7 +87,7 @@ class Audit:
         at_worst = self._at_worst(by_head, position)
         worst, coming = torch.stack([by_head.amax(), at_worst.amax()]).tolist()
         if not worst <= self._limit:
-            return self._look_closer(query, slopes, out, lse, **call)
+            return self._look_closer(query, slopes, out, lse, tolerance, **call)
         auditor.record(by_head, excess.numel())
         if coming > self._limit - self._options.headroom / 2:
             self._widen(at_worst)
@@ -93,7 +97,7 @@ class Audit:
         return Rows(query, lse, self._center, self._by_query_head(self._store.longest), self._scale)
 
     def _look_closer(
-        self, query: Tensor, slopes: Tensor, out: Tensor, lse: Tensor, **call: Any
+        self, query: Tensor, slopes: Tensor, out: Tensor, lse: Tensor, tolerance: float | None, **call: Any
     ) -> tuple[Tensor, Tensor]:
         """The first tile is read where it may matter; what is then left over the tolerance is a violation."""
         position = self._store.length - query.shape[2]
@@ -118,16 +122,28 @@ class Audit:
         if not bool(over.any()):
             return out, lse
         self.violations += int(over.sum())
-        return self._react(excess, query, slopes, out, lse, **call)
+        return self._react(excess, query, slopes, out, lse, tolerance, **call)
 
     def _react(
-        self, excess: Tensor, query: Tensor, slopes: Tensor, out: Tensor, lse: Tensor, **call: Any
+        self,
+        excess: Tensor,
+        query: Tensor,
+        slopes: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        tolerance: float | None,
+        **call: Any,
     ) -> tuple[Tensor, Tensor]:
         if self._options.on_violation == "refetch":
             assert self._backing is not None
             self.refetches += 1
             home = self._backing.key.device
-            full, full_lse = self._backing.attend(query.to(home), slopes.to(home), return_lse=True, **call)
+            if home != out.device:
+                # The backend named was meant for another device, and may not run on this.
+                call["backend"] = None
+            full, full_lse = self._backing.attend(
+                query.to(home), slopes.to(home), return_lse=True, tolerance=tolerance, **call
+            )
             return full.to(out.device), full_lse.to(lse.device)
         worst = int(excess.argmax())
         row, head, token = (int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention.cache.audit import Mass, Rows, make_grid
+from alibi_attention.cache.common import lasting
 from alibi_attention.cache.sizes import SLACK_NATS, log_series
 
 
@@ -22,9 +23,10 @@ class Auditor:
         self.batch, self.slopes, self.limit = batch, slopes, log_tolerance
         heads = slopes.shape[0]
         # What rows so far have asked for: the largest norm, and slope times distance before a key could go.
-        self.largest = slopes.new_zeros(heads)
-        self.nats = slopes.new_full((heads,), -torch.inf)
-        self.worst = slopes.new_full((heads,), -torch.inf)
+        with lasting():
+            self.largest = slopes.new_zeros(heads)
+            self.nats = slopes.new_full((heads,), -torch.inf)
+            self.worst = slopes.new_full((heads,), -torch.inf)
         self.checked = 0
         self.place = 0
         self._series = log_series(slopes)[:, None]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -32,6 +33,16 @@ def outside_compiler(function: _Call) -> _Call:
         return untraced(*args, **kwargs)
 
     return cast(_Call, call)
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Around the making of what is written to later: made in inference mode it could not be, outside it.
+
+    Leaving inference mode alone would turn gradients on.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def check_append(key: Tensor, value: Tensor, held_key: Tensor | None, held_value: Tensor | None) -> None:

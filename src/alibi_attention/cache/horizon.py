@@ -96,6 +96,8 @@ class HorizonCache:
         self._scale: float | None = None
         self._judge: Audit | Caps | None = None
         self._is_settled = self._has_evicted = False
+        # Where windows were found last.
+        self._settled_at = 0
         # Evictions so far leave queries from this position on what they need.
         self._safe_from = 0
 
@@ -139,10 +141,11 @@ class HorizonCache:
         """
         store = self._store
         check_append(key, value, *((None, None) if store is None else store.like))
+        if key_mask is not None:
+            check_key_mask(key_mask, key.shape[0], key.shape[2], key.device)
         if store is None:
             store = Store(key, value, key_mask)
         if key_mask is not None:
-            check_key_mask(key_mask, key.shape[0], key.shape[2], key.device)
             store.check_mask(key_mask)
         if self._options.mode == "guaranteed":
             check_keys(self._options, key, value, key_mask)
@@ -168,7 +171,7 @@ class HorizonCache:
 
     def _settle(self, store: Store, position: int) -> None:
         """Find the windows; those of rings that are not full yet are found again, from more."""
-        if position < 2 * PIECE or (self._is_settled and position % PIECE):
+        if position < 2 * PIECE or (self._is_settled and position - self._settled_at < PIECE):
             return
         assert self._judge is not None
         reaches = self._judge.reaches(store)
@@ -177,6 +180,7 @@ class HorizonCache:
                 return
             store.deal(group_heads(reaches))
             self._is_settled = True
+        self._settled_at = position
         for ring in store.rings:
             if ring.start == 0:
                 farthest = max(reaches[head] for head in ring.heads)
@@ -235,7 +239,7 @@ class HorizonCache:
         call = {"scale": self._scale, "window": window, "backend": backend}
         out, lse = store.attend(query, slopes, tolerance=tolerance, **call)
         if isinstance(self._judge, Audit):
-            out, lse = self._judge.judge(query, slopes, out, lse, **call)
+            out, lse = self._judge.judge(query, slopes, out, lse, tolerance, **call)
         return (out, lse) if return_lse else out
 
     def _checked(self, query: Tensor) -> Store:
@@ -268,7 +272,7 @@ class HorizonCache:
         scale = query.shape[3] ** -0.5 if scale is None else scale
         if self._slopes is None:
             self._begin(store, slopes, scale)
-        elif (slopes is not self._slopes and not torch.equal(slopes, self._slopes)) or scale != self._scale:
+        elif scale != self._scale or not torch.equal(slopes, self._slopes):
             raise ValueError(
                 f"slopes, scale: expected those of the calls before, got others (scale {scale:.6g}); what was evicted "
                 "was judged by them: reset() empties the cache for others"
@@ -286,7 +290,8 @@ class HorizonCache:
             self._judge = Caps(self._options, exact, scale, limit)
         else:
             self._judge = Audit(self._options, store, exact, scale, limit, self._backing)
-        self._slopes, self._scale = slopes, scale
+        # A copy: slopes that are learned change in place.
+        self._slopes, self._scale = slopes.detach().clone(), scale
 
     def dropped_shares(self) -> Tensor:
         """(batch, num_heads, q_len) float64: for each row of the last `attend`, the bound on what evicted keys weigh.
@@ -306,9 +311,9 @@ class HorizonCache:
         """What has been forgotten so far, and the bound on what it would have weighed."""
         store, judge = self._store, self._judge
         heads = 0 if store is None else store.center.shape[1]
-        held, start = (torch.zeros(heads, dtype=torch.int64) for _ in range(2))
+        evicted = torch.zeros(heads, dtype=torch.int64)
         for ring in [] if store is None else store.rings:
-            held[ring.heads], start[ring.heads] = ring.held, ring.start
+            evicted[ring.heads] = ring.evicted
         logs = torch.full((heads if self._slopes is None else len(self._slopes),), -torch.inf, dtype=torch.float64)
         if isinstance(judge, Audit):
             logs = judge.auditor.worst.cpu()
@@ -318,8 +323,8 @@ class HorizonCache:
             mode=self._options.mode,
             tolerance=self.tolerance,
             length=self.length,
-            windows=held,
-            evicted=start,
+            windows=self.length - evicted,
+            evicted=evicted,
             bytes_held=self.bytes_held,
             dropped_share=float(logs.exp().amax()) if heads else 0.0,
             by_head=logs.exp(),

@@ -7,7 +7,15 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from alibi_attention.cache.common import bytes_of, check_append, check_index, mean_key, outside_compiler, shape_words
+from alibi_attention.cache.common import (
+    bytes_of,
+    check_append,
+    check_index,
+    lasting,
+    mean_key,
+    outside_compiler,
+    shape_words,
+)
 from alibi_attention.call import autocast_is_on, call_arguments
 from alibi_attention.horizon.summary import distances_from
 from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
@@ -96,6 +104,7 @@ class KVCache:
         tokens = key.shape[2]
         if key_mask is not None:
             check_key_mask(key_mask, key.shape[0], tokens, key.device)
+            self._check_continues(key_mask)
         self._make_room(key, value, tokens)
         assert self._key is not None
         assert self._value is not None
@@ -117,8 +126,7 @@ class KVCache:
             return
         capacity = max(needed, 2 * have, self._capacity or _LEAST_CAPACITY)
         capacity = blocks_of(capacity, BLOCK_K) * BLOCK_K
-        # Buffers made in inference mode could not be written outside it.
-        with torch.inference_mode(False):
+        with lasting():
             self._key = _grown(self._key, key, capacity)
             self._value = _grown(self._value, value, capacity)
             if self._mask is not None:
@@ -129,20 +137,28 @@ class KVCache:
                 norms[..., : self._norms.shape[-1]] = self._norms
             self._norms = norms
 
+    def _check_continues(self, key_mask: Tensor) -> None:
+        """Whether there is no padding after tokens; a look at the last column held is enough."""
+        if not values_can_be_read(key_mask.device):
+            return
+        before = key_mask.new_full((key_mask.shape[0], 1), self._length > 0)
+        if self._mask is not None and self._length:
+            before = self._mask[:, self._length - 1 : self._length]
+        held = torch.cat([before, key_mask], 1).to(torch.int8)
+        ended = (held.diff(dim=1) < 0).any(1).nonzero().flatten().tolist()
+        if ended:
+            raise ValueError(
+                f"key_mask: expected padding on the left only, got padding after tokens in batch rows {ended[:8]}; "
+                "what is appended next could not follow on them: pad the sequences on the left"
+            )
+
     def _append_mask(self, key: Tensor, key_mask: Tensor | None, at: slice) -> None:
         assert self._key is not None
         if self._mask is None:
-            self._mask = torch.zeros(self._key.shape[0], self._key.shape[2], dtype=torch.bool, device=key.device)
+            with lasting():
+                self._mask = torch.zeros(self._key.shape[0], self._key.shape[2], dtype=torch.bool, device=key.device)
             self._mask[:, : at.start] = True
         self._mask[:, at] = True if key_mask is None else key_mask
-        if values_can_be_read(key.device):
-            held = self._mask[:, : at.stop].to(torch.int8)
-            ended = (held.diff(dim=1) < 0).any(1).nonzero().flatten().tolist()
-            if ended:
-                raise ValueError(
-                    f"key_mask: expected padding on the left only, got padding after tokens in batch rows {ended[:8]}; "
-                    "what is appended next could not follow on them: pad the sequences on the left"
-                )
 
     def _summarize(self, key: Tensor, value: Tensor, key_mask: Tensor | None, at: slice) -> None:
         if self._center is None:
@@ -238,10 +254,11 @@ class KVCache:
             ValueError: for an index that is not one-dimensional and integer, or on the CPU out of range.
         """
         check_index(index, self.key.shape[0])
-        for name in ("_key", "_value", "_mask", "_center", "_norms"):
-            held = getattr(self, name)
-            if held is not None:
-                setattr(self, name, held.index_select(0, index.to(held.device)))
+        with lasting():
+            for name in ("_key", "_value", "_mask", "_center", "_norms"):
+                held = getattr(self, name)
+                if held is not None:
+                    setattr(self, name, held.index_select(0, index.to(held.device)))
 
     def reset(self) -> None:
         """Forget everything, and free the memory."""

@@ -28,8 +28,9 @@ class HorizonCertificate:
             the bound is known beforehand.
         tolerance: the share that is allowed.
         length: tokens seen, padding included.
-        windows: (num_kv_heads,) int64, tokens held now.
-        evicted: (num_kv_heads,) int64, tokens forgotten.
+        windows: (num_kv_heads,) int64, the last tokens, which are held.
+        evicted: (num_kv_heads,) int64, tokens forgotten, all that the bound stands for; length less windows. The first
+            64 tokens are among them, where sinks live, which are kept apart and read while they may matter.
         bytes_held: memory of all buffers now, a full cache kept beside them not included.
         dropped_share: the largest bound of any row so far; in guaranteed mode the bound on any row ever.
         by_head: (num_heads,) float64, the same by query head.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from alibi_attention.cache.common import lasting
 from alibi_attention.horizon.tiles import BLOCK_K
 
 PIECE = 512
@@ -43,6 +44,11 @@ class Ring:
     @property
     def held(self) -> int:
         return self.end - self.start
+
+    @property
+    def evicted(self) -> int:
+        """Tokens given up: the first tile of the run is among them, though it lies there still (`first_needed`)."""
+        return self.start + BLOCK_K if self.start else 0
 
     @property
     def room(self) -> int:
@@ -173,13 +179,13 @@ class Ring:
             self.norms[:, :, tile] = radii.amax(2)
 
     def reorder(self, index: Tensor) -> None:
-        self.key, self.value, self.norms = (t.index_select(0, index) for t in (self.key, self.value, self.norms))
+        with lasting():
+            self.key, self.value, self.norms = (t.index_select(0, index) for t in (self.key, self.value, self.norms))
 
 
 def _buffers(heads: int, key: Tensor, value: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, room = key.shape[0], -(-room // BLOCK_K) * BLOCK_K
-    # Buffers made in inference mode could not be written outside it.
-    with torch.inference_mode(False):
+    with lasting():
         return (
             torch.empty(batch, heads, room, key.shape[3], dtype=key.dtype, device=key.device),
             torch.empty(batch, heads, room, value.shape[3], dtype=value.dtype, device=key.device),

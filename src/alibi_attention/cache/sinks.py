@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alibi_attention.cache.common import lasting
 from alibi_attention.cache.rings import Ring
 from alibi_attention.call import call_arguments
 from alibi_attention.horizon.tiles import BLOCK_K
@@ -27,7 +28,7 @@ class Sink:
     """
 
     def __init__(self, ring: Ring, first: Tensor) -> None:
-        with torch.inference_mode(False):
+        with lasting():
             batch, heads = ring.key.shape[:2]
             self.key = torch.zeros(batch, heads, BLOCK_K, ring.key.shape[3], dtype=ring.key.dtype, device=first.device)
             self.value = torch.zeros(
@@ -56,6 +57,7 @@ class Sink:
         return run_forward(arguments)
 
     def reorder(self, index: Tensor) -> None:
-        self.key, self.value, self.first, self.there = (
-            t.index_select(0, index) for t in (self.key, self.value, self.first, self.there)
-        )
+        with lasting():
+            self.key, self.value, self.first, self.there = (
+                t.index_select(0, index) for t in (self.key, self.value, self.first, self.there)
+            )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention.cache.auditor import Auditor
-from alibi_attention.cache.common import bytes_of, mean_key
+from alibi_attention.cache.common import bytes_of, lasting, mean_key
 from alibi_attention.cache.rings import Ring
 from alibi_attention.cache.sinks import Sink
 from alibi_attention.call import call_arguments
@@ -38,7 +38,7 @@ class Store:
     def __init__(self, key: Tensor, value: Tensor, key_mask: Tensor | None) -> None:
         self.length = 0
         self.like = key[:, :, :1].detach().clone(), value[:, :, :1].detach().clone()
-        with torch.inference_mode(False):
+        with lasting():
             self.center = mean_key(key, key_mask).clone()
             self.longest = torch.zeros(key.shape[:2], dtype=torch.float64, device=key.device)
             self.farther = torch.full_like(self.longest, -torch.inf)
@@ -127,7 +127,7 @@ class Store:
             if start == ring.start:
                 continue
             if auditor is not None:
-                self._enter(number, ring.start + BLOCK_K if ring.start else 0, start + BLOCK_K, auditor)
+                self._enter(number, ring.evicted, start + BLOCK_K, auditor)
             ring.evict(start, _heads(self.farther, ring.heads, self._index[number]))
         if auditor is not None:
             auditor.close()
@@ -229,10 +229,11 @@ class Store:
     def reorder(self, index: Tensor) -> None:
         """Make row b of the batch what row index[b] was."""
         index = index.to(self.center.device)
-        for name in ("center", "longest", "farther", "padding", "center_norm"):
-            held = getattr(self, name)
-            if held is not None:
-                setattr(self, name, held.index_select(0, index))
+        with lasting():
+            for name in ("center", "longest", "farther", "padding", "center_norm"):
+                held = getattr(self, name)
+                if held is not None:
+                    setattr(self, name, held.index_select(0, index))
         self.like = self.like[0].index_select(0, index), self.like[1].index_select(0, index)
         for part in (*self.rings, *self.sinks):
             if part is not None:

@@ -71,7 +71,8 @@ def generate(
     """Continue a prompt: text goes to standard output as it comes, speed and cache size to standard error.
 
     --cache horizon keeps memory constant however long the text grows: alibi generate RUN --cache horizon
-    --max-tokens 0 --past-end writes until Ctrl-C, which ends it cleanly at any time.
+    --max-tokens 0 --past-end writes until Ctrl-C, which ends it cleanly at any time. A Falcon then has the exact
+    line of its biases, not their rounding to bfloat16, which grows with the text.
     """
     require("lab")
     _check(max_tokens, stop, cache, seed)
@@ -79,14 +80,14 @@ def generate(
     from alibi_attention.generation.loop import Outcome
     from alibi_attention.generation.loop import generate as run
     from alibi_attention.generation.sampling import Sampling
-    from alibi_attention.generation.source import open_source
+    from alibi_attention.generation.source import kind_of, open_source
     from alibi_attention.lab.errors import LabError
 
     outcome = Outcome()
     try:
         sampling = Sampling(temperature, top_k, top_p)
         kind: CacheKind = "horizon" if cache == "horizon" else "full"
-        if (source / "model.safetensors").exists() or (source / "pytorch_model.bin").exists():
+        if kind_of(source) == "transformers":
             require("transformers")
         opened = open_source(source, method=method, cache=kind, device=device, dtype=dtype)
         run(
@@ -94,7 +95,9 @@ def generate(
             past_end=past_end, seed=seed,
         )  # fmt: skip
     except LabError as error:
-        positional = {"source": "SOURCE", "run": "SOURCE", "output": "SOURCE", "prompt": "PROMPT"}
+        positional = {
+            "source": "SOURCE", "run": "SOURCE", "output": "SOURCE", "prompt": "PROMPT", "transformers": "Transformers",
+        }  # fmt: skip
         flag = positional.get(error.argument) or f"--{error.argument.replace('_', '-')}"
         raise refuse(flag, error.complaint, error.remedy) from None
     except KeyboardInterrupt:

@@ -17,6 +17,19 @@ from alibi_attention.lab.errors import LabError
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
+def _check_device(device: str) -> None:
+    """Before weights are read. What a machine does not have fails in several ways: torch asserts it has CUDA."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise _no_device(device, error) from None
+
+
+def _no_device(device: str, error: Exception) -> LabError:
+    reason = str(error).strip().splitlines()[0]
+    return LabError("device", expected="a device of this machine", got=f"{device} ({reason})", remedy="use cpu")
+
+
 class PretrainedSource:
     """A causal language model and its tokenizer.
 
@@ -28,9 +41,16 @@ class PretrainedSource:
         if dtype is not None and dtype not in _DTYPES:
             remedy = "leave it out to take that of the weights"
             raise LabError("dtype", expected=f"one of {', '.join(_DTYPES)}", got=dtype, remedy=remedy)
+        _check_device(device)
         # Transformers is loaded by these alone.
+        try:
+            ours = importlib.import_module("alibi_attention.integrations.transformers")
+        except ImportError as error:
+            # A version that was not tested is refused so: "..., found VERSION; REMEDY".
+            complaint, _, remedy = str(error).partition("; ")
+            got, remedy = complaint.rpartition("found ")[2], remedy or "pip install 'alibi-attention[transformers]'"
+            raise LabError("transformers", expected="a version that was tested", got=got, remedy=remedy) from None
         transformers = importlib.import_module("transformers")
-        ours = importlib.import_module("alibi_attention.integrations.transformers")
         # Its bars and tables would stand between the text and its figures.
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -42,16 +62,14 @@ class PretrainedSource:
             expected = "a causal language model and its tokenizer"
             raise LabError("source", expected=expected, got=got, remedy="save both into the folder") from None
         try:
-            self._model: Any = ours.enable(model).eval().to(device)
+            # Rounded biases drift ever farther from the line, and a cache that forgets relies on it.
+            self._model: Any = ours.enable(model, falcon_rounding=cache == "full").eval().to(device)
         except ValueError as error:
             got = f"{path} ({error})"
             remedy = "BLOOM, MPT and Falcon with alibi=true are"
             raise LabError("source", expected="a model with ALiBi", got=got, remedy=remedy) from None
         except RuntimeError as error:
-            remedy = "use cpu"
-            raise LabError(
-                "device", expected="a device of this machine", got=f"{device} ({error})", remedy=remedy
-            ) from None
+            raise _no_device(device, error) from None
         make = ours.horizon_cache if cache == "horizon" else ours.kv_cache
         self._cache: Any = make(self._model)
         config = self._model.config

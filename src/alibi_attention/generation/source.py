@@ -58,7 +58,7 @@ def open_source(path: Path, *, method: str | None, cache: CacheKind, device: str
     Raises:
         LabError: for a folder that is neither, or a model that cannot be run so.
     """
-    kind = _kind_of(path)
+    kind = kind_of(path)
     if kind == "laboratory":
         from alibi_attention.generation.laboratory import LaboratorySource
 
@@ -75,7 +75,12 @@ def open_source(path: Path, *, method: str | None, cache: CacheKind, device: str
     return PretrainedSource(path, cache, device, dtype)
 
 
-def _kind_of(path: Path) -> Literal["laboratory", "transformers"]:
+def kind_of(path: Path) -> Literal["laboratory", "transformers"]:
+    """What a folder holds.
+
+    Raises:
+        LabError: for neither.
+    """
     expected = "the folder of a run of alibi extrapolate, or of a Transformers model"
     if not path.is_dir():
         got = f"{path}, which is {'a file' if path.exists() else 'not there'}"

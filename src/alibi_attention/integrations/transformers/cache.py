@@ -78,7 +78,8 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]
         if self.cache.length:
             self.cache.reorder(beam_idx)
             self.batch_size = len(beam_idx)
-            self._mask = None if self._mask is None else self._mask.index_select(0, beam_idx.to(self._mask.device))
+            if self._mask is not None:
+                self._remember(self._mask.index_select(0, beam_idx.to(self._mask.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.cache.length:
@@ -98,7 +99,11 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]
             raise ValueError(f"tokens_to_remove: expected a negative number, got {tokens_to_remove}")
         self.cache.crop(max(self.cache.length + tokens_to_remove, 0))
         if self._mask is not None:
-            self._mask = self._mask[:, : self.cache.length]
+            self._remember(self._mask[:, : self.cache.length])
+
+    def _remember(self, mask: Tensor) -> None:
+        """Where nothing of it is padding any more, callers may say so with None."""
+        self._mask = None if bool(mask.all()) else mask
 
     def offload(self) -> None:
         raise NotImplementedError(
@@ -254,10 +259,17 @@ def horizon_cache(model: PreTrainedModel, **options: Any) -> Cache:
         options: as `HorizonCache` takes them, the same for every layer; ``backing`` must be None or "cpu".
 
     Raises:
-        ValueError: for a model that is not enabled, and for options that do not go together.
+        ValueError: for a model that is not enabled, for a Falcon that reproduces its rounded biases, and for options
+            that do not go together.
     """
     if isinstance(options.get("backing"), KVCache):
         raise ValueError('backing: expected None or "cpu", got a KVCache; each layer needs one of its own')
+    if any(getattr(module, "reproduces_rounding", False) for module in model.modules()):
+        raise ValueError(
+            "model: expected a Falcon with the exact line of its biases, got one that reproduces their rounding to "
+            "bfloat16; what rounding adds to a key grows with its position, and so would the windows: call "
+            "enable(model, falcon_rounding=False), or use kv_cache(model)"
+        )
     return Cache(layers=[HorizonLayer(**options) for _ in range(_num_layers(model))])
 
 
