@@ -19,10 +19,10 @@ from alibi_attention.lab.figures import save_figures
 from alibi_attention.lab.files import replacing, write_text
 from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.model import Decoder, build_decoder
+from alibi_attention.lab.passages import RecallMixer
 from alibi_attention.lab.positions import full_title, position_methods, split_name
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.protocols import held_out_of, protocol_work, run_protocol
-from alibi_attention.lab.recall import RecallMixer
 from alibi_attention.lab.runs import MethodResult, RunFolder
 from alibi_attention.lab.schema import SCHEMA_VERSION
 from alibi_attention.lab.scores import Evaluation, usable_by_perplexity, usable_by_recall

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 
+SPECIAL = 2
+"""Tokens before the first that text is made of, in a vocabulary of words: the separator, and the unknown word."""
+
 SEPARATOR = 0
 """Stands between documents, in every vocabulary; as a byte it is NUL, which text does not hold."""
 

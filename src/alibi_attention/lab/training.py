@@ -25,8 +25,8 @@ from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.model import Decoder
+from alibi_attention.lab.passages import RecallMixer
 from alibi_attention.lab.progress import Progress
-from alibi_attention.lab.recall import RecallMixer
 
 BITS_PER_NAT = 1.0 / math.log(2.0)
 
