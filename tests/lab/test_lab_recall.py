@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alibi_attention.lab.config import make_config
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.evaluation import HeldOut
+from alibi_attention.lab.held_out import HeldOut
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.passages import RecallMixer, alphabet_of, in_order, log_uniform
 from alibi_attention.lab.positions import DecoderShape

@@ -23,8 +23,10 @@ from alibi_attention.lab.interruption import OUT_OF_TIME, Interruption
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.report import write_report
+from alibi_attention.lab.runs import evaluations_of
+from alibi_attention.lab.scores import LossVerdict, RecallScore
 from alibi_attention.lab.study import run_study, study_config
-from alibi_attention.lab.summary import read_runs, summarise
+from alibi_attention.lab.summary import RecallPoint, read_runs, summarise
 
 MakeConfig = Callable[..., ExperimentConfig]
 
@@ -56,15 +58,35 @@ def test_summary_is_over_seeds_and_documents(runs: list[Path]) -> None:
     assert point.interval == bootstrap_interval([s.document_bits for s in scores], scores[0].document_bytes)
     trained = [run.results[0].evaluations[1].windows[0] for run in found]
     moved = [np.subtract(s.document_bits, t.document_bits) for s, t in zip(scores, trained, strict=True)]
-    assert point.change == pytest.approx(point.mean - lines["alibi:ntk"].losses["windows"][0].mean)
-    assert point.change_interval == pytest.approx(bootstrap_interval(moved, scores[0].document_bytes))
-    asked = [score for score in lines["alibi"].recall if (score.length, score.distance) == (128, 64)]
-    assert [score.asked for score in asked] == [16]
+    assert point.change.mean == pytest.approx(point.mean - lines["alibi:ntk"].losses["windows"][0].mean)
+    assert point.change.interval == pytest.approx(bootstrap_interval(moved, scores[0].document_bytes))
+    assert lines["alibi:ntk"].losses["windows"][0].change is None
+    plain = [run.results[0].evaluations[0].windows[2] for run in found]
+    apart = [np.subtract(s.document_bits, t.document_bits) for s, t in zip(scores, plain, strict=True)]
+    assert point.against.by_seed == pytest.approx([sum(bits) / scores[0].scored_bytes for bits in apart])
+    assert point.against.mean == pytest.approx(point.mean - lines["alibi"].losses["windows"][2].mean)
+    assert point.against.interval == pytest.approx(bootstrap_interval(apart, scores[0].document_bytes))
+    assert lines["alibi"].losses["windows"][2].against is None
     assert lines["learned"].losses["windows"][1].note == "its positions end at 32"
-    assert lines["learned"].usable_by_perplexity == 32
+    assert lines["learned"].usable_by_perplexity == LossVerdict(protocol="sliding", length=32)
     assert lines["learned"].position_parameters == 32 * 16
     assert lines["alibi"].by_position[-1][1] == 128
     assert lines["learned"].by_position[-1][1] == 32
+
+
+def test_recall_is_never_pooled_over_seeds(runs: list[Path]) -> None:
+    found = read_runs(runs)
+    for line, number in (("alibi", 0), ("learned", 2)):
+        evaluations = [evaluations_of(run.results)[number] for run in found]
+        (summary,) = [each for each in summarise(found) if each.name == line]
+        for i, point in enumerate(summary.recall):
+            assert point.by_seed == tuple(evaluation.recall[i] for evaluation in evaluations)
+            assert all(score.asked in (0, 8) for score in point.by_seed)
+        assert summary.recall_by_seed == tuple(evaluation.usable_by_recall for evaluation in evaluations)
+        assert summary.usable_by_recall in summary.recall_by_seed
+    scores = [RecallScore(length=1, distance=1, asked=8, recalled=n) for n in (8, 0, 7)]
+    assert RecallPoint(1, 1, tuple(scores)).median == 7 / 8
+    assert RecallPoint(1, 1, (RecallScore(length=1, distance=1, asked=0, recalled=0),)).median is None
 
 
 def test_runs_that_do_not_belong_together(runs: list[Path], tiny: MakeConfig, tmp_path: Path) -> None:
@@ -127,7 +149,14 @@ def test_page_is_whole_and_asks_nothing_of_the_network(runs: list[Path], tmp_pat
     references = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
     assert references <= set(page.ids)
     assert "#000000" not in text.split("@media print")[1].split("</style>")[1]
-    for phrase in ("ALiBi, NTK scaling", "Usable length", "Recall by distance", "learned: its positions end at 32."):
+    for phrase in (
+        "ALiBi, NTK scaling",
+        "Usable length",
+        "Recall by distance at the longest length, 128",
+        "Fixed targets: minus ALiBi",
+        "of the windows lie in one document",
+        "learned: its positions end at 32.",
+    ):
         assert phrase in "".join(page.text), phrase
 
 
@@ -135,7 +164,7 @@ def test_files_of_a_report(runs: list[Path], tmp_path: Path) -> None:
     write_report(runs, tmp_path / "report")
     figures = ("windows", "sliding", "targets", "positions", "recall")
     assert {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*")} == {
-        "report.html", "report.md", "summary.json", "figures",
+        "report.html", "report.md", "summary.json", "figures", "config-seed-0.yaml", "config-seed-1.yaml",
         *(f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")),
     }  # fmt: skip
     for name in figures:
@@ -148,13 +177,21 @@ def test_files_of_a_report(runs: list[Path], tmp_path: Path) -> None:
     assert [e["name"] for e in summary["evaluations"]] == ["alibi", "alibi:ntk", "learned"]
     mean = summary["evaluations"][0]["losses"]["windows"][0]["mean"]
     assert f"{mean:.3f} ± " in text
+    assert [e["name"] for e in summary["evaluations"] if e["losses"]["windows"][2]["against"]] == ["alibi:ntk"]
+    assert [len(e["usable_by_recall_by_seed"]) for e in summary["evaluations"]] == [2, 2, 2]
+    cell = summary["evaluations"][0]["recall"][-1]
+    assert (cell["length"], cell["distance"]) == (128, 125)
+    assert [set(score) for score in cell["by_seed"]] == [{"share", "asked", "recalled", "interval", "note"}] * 2
 
 
 def test_report_command(runs: list[Path], tmp_path: Path) -> None:
     arguments = ["report", *map(str, runs), "--output", str(tmp_path / "page")]
     result = CliRunner().invoke(app, arguments, prog_name="alibi")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"Written to {tmp_path / 'page'}: report.html, report.md, summary.json, figures/\n"
+    assert (
+        result.stdout
+        == f"Written to {tmp_path / 'page'}: report.html, report.md, summary.json, figures/, config-seed-*.yaml\n"
+    )
     refused = CliRunner().invoke(app, ["report", str(tmp_path)], prog_name="alibi")
     assert refused.exit_code == 2
     assert refused.stderr.startswith("error: --output: expected the folder of a run, got ")
@@ -168,7 +205,9 @@ def test_study_is_of_everything() -> None:
     # With eight heads interleaved slopes are the geometric ones.
     assert set(position_methods()) - set(config.methods) == {"alibi-interleaved"}
     assert study_config({"heads": 6, "width": 192}).methods == tuple(position_methods())
-    assert len(config.variants) == 9
+    assert set(config.variants) == {
+        "alibi:linear", "alibi:ntk", "alibi-learned:linear", "alibi-learned:ntk", "rope:pi", "rope:dynamic", "rope:yarn"
+    }  # fmt: skip
     assert config.protocols == ("windows", "sliding", "targets", "recall")
     assert config.steps * config.batch_size * config.length == 600 * 4096
 
@@ -212,7 +251,7 @@ def test_study_command(texts: Path, tmp_path: Path) -> None:
     assert stopped.stderr == "Stopped. Continue with the same command.\n"
     result = CliRunner().invoke(app, arguments, prog_name="alibi")
     assert result.exit_code == 0, result.output
-    assert result.stdout.endswith(": report.html, report.md, summary.json, figures/\n")
+    assert result.stdout.endswith(": report.html, report.md, summary.json, figures/, config-seed-*.yaml\n")
 
 
 def test_time_is_up_only_once_it_is() -> None:

@@ -19,7 +19,7 @@ from alibi_attention.lab.files import replacing
 from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
-from alibi_attention.lab.scores import Evaluation, RecallScore, Score
+from alibi_attention.lab.scores import Evaluation, LossVerdict, RecallScore, Score
 from alibi_attention.lab.tables import markdown_table, recall_rows
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -31,7 +31,9 @@ def evaluation(name: str, title: str, *bits: float | None) -> Evaluation:
         Score(length=256 << i, bits_per_byte=b, scored_bytes=9, note="it ends" if b is None else None)
         for i, b in enumerate(bits)
     )
-    return Evaluation(name=name, title=title, windows=scores, usable_by_perplexity=512)
+    return Evaluation(
+        name=name, title=title, windows=scores, usable_by_perplexity=LossVerdict(protocol="windows", length=512)
+    )
 
 
 def result(method: str, title: str, *bits: float | None) -> MethodResult:
@@ -62,7 +64,7 @@ def test_contents(tiny: MakeConfig, tmp_path: Path) -> None:
         *methods, *(f"{method}/{name}" for method in methods for name in inside),
     }  # fmt: skip
     whole = json.loads((root / "results.json").read_text(encoding="utf-8"))
-    assert whole["schema_version"] == 2
+    assert whole["schema_version"] == 3
     assert whole["config"]["eval_lengths"] == [16, 24, 64]
     assert whole["corpus"]["fingerprint"] == load_corpus(config).fingerprint
     assert set(whole["environment"]) == {
@@ -125,7 +127,7 @@ def test_resume_refuses_another_schema(tiny: MakeConfig, tmp_path: Path) -> None
     start_experiment(tiny(methods=("rope",)), root)
     start = json.loads((root / "config.json").read_text(encoding="utf-8"))
     (root / "config.json").write_text(json.dumps({**start, "schema_version": 99}), encoding="utf-8")
-    with pytest.raises(LabError, match=r"^output: expected a run folder of schema version 2, got version 99 in "):
+    with pytest.raises(LabError, match=r"^output: expected a run folder of schema version 3, got version 99 in "):
         resume_experiment(root)
 
 
@@ -159,7 +161,7 @@ def test_table() -> None:
         "| ALiBi | 2.129 | 2.100 | 2.090 | -0.039 |\n"
         "| RoPE | 2.080 | 3.000 | 4.600 | +2.520 |\n"
         "\n"
-        "| usable length by | perplexity | recall |\n"
+        "| usable length by | perplexity, windows | recall |\n"
         "| --- | ---: | ---: |\n"
         "| ALiBi | 512 | — |\n"
         "| RoPE | 512 | — |\n"
@@ -273,7 +275,7 @@ class Said(Progress):
 
 
 @pytest.mark.parametrize(("name", "content"), [("result.json", "{"), ("result.json", '{"schema_version": 1}'),
-                                               ("result.json", '{"schema_version": 2, "result": {}}')])  # fmt: skip
+                                               ("result.json", '{"schema_version": 3, "result": {}}')])  # fmt: skip
 def test_damaged_results_are_refused_and_made_again(tiny: MakeConfig, tmp_path: Path, name: str, content: str) -> None:
     root = tmp_path / "run"
     first = start_experiment(tiny(methods=("rope",)), root)
@@ -336,11 +338,11 @@ def test_all_methods_variants_and_protocols(tiny: MakeConfig, tmp_path: Path) ->
     )  # fmt: skip
     results = start_experiment(config, tmp_path / "run")
     names = [e.name for e in evaluations_of(results)]
-    assert len(names) == len(set(names)) == len(methods) + 3 * 3 + 3
+    assert len(names) == len(set(names)) == len(methods) + 3 * 2 + 3
     for found in evaluations_of(results):
         assert [score.length for score in found.windows] == [score.length for score in found.sliding] == [32, 64]
         assert [score.length for score in found.targets] == [16, 32, 64]
-        assert {score.length for score in found.recall} == {64}
+        assert [(s.length, s.distance) for s in found.recall] == [(32, 29), (64, 32), (64, 61)]
         beyond = found.name == "learned"
         assert (found.windows[1].bits_per_byte is None) == (found.targets[2].bits_per_byte is None) == beyond
     own = {r.method: r.position_parameters for r in results}
