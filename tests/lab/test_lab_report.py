@@ -2,27 +2,35 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from lab_cases import TINY, write_texts
 from typer.testing import CliRunner
 
 from alibi_attention.cli.app import app
 from alibi_attention.lab.bootstrap import bootstrap_interval
 from alibi_attention.lab.config import ExperimentConfig, make_config
+from alibi_attention.lab.config_file import read_config_file
 from alibi_attention.lab.errors import LabError, RunInterrupted
 from alibi_attention.lab.experiment import start_experiment
 from alibi_attention.lab.interruption import OUT_OF_TIME, Interruption
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import position_methods
+from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.report import write_report
+from alibi_attention.lab.report_figures import enlarged
+from alibi_attention.lab.report_tables import report_tables
 from alibi_attention.lab.runs import evaluations_of
 from alibi_attention.lab.scores import LossVerdict, RecallScore
 from alibi_attention.lab.study import run_study, study_config
@@ -184,6 +192,89 @@ def test_files_of_a_report(runs: list[Path], tmp_path: Path) -> None:
     assert [set(score) for score in cell["by_seed"]] == [{"share", "asked", "recalled", "interval", "note"}] * 2
 
 
+def test_what_repeats_it_is_beside_the_report(runs: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    write_report(runs, folder)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    commands = [
+        "alibi extrapolate --config config-seed-0.yaml --output again/seed-0",
+        "alibi extrapolate --config config-seed-1.yaml --output again/seed-1",
+        "alibi report again/seed-0 again/seed-1 --output again",
+    ]
+    assert "\n".join(["```bash", *commands, "```"]) in text
+    for run in read_runs(runs):
+        assert read_config_file(folder / f"config-seed-{run.config.seed}.yaml") == run.config
+    assert f", {torch.get_num_threads()} thread" in text
+    assert f", Python {platform.python_version()}, alibi-attention " in text
+    assert "runs elsewhere" not in text
+
+
+def test_runs_on_different_machines_say_so(runs: list[Path], tmp_path: Path) -> None:
+    for root in runs:
+        shutil.copytree(root, tmp_path / root.name)
+    path = tmp_path / "seed-1" / "config.json"
+    start = json.loads(path.read_text(encoding="utf-8"))
+    start["environment"] |= {"python": "3.0", "threads": 99}
+    path.write_text(json.dumps(start), encoding="utf-8")
+    page = write_report([tmp_path / root.name for root in runs], tmp_path / "report")
+    threads, python = torch.get_num_threads(), platform.python_version()
+    said = f"seed 1: threads {threads} → 99, python {python} → 3.0"
+    assert said in page.read_text(encoding="utf-8")
+
+
+def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
+    for roots in (runs, runs[:1]):
+        found = read_runs(roots)
+        lines = summarise(found)
+        tables = {table.name: table for table in report_tables(lines, found[0].config)}
+        assert list(tables) == [
+            "verdicts", "windows", "windows-against", "sliding", "sliding-against", "targets", "targets-against",
+            "recall", "recall-trained", "recall-longest", "costs",
+        ]  # fmt: skip
+        assert tables["recall-trained"].header == ["", "29"]
+        assert tables["recall-longest"].header == ["", "32", "64", "125"]
+        assert tables["recall"].header == ["", "29 of 32", "61 of 64", "125 of 128"]
+        assert tables["verdicts"].header[1] == "by perplexity, sliding window"
+        against = tables["windows-against"]
+        assert [row[0] for row in against.rows] == ["ALiBi, NTK scaling", "learned"]
+        # NTK scaling leaves the trained length alone.
+        several = len(roots) > 1
+        nothing = "+0.000 ± 0.000 (+0.000 to +0.000)" if several else "+0.000 ± 0.000"
+        assert against.rows[0][1] == nothing
+        assert ("too narrow" in against.note) == several
+        assert ("by recall, each seed" in tables["verdicts"].header) == several
+        assert ("Median over seeds" in tables["recall-longest"].note) == several
+        assert tables["recall-longest"].rows[2][1:] == ["—"] * 3
+
+
+def test_perplexity_is_of_tokens(runs: list[Path], tiny: MakeConfig, tmp_path: Path) -> None:
+    config = tiny(methods=("rope", "nope"), tokenizer="words", steps=1, protocols=("windows", "targets"))
+    start_experiment(config, tmp_path / "words")
+    found = read_runs([tmp_path / "words"])
+    tables = {table.name: table for table in report_tables(summarise(found), found[0].config)}
+    want = found[0].results[1].evaluations[0].windows[2].perplexity
+    assert want is not None
+    assert tables["windows-perplexity"].rows[1][-1] == f"{want:,.2f}"
+    assert [row[0] for row in tables["windows-perplexity"].rows] == ["RoPE", "NoPE"]
+    assert "targets-perplexity" in tables
+    # Without ALiBi the first method is what others are compared with.
+    assert tables["windows-against"].title == "Windows: minus RoPE"
+    in_bytes = read_runs(runs)
+    assert not any("perplexity" in t.name for t in report_tables(summarise(in_bytes), in_bytes[0].config))
+
+
+def test_what_is_small_is_enlarged() -> None:
+    line = object()
+    lengths = [256, 512]
+    curves: Any = [(line, lengths, [2.0, 1.95]), (line, lengths, [2.2, 6.0])]
+    low, high = enlarged(curves, 256) or (0, 0)
+    assert high == pytest.approx(2.1)
+    assert 1.9 < low < 1.95
+    assert enlarged([(line, lengths, [2.0, 1.95]), (line, lengths, [2.2, 2.22])], 256) is None
+    assert enlarged(curves, 100) is None
+    assert enlarged([(line, [], [])], 256) is None
+
+
 def test_report_command(runs: list[Path], tmp_path: Path) -> None:
     arguments = ["report", *map(str, runs), "--output", str(tmp_path / "page")]
     result = CliRunner().invoke(app, arguments, prog_name="alibi")
@@ -236,6 +327,31 @@ def test_study_stops_in_time_and_goes_on(tmp_path: Path, texts: Path, monkeypatc
         run_study(root, seeds=0)
 
 
+def test_seeds_of_a_study_run_apart(tmp_path: Path, texts: Path) -> None:
+    changes = {**TINY, **EVERYTHING, "text": (str(texts),), "protocols": ("windows",)}
+    root, said = tmp_path / "study", Said()
+    assert run_study(root, changes, seeds=3, only_seed=2, progress=said) is None
+    assert said.lines[-1] == "No report yet: of the seeds, 0, 1 are missing."
+    assert [path.name for path in root.iterdir()] == ["seed-2"]
+    assert run_study(root, changes, seeds=3, only_seed=0) is None
+    assert run_study(root, changes, seeds=3, only_seed=1) == root / "report.html"
+    assert json.loads((root / "summary.json").read_text(encoding="utf-8"))["config"]["seed"] == [0, 1, 2]
+    with pytest.raises(LabError) as error:
+        run_study(root, changes, seeds=3, only_seed=3)
+    assert str(error.value) == (
+        "only_seed: expected one of the study's seeds, 0 to 2, got 3; raise --seeds, their number"
+    )
+
+
+class Said(Progress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def test_study_command(texts: Path, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(
         f"text: {texts}\nlayers: 1\nheads: 2\nwidth: 16\nbatch_size: 2\nprotocols: windows\nvariants: []\n"
@@ -244,7 +360,7 @@ def test_study_command(texts: Path, tmp_path: Path) -> None:
     )
     arguments = [
         "study", "--config", str(tmp_path / "small.yaml"), "--output", str(tmp_path / "study"), "--methods=nope,rope",
-        "--length=16", "--eval-lengths=16,32", "--eval-tokens=64", "--steps=2", "--seeds=1",
+        "--length=16", "--eval-lengths=16,32", "--eval-tokens=64", "--steps=2", "--seeds=1", "--only-seed=0",
     ]  # fmt: skip
     stopped = CliRunner().invoke(app, [*arguments, "--minutes=0.00001"], prog_name="alibi")
     assert stopped.exit_code == 128 + OUT_OF_TIME
