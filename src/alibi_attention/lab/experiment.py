@@ -180,7 +180,8 @@ def _check_recall(config: ExperimentConfig, corpus: Corpus) -> None:
     if "recall" in config.protocols:
         alphabet = alphabet_of(corpus.encoder)
         if not askable_distances(alphabet, config.eval_lengths[-1]):
-            expected = f"a length of at least {alphabet.question + alphabet.width - 1} tokens for recall, which is told and asked"
+            least = alphabet.question + alphabet.width - 1
+            expected = f"a length of at least {least} tokens for recall, which is told and asked"
             got = ",".join(map(str, config.eval_lengths))
             raise LabError("eval_lengths", expected=expected, got=got, remedy="add one, or leave recall out")
 

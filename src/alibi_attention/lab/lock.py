@@ -27,9 +27,13 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         wait: for another process to let go, instead of refusing.
 
     Raises:
-        LabError: if another process holds it.
+        LabError: if it cannot be made, or another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = f"{folder} ({error.strerror})"
+        raise LabError("output", expected="a folder that can be written", got=got, remedy="choose another") from None
     if fcntl is None:
         yield
         return
