@@ -96,7 +96,7 @@ def test_defaults_are_those_of_the_configuration() -> None:
     config = ExperimentConfig()
     for name in ExperimentConfig.model_fields:
         default = parameters[name].default
-        if name in ("eval_lengths", "text"):
+        if name in ("eval_lengths", "text", "held_out_text"):
             assert default is None
         elif name in ("methods", "variants", "protocols", "cutoffs"):
             assert tuple(filter(None, default.split(","))) == getattr(config, name)
@@ -225,6 +225,24 @@ def test_several_texts_after_one_option(alibi: Invoke, book: str, tmp_path: Path
     assert config["text"] == [book, str(second)]
 
 
+def test_held_out_text_does_not_get_into_training(alibi: Invoke, book: str, tmp_path: Path) -> None:
+    other, more = tmp_path / "other.txt", tmp_path / "more.txt"
+    other.write_text("quite another text " * 30, encoding="utf-8")
+    flags = ["extrapolate", *SMALL, "--methods=rope", "--text", book, "--held-out-text", str(other)]
+    refused = alibi(*flags, str(more))
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"error: arguments: expected one path after each flag where text is held out, got {more} besides\n"
+        "  repeat --text or --held-out-text before each\n"
+    )
+    assert alibi(*flags).exit_code == 0
+    # From the saved file, too, wherever it lies.
+    assert alibi("extrapolate", "--config=runs/extrapolate/config.yaml", "--output=again").exit_code == 0
+    for run in ("runs/extrapolate", "again"):
+        documents = json.loads(Path(run, "documents.json").read_text(encoding="utf-8"))
+        assert (documents["train"], documents["held_out"]) == ([Path(book).name], ["other.txt"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -273,6 +291,10 @@ def test_evaluate(alibi: Invoke, book: str) -> None:
     assert "ALiBi, NTK scaling" in result.stdout
     assert "learned: its positions end at 16; no result at 32, 128.\n" in result.stdout
     assert result.stdout.endswith("Written to more: results.json, table.md, figure.png, figure.svg\n")
+    recall = alibi("evaluate", "runs/extrapolate", "--output=recall", "--protocols=recall")
+    assert recall.exit_code == 0, recall.output
+    assert "not taught: " in recall.stdout
+    assert "bits per byte" not in recall.stdout
     again = alibi("evaluate", "runs/extrapolate", "--output=more")
     assert again.exit_code == 2
     assert "error: --output: expected a new or empty folder, got more, which exists\n" in again.stderr

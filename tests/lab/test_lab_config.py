@@ -90,10 +90,30 @@ def test_refuses_what_is_no_proper_number(values: dict[str, Any]) -> None:
 def test_all_stands_for_every_one() -> None:
     config = make_config({"methods": ("rope", "nope", "alibi"), "variants": ["all"], "protocols": ["all"]})
     assert config.variants == (
-        "rope:pi", "rope:dynamic", "rope:yarn", "alibi:linear", "alibi:dynamic", "alibi:ntk"
+        "rope:pi", "rope:dynamic", "rope:yarn", "alibi:linear", "alibi:ntk"
     )  # fmt: skip
+    # What repeats another in full windows is evaluated where it is named.
+    assert make_config({"methods": ("alibi",), "variants": ["alibi:dynamic"]}).variants == ("alibi:dynamic",)
     assert config.protocols == ("windows", "sliding", "targets", "recall")
     assert make_config({"protocols": ["recall", "windows"]}).protocols == ("windows", "recall")
+
+
+def test_seeds_are_what_generators_take() -> None:
+    assert make_config({"seed": (1 << 64) - 1}).seed == (1 << 64) - 1
+    for seed in (1 << 64, -1):
+        with pytest.raises(LabError) as error:
+            make_config({"seed": seed})
+        assert str(error.value) == (
+            f"seed: expected a whole number from 0 up to, not including, 2^64, got {seed}; such as 0, 1 and 2"
+        )
+
+
+def test_held_out_text_needs_text_to_train_on() -> None:
+    with pytest.raises(LabError) as error:
+        make_config({"held_out_text": ("a.txt",)})
+    assert str(error.value) == (
+        "held_out_text: expected text to train on beside it, got none; name the training text with --text"
+    )
 
 
 def test_fixed_targets_begin_below_the_training_length() -> None:

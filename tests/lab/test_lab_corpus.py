@@ -15,6 +15,7 @@ from alibi_attention.lab.corpus import Corpus, load_corpus
 from alibi_attention.lab.documents import Document, split_documents
 from alibi_attention.lab.duplicates import near_duplicates
 from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.protocols import held_out_of
 from alibi_attention.lab.tokens import load_encoder, make_encoder
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -300,6 +301,42 @@ def test_data_set_refusals(tiny: MakeConfig, saved: Path, tmp_path: Path, monkey
     )
 
 
+# A division of the user's own
+
+
+def test_text_is_held_out_as_given(tiny: MakeConfig, texts: Path, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "one.txt").write_text("nothing like the others " * 20, encoding="utf-8")
+    corpus = load_corpus(tiny(held_out_text=(str(away),)))
+    assert len(corpus.train_documents) == 12
+    assert corpus.held_out_documents == ("one.txt",)
+    assert corpus.encoder.decode(corpus.held_out) == (away / "one.txt").read_bytes()
+    assert corpus.split == "as given: 12 documents for training, 1 held out"
+    assert str(away) in corpus.source
+    # A copy of training text is taken out of training; what is merely alike is said.
+    shutil.copyfile(texts / "0.txt", away / "copy.txt")
+    text = (texts / "1.txt").read_text(encoding="utf-8")
+    (away / "alike.txt").write_text(text + " and more", encoding="utf-8")
+    corpus = load_corpus(tiny(held_out_text=(str(away),)))
+    assert "0.txt" not in corpus.train_documents
+    assert corpus.split == (
+        "as given: 11 documents for training, 3 held out; 1 of the former left out, being held out as well; "
+        "1 of the latter are near-duplicates of training documents"
+    )
+    assert (texts / "0.txt").read_bytes() not in bytes(corpus.train)
+
+
+def test_bad_held_out_text_is_refused_by_its_name(tiny: MakeConfig, texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"^held_out_text: expected an existing file or folder, got .*missing; check"):
+        load_corpus(tiny(held_out_text=(str(tmp_path / "missing"),)))
+    (tmp_path / "short.txt").write_text("short", encoding="utf-8")
+    with pytest.raises(LabError, match=r"^held_out_text: expected at least 65 bytes of held-out text, got 5 from "):
+        load_corpus(tiny(held_out_text=(str(tmp_path / "short.txt"),)))
+    with pytest.raises(LabError, match=r"^text: expected text that is not held out, got none; name text that is not"):
+        load_corpus(tiny(held_out_text=(str(texts),)))
+
+
 # Tokens
 
 
@@ -346,6 +383,29 @@ def test_words(tiny: MakeConfig) -> None:
     assert encoder.decode(encoder.encode(b"the cat\nthe mat")) == b"the cat\nthe mat"
     assert encoder.token_bytes[encoder.encode(b"the cat\n")].tolist() == [4, 4, 1]
     assert encoder.vocabulary == 2 + 7 + 0
+
+
+def test_words_count_the_bytes_they_stand_for(tiny: MakeConfig, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "  the unheardof cät\n\n sat\ton  the mat \n"
+    encoder = make_encoder(tiny(tokenizer="words", eval_lengths=(16,)), [b"the sat on mat\n" * 3])
+    sizes = encoder.sizes(text.encode())
+    # Space before a word is the word's, what is left at the end the last one's.
+    assert sizes.tolist() == [5, 10, 5, 1, 1, 4, 3, 5, 4, 2]
+    monkeypatch.setattr("alibi_attention.lab.tokens._PIECE", 20)
+    assert encoder.sizes(text.encode()).tolist() == sizes.tolist()
+    assert encoder.sizes(b"\n".join([b" "] * 40) + b"the").sum() == 82
+    # Held-out words that training never saw, counted to the last byte, also from the cache.
+    for path in texts.iterdir():
+        path.write_text(path.read_text(encoding="utf-8") + f" seen-nowhere-else-{path.stem}", encoding="utf-8")
+    for _ in range(2):
+        corpus = load_corpus(tiny(tokenizer="words", eval_lengths=(16,)))
+        held_out = held_out_of(corpus)
+        assert 1 in corpus.held_out
+        total = sum(len((texts / name).read_bytes()) for name in corpus.held_out_documents)
+        places = np.arange(len(corpus.held_out))
+        assert held_out.bytes_at(places).sum() == total + len(corpus.held_out_documents) - 1
+        assert held_out.bytes_at(corpus.held_out_starts[1:] - 1).tolist() == [1] * (len(corpus.held_out_starts) - 1)
+    assert isinstance(corpus.held_out_sizes, np.memmap)
 
 
 def test_tokenizers_missing_is_said(tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,19 +8,11 @@ import pytest
 import torch
 
 from alibi_attention.lab.bootstrap import bootstrap_interval, wilson_interval
-from alibi_attention.lab.evaluation import (
-    HeldOut,
-    evaluate_ends,
-    evaluate_windows,
-    of_bytes,
-    segment_starts,
-    sliding_ends,
-    target_ends,
-    window_work,
-)
+from alibi_attention.lab.ends import Ends, sliding_ends, target_ends
+from alibi_attention.lab.evaluation import evaluate_ends, evaluate_windows, window_work
+from alibi_attention.lab.held_out import HeldOut, of_bytes, segment_starts
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import DecoderShape
-from alibi_attention.lab.scores import RecallScore, Score, usable_by_perplexity, usable_by_recall
 
 SHAPE = DecoderShape(length=8, layers=1, heads=2, width=16)
 
@@ -89,37 +81,58 @@ def test_bits_per_byte_count_the_bytes_of_tokens() -> None:
     assert sized.scored_bytes == count
     assert sized.bits_per_byte == pytest.approx(plain.bits_per_byte * 40 / count)
     assert sized.perplexity == plain.perplexity
+    # Where a token does not always stand for as much, what counts is what stands there.
+    there = np.arange(41, dtype=np.uint32) % 7
+    counted = evaluate_windows(decoder, HeldOut(stream, np.zeros(1, np.int64), sizes, there), (40,), 40)[0]
+    assert counted.scored_bytes == there[1:].sum()
+    assert counted.bits_per_byte == pytest.approx(plain.bits_per_byte * 40 / there[1:].sum())
 
 
 def test_sliding_window_gives_every_token_its_context() -> None:
     decoder = Decoder(SHAPE, "rope", seed=0)
     stream = np.random.default_rng(0).integers(0, 256, size=100, dtype=np.uint8)
-    for length, stride in ((8, 2), (16, 4), (16, 5), (8, 0)):
-        ends = sliding_ends(of_bytes(stream), (8, 16), 16, stride, length)
-        step = stride or 2
+    for length, stride, step in ((8, 2, 2), (16, 4, 4), (16, 5, 5), (8, 5, 5), (8, 0, 2), (16, 0, 4)):
+        ends = sliding_ends(of_bytes(stream), (8, 16), 64, stride, length)
         assert ends.scored == step
         score = evaluate_ends(decoder, of_bytes(stream), length, ends)
-        bits, targets = [], []
+        bits = []
         for end in ends.ends:
             for target in range(end - step + 1, end + 1):
                 assert target - (end - length) >= length - step  # the context it has
                 bits.append(bits_one_at_a_time(decoder, stream, end - length, target))
-                targets.append(target)
-        # Side by side: each token of the region once, up to its end.
-        assert targets == list(range(targets[0], targets[-1] + 1))
         assert score.bits_per_byte == pytest.approx(np.mean(bits), abs=1e-5)
 
 
-def test_all_lengths_slide_over_the_same_tokens() -> None:
-    held_out = of_bytes(np.zeros(5000, dtype=np.uint8))
-    scored = []
-    for length in (16, 64, 256):
-        ends = sliding_ends(held_out, (16, 64, 256), 512, 0, length)
-        scored.append(sorted(t for end in ends.ends for t in range(end - ends.scored + 1, end + 1)))
+def scored_at(ends: Ends) -> list[int]:
+    return sorted(t for end in ends.ends for t in range(end - ends.scored + 1, end + 1))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "stride", "strides"),
+    [
+        ((16, 64, 256), 0, (4, 16, 64)),
+        # Quarters that do not divide one another: powers of two below them.
+        ((16, 24, 100), 0, (4, 4, 16)),
+        ((16, 64, 256), 10, (10, 10, 10)),
+        # Longer than the shortest window: what divides it.
+        ((16, 64, 256), 40, (10, 40, 40)),
+    ],
+)
+def test_all_lengths_slide_over_the_same_tokens(
+    lengths: tuple[int, ...], stride: int, strides: tuple[int, ...]
+) -> None:
+    held_out, budget = of_bytes(np.zeros(5000, dtype=np.uint8)), 2048
+    found = [sliding_ends(held_out, lengths, budget, stride, length) for length in lengths]
+    assert tuple(ends.scored for ends in found) == strides
+    assert scored_at(found[0]) == scored_at(found[1]) == scored_at(found[2])
+    assert len(set(scored_at(found[0]))) == len(scored_at(found[0]))
+    for length, ends in zip(lengths, found, strict=True):
         assert min(ends.ends) >= length
         assert max(ends.ends) < 5000
-    assert scored[0] == scored[1] == scored[2]
-    assert len(scored[0]) == 512
+        # The budget is what is read; where a stride is no quarter, at the longest length.
+        if not stride or length == lengths[-1]:
+            assert length * len(ends.ends) <= 1.6 * budget
+    assert len(found[-1].ends) == budget // lengths[-1]
 
 
 def test_fixed_targets_are_the_same_with_more_before_them() -> None:
@@ -127,12 +140,47 @@ def test_fixed_targets_are_the_same_with_more_before_them() -> None:
     stream = np.random.default_rng(0).integers(0, 256, size=200, dtype=np.uint8)
     ends = target_ends(of_bytes(stream), (8, 32), 64, 3)
     assert len(ends.ends) == 8
-    assert (ends.ends[0], ends.ends[-1]) == (32, 199)
+    assert len(set(scored_at(ends))) == 24
+    assert min(ends.ends) < 60
+    assert max(ends.ends) > 175
     for length in (8, 32):
         score = evaluate_ends(decoder, of_bytes(stream), length, ends)
         bits = [bits_one_at_a_time(decoder, stream, end - length, end - back) for end in ends.ends for back in range(3)]
         assert score.bits_per_byte == pytest.approx(np.mean(bits), abs=1e-5)
         assert score.scored_tokens == 24
+        assert score.whole_context == 1.0
+
+
+def test_fixed_targets_are_as_many_as_the_budget_reads_on_average() -> None:
+    held_out = of_bytes(np.zeros(1 << 20, dtype=np.uint8))
+    # As the default: eight lengths of 131,072 tokens.
+    ends = target_ends(held_out, tuple(64 << i for i in range(8)), 131_072, 32)
+    assert len(ends.ends) == 64
+    assert len(target_ends(held_out, (1 << 16,), 131_072, 32).ends) == 8
+
+
+def test_fixed_targets_have_their_context_in_one_document() -> None:
+    # Short documents but for two, which have room for a window of 50.
+    lengths = [20, 80, 30, 30, 100, 20]
+    starts = np.cumsum([0, *(n + 1 for n in lengths)])[:-1]
+    tokens = np.concatenate([np.append(np.full(n, 100 + i, np.uint8), 0) for i, n in enumerate(lengths)])[:-1]
+    held_out = HeldOut(tokens, starts, np.ones(256, np.int64))
+    ends = target_ends(held_out, (10, 50), 400, 3)
+    assert len(ends.ends) == 13
+    for end in ends.ends:
+        assert set(tokens[end - 50 : end + 1].tolist()) in ({101}, {104})
+    assert {int(tokens[end]) for end in ends.ends} == {101, 104}
+    decoder = Decoder(SHAPE, "alibi", seed=0)
+    assert evaluate_ends(decoder, held_out, 50, ends).whole_context == 1.0
+    # More than there is room for: the rest is spread over all the text, and said.
+    ends = target_ends(held_out, (10, 50), 1200, 3)
+    assert len(ends.ends) == 40
+    assert len(set(scored_at(ends))) == 120
+    share = evaluate_ends(decoder, held_out, 50, ends).whole_context
+    assert share == pytest.approx(np.mean([len(set(tokens[e - 50 : e + 1].tolist())) == 1 for e in ends.ends]))
+    assert 0.5 < share < 1.0
+    # None has any: as before.
+    assert len(target_ends(held_out, (10, 120), 130, 3).ends) == 8
 
 
 @pytest.mark.parametrize("size", [33, 34, 50, 1000])
@@ -231,34 +279,3 @@ def test_wilson_is_the_formula() -> None:
             assert not rejected(min(max(edge + inward, 1e-12), 1 - 1e-12), share, trials)
             if 0 < edge < 1:
                 assert rejected(edge - inward, share, trials)
-
-
-# Verdicts
-
-
-def losses(*bits: float | None) -> list[Score]:
-    return [Score(length=128 << i, bits_per_byte=b, scored_bytes=1) for i, b in enumerate(bits)]
-
-
-def test_usable_by_perplexity() -> None:
-    assert usable_by_perplexity(losses(2.2, 2.0, 2.01, 1.9), 256) == 1024
-    assert usable_by_perplexity(losses(2.2, 2.0, 2.02), 256) == 512
-    assert usable_by_perplexity(losses(2.2, 2.0, 2.03, 1.0), 256) == 256
-    assert usable_by_perplexity(losses(2.2, 2.0, None), 256) == 256
-    assert usable_by_perplexity(losses(2.2, 2.0, float("nan")), 256) == 256
-    assert usable_by_perplexity(losses(2.2, 2.0), 100) is None
-    assert usable_by_perplexity([], 256) is None
-
-
-def recalls(*cells: tuple[int, int, int]) -> list[RecallScore]:
-    return [RecallScore(length=n, distance=d, asked=10, recalled=r) for n, d, r in cells]
-
-
-def test_usable_by_recall_looks_at_the_farthest() -> None:
-    good = (256, 32, 0), (256, 128, 5), (512, 32, 0), (512, 256, 9)
-    assert usable_by_recall(recalls(*good)) == 512
-    assert usable_by_recall(recalls(*good, (1024, 32, 10), (1024, 512, 4), (2048, 1024, 10))) == 512
-    assert usable_by_recall(recalls((256, 128, 4), (512, 256, 10))) is None
-    unasked = RecallScore(length=1024, distance=512, asked=0, recalled=0, note="ends")
-    assert usable_by_recall([*recalls(*good), unasked]) == 512
-    assert usable_by_recall([]) is None

@@ -399,6 +399,15 @@ print(peak(1024), peak(16384))
 """
 
 
+def test_scaled_slopes_are_never_steeper_than_trained_ones() -> None:
+    decoder = Decoder(DecoderShape(length=64, layers=1, heads=4, width=16), "alibi", seed=0)
+    for variant in ("linear", "dynamic", "ntk"):
+        with decoder.position.used_at(16, variant):
+            assert torch.equal(decoder.position.slopes_for(16), decoder.position.slopes)
+        with decoder.position.used_at(128, variant):
+            assert (decoder.position.slopes_for(128) < decoder.position.slopes)[1:].all()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
 @pytest.mark.parametrize("name", ["alibi", "rope", "t5"])
 def test_memory_is_linear_in_the_length(name: str) -> None:

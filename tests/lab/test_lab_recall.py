@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,17 @@ from torch import Tensor
 
 from alibi_attention.lab.config import make_config
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.evaluation import HeldOut
+from alibi_attention.lab.held_out import HeldOut
 from alibi_attention.lab.model import Decoder
+from alibi_attention.lab.passages import RecallMixer, alphabet_of, in_order, log_uniform
 from alibi_attention.lab.positions import DecoderShape
-from alibi_attention.lab.recall import RecallMixer, evaluate_recall, make_lines, trial_count
+from alibi_attention.lab.recall import askable_distances, evaluate_recall, trial_count
 from alibi_attention.lab.tokens import ByteEncoder, Encoder, make_encoder
 
-LINE = re.compile(rb"\n@([a-z]{3})=(\d{3})\n")
+LINE = re.compile(rb"\n@([A-Z])([a-z])\n")
 TEXT = b"plain words without any mark of their own " * 60
+# Forty words apart from the letters' stand-ins, so that the stand-ins are none of the commonest.
+WORDS = b" ".join(b"w%d" % (i * i % 97) for i in range(3000))
 
 
 def encoders() -> list[Encoder]:
@@ -25,29 +30,77 @@ def encoders() -> list[Encoder]:
     return [ByteEncoder(), make_encoder(config, [TEXT])]
 
 
-def held_out(encoder: Encoder) -> HeldOut:
-    return HeldOut(encoder.encode(TEXT), np.zeros(1, np.int64), encoder.token_bytes)
+def words() -> Encoder:
+    return make_encoder(make_config({"tokenizer": "words"}), [b"\n".join([WORDS, b"@", b"a b c d"])])
+
+
+def held_out(encoder: Encoder, text: bytes = TEXT) -> HeldOut:
+    return HeldOut(encoder.encode(text), np.zeros(1, np.int64), encoder.token_bytes)
+
+
+# Passages in training text
 
 
 @pytest.mark.parametrize("encoder", encoders(), ids=["bytes", "bpe"])
-def test_every_key_is_told_and_asked(encoder: Encoder) -> None:
+def test_every_key_is_told_once_and_asked_twice_or_more(encoder: Encoder) -> None:
     mixer = RecallMixer(encoder, 0.99, 256)
-    plain = np.tile(encoder.encode(TEXT)[:257].astype(np.int64), (20, 1))
+    plain = np.tile(encoder.encode(TEXT)[:257].astype(np.int64), (200, 1))
     windows = mixer.mix(plain.copy(), np.random.default_rng(0))
     assert windows.shape == plain.shape
     changed = [row for row, before in zip(windows, plain, strict=True) if not np.array_equal(row, before)]
-    assert len(changed) >= 18
-    distances = []
+    assert len(changed) >= 190
+    keys_of, distances, shares = [], [], []
     for row in changed:
-        found = LINE.findall(encoder.decode(row))
-        assert len(found) == 8
-        keys = [key for key, _ in found]
-        assert all(keys.count(key) == 2 for key in keys)
-        assert len(set(found)) == len(set(keys)) == 4
-        places = [match.start() for match in LINE.finditer(encoder.decode(row))]
-        distances += [places[keys.index(key, i + 1)] - places[i] for i, key in enumerate(keys) if key not in keys[:i]]
-    assert min(distances) < 40
-    assert max(distances) > 120
+        text = encoder.decode(row)
+        found = LINE.findall(text)
+        counts = Counter(key for key, _ in found)
+        assert min(counts.values()) >= 3
+        # One value for each key: every mention after the first can be answered.
+        assert len(set(found)) == len(counts)
+        keys_of.append(len(counts))
+        shares.append(5 * len(found) / len(text))
+        last: dict[bytes, int] = {}
+        for match in LINE.finditer(text):
+            if match[1] in last:
+                distances.append(match.start() - last[match[1]])
+            last[match[1]] = match.start()
+    assert (min(keys_of), max(keys_of)) == (2, 16)
+    # Log-uniform: as many windows with 2 or 3 keys as with 8 to 15, give or take.
+    few, many = (sum(low <= n < 2 * low for n in keys_of) for low in (2, 8))
+    assert 0.5 < few / many < 2.0
+    assert min(distances) == 5
+    assert max(distances) > 200
+    # Each doubling of the distance as common as the next within a factor, however long it is.
+    doublings = [sum(low <= d < 2 * low for d in distances) for low in (5, 10, 20, 40, 80)]
+    assert all(0.4 < a / b < 3.0 for a, b in itertools.pairwise(doublings))
+    assert min(shares) < 0.3
+    assert max(shares) > 0.9
+
+
+def test_values_follow_their_keys_in_words_too() -> None:
+    encoder = words()
+    alphabet = alphabet_of(encoder)
+    symbols = [*alphabet.keys.tolist(), *alphabet.values.tolist()]
+    assert len(set(symbols)) == 52
+    assert not set(symbols) & {0, 1, *alphabet.mark.tolist(), *alphabet.end.tolist()}
+    window = np.ones((1, 101), dtype=np.int64)
+    row = RecallMixer(encoder, 0.99, 100).mix(window, np.random.default_rng(0))[0]
+    places = np.flatnonzero(np.isin(row, alphabet.keys))
+    assert len(places) >= 6
+    pairs = {(int(row[i]), int(row[i + 1])) for i in places}
+    assert len(pairs) == len({key for key, _ in pairs})
+    assert all(value in alphabet.values for _, value in pairs)
+
+
+def test_a_vocabulary_too_small_is_refused() -> None:
+    encoder = make_encoder(make_config({"tokenizer": "words"}), [b"so few words\n"])
+    with pytest.raises(LabError) as error:
+        alphabet_of(encoder)
+    # Separator, unknown word and newline are no letters; "@" is unknown here.
+    assert str(error.value) == (
+        "vocabulary: expected a vocabulary of at least 55 words, some of them for keys and values, got 6; "
+        "raise it, or leave recall out"
+    )
 
 
 def test_share_of_windows() -> None:
@@ -62,20 +115,32 @@ def test_share_of_windows() -> None:
 
 def test_short_sequences_are_refused() -> None:
     with pytest.raises(LabError) as error:
-        RecallMixer(ByteEncoder(), 0.1, 19)
+        RecallMixer(ByteEncoder(), 0.1, 13)
     assert str(error.value) == (
-        "recall_share: expected sequences of at least 20 tokens to ask and tell in, got 19; "
+        "recall_share: expected sequences of at least 14 tokens to ask and tell in, got 13; "
         "train longer sequences, or leave --recall-share out"
     )
+    window = RecallMixer(ByteEncoder(), 0.99, 14).mix(np.zeros((1, 15), np.int64), np.random.default_rng(0))
+    assert len(LINE.findall(bytes(window[0].tolist()))) == 3
 
 
-def test_values_are_spread_and_keys_differ() -> None:
-    lines = make_lines(ByteEncoder(), np.random.default_rng(0), 2000)
-    keys = {bytes(line.prompt.tolist()) for line in lines}
-    values = [int(bytes(line.answer.tolist())) for line in lines]
-    assert len(keys) == 2000
-    assert min(values) < 10
-    assert max(values) > 990
+def test_places_are_all_taken_and_near_ones_are_common() -> None:
+    generator = np.random.default_rng(0)
+    gaps = []
+    for _ in range(300):
+        order = in_order([3] * 10, generator)
+        assert Counter(order) == dict.fromkeys(range(10), 3)
+        # The key that chooses first has every distance to choose from.
+        places = [i for i, key in enumerate(order) if key == 0]
+        gaps += np.diff(places).tolist()
+    assert 0.3 < np.mean(np.array(gaps) < 4) < 0.8
+    assert max(gaps) > 15
+    drawn = [log_uniform(generator, 2, 16) for _ in range(4000)]
+    assert (min(drawn), max(drawn)) == (2, 16)
+    assert np.mean(np.array(drawn) < 6) == pytest.approx(np.log(6 / 2) / np.log(17 / 2), abs=0.03)
+
+
+# The test
 
 
 class Oracle(Decoder):
@@ -91,13 +156,15 @@ class Oracle(Decoder):
         return torch.stack((rows, places), dim=-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        window, end = int(hidden[0, 0]), int(hidden[0, 1]) + 1
+        answers = torch.tensor([[self._answer(*place) for place in row] for row in hidden.tolist()])
+        return torch.nn.functional.one_hot(answers, 256).double()
+
+    def _answer(self, window: int, place: int) -> int:
         text = bytes(self.seen[-1][window].tolist())
-        prompt = text[end - 5 : end]
-        assert re.fullmatch(rb"@[a-z]{3}=", prompt)
-        told = text.index(prompt) + 5
-        answer = list(text[told : told + 3]) if end - told <= self.reach else [0, 0, 0]
-        return torch.nn.functional.one_hot(torch.tensor(answer), 256).double()
+        prompt = text[place - 2 : place + 1]
+        assert re.fullmatch(rb"\n@[A-Z]", prompt)
+        told = text.index(prompt) + 2
+        return text[told + 1] if place - told <= self.reach else 0
 
 
 def oracle(reach: int = 10**9) -> Any:
@@ -107,31 +174,43 @@ def oracle(reach: int = 10**9) -> Any:
 
 
 def test_each_distance_is_asked_at_that_distance() -> None:
-    scores = evaluate_recall(
-        oracle(), held_out(ByteEncoder()), ByteEncoder(), (64, 100, 256, 1024), budget=1024, most=64
-    )
+    lengths = (12, 16, 64, 100, 256, 1024)
+    scores = evaluate_recall(oracle(), held_out(ByteEncoder()), ByteEncoder(), lengths, budget=1024, most=64)
     cells = {(score.length, score.distance): score for score in scores}
     assert list(cells) == [
-        (64, 32), (100, 32), (256, 32), (256, 64), (256, 128),
-        (1024, 32), (1024, 64), (1024, 128), (1024, 256), (1024, 512),
+        (12, 9), (16, 13), (64, 32), (64, 61), (100, 32), (100, 64), (100, 97),
+        (256, 32), (256, 64), (256, 128), (256, 253),
+        (1024, 32), (1024, 64), (1024, 128), (1024, 256), (1024, 512), (1024, 1021),
     ]  # fmt: skip
     assert all(score.recalled == score.asked for score in scores)
     assert [cells[n, 32].asked for n in (64, 100, 256, 1024)] == [16, 10, 8, 8]
     assert cells[64, 32].interval is not None
 
 
-@pytest.mark.parametrize("reach", [31, 32, 128, 200])
+def test_windows_without_room_are_left_out_and_distances_end_with_the_keys() -> None:
+    alphabet = alphabet_of(ByteEncoder())
+    assert askable_distances(alphabet, 7) == []
+    assert askable_distances(alphabet, 8) == [5]
+    # Told right behind one another, 256 and the farthest would overlap.
+    assert askable_distances(alphabet, 265)[-2:] == [128, 262]
+    assert len(askable_distances(alphabet, 65_536)) == 12
+    few = alphabet._replace(keys=alphabet.keys[:4])
+    assert askable_distances(few, 65_536) == [32, 64, 128, 65_533]
+
+
+@pytest.mark.parametrize("reach", [31, 32, 128, 200, 1020, 1021])
 def test_recall_ends_where_the_reach_does(reach: int) -> None:
     scores = evaluate_recall(oracle(reach), held_out(ByteEncoder()), ByteEncoder(), (1024,), budget=1, most=64)
     assert [score.recalled for score in scores] == [8 if score.distance <= reach else 0 for score in scores]
 
 
-def test_untrained_decoder_recalls_nothing_with_any_tokens() -> None:
-    for encoder in encoders():
+def test_untrained_decoder_recalls_no_more_than_by_chance_with_any_tokens() -> None:
+    for encoder, text in (*((e, TEXT) for e in encoders()), (words(), WORDS)):
         decoder = Decoder(DecoderShape(64, 1, 2, 8), "alibi", seed=0, vocabulary=encoder.vocabulary)
-        scores = evaluate_recall(decoder, held_out(encoder), encoder, (64, 256), budget=512, most=64, variant="ntk")
-        assert scores
-        assert all(score.recalled == 0 for score in scores)
+        text_of = held_out(encoder, text)
+        scores = evaluate_recall(decoder, text_of, encoder, (64, 256), budget=4096, most=64, variant="ntk")
+        assert len(scores) == 6
+        assert sum(score.recalled for score in scores) < 0.15 * sum(score.asked for score in scores)
 
 
 def test_positions_that_end_are_reported() -> None:
@@ -140,8 +219,8 @@ def test_positions_that_end_are_reported() -> None:
     scores = evaluate_recall(
         decoder, held_out(ByteEncoder()), ByteEncoder(), (64, 128), budget=512, most=64, tick=ticks.append
     )
-    assert [score.note for score in scores] == [None, "its positions end at 64", "its positions end at 64"]
-    assert scores[1].share is None
+    assert [score.note for score in scores] == [None] * 2 + ["its positions end at 64"] * 3
+    assert scores[2].share is None
     assert sum(ticks) == 64 * trial_count(64, 512, 64) + 128 * trial_count(128, 512, 64)
 
 

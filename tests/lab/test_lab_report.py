@@ -2,29 +2,39 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from lab_cases import TINY, write_texts
 from typer.testing import CliRunner
 
 from alibi_attention.cli.app import app
 from alibi_attention.lab.bootstrap import bootstrap_interval
 from alibi_attention.lab.config import ExperimentConfig, make_config
+from alibi_attention.lab.config_file import read_config_file
 from alibi_attention.lab.errors import LabError, RunInterrupted
 from alibi_attention.lab.experiment import start_experiment
 from alibi_attention.lab.interruption import OUT_OF_TIME, Interruption
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import position_methods
+from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.report import write_report
+from alibi_attention.lab.report_figures import enlarged
+from alibi_attention.lab.report_tables import report_tables
+from alibi_attention.lab.runs import evaluations_of
+from alibi_attention.lab.scores import LossVerdict, RecallScore
 from alibi_attention.lab.study import run_study, study_config
-from alibi_attention.lab.summary import read_runs, summarise
+from alibi_attention.lab.summary import RecallPoint, read_runs, summarise
 
 MakeConfig = Callable[..., ExperimentConfig]
 
@@ -56,15 +66,35 @@ def test_summary_is_over_seeds_and_documents(runs: list[Path]) -> None:
     assert point.interval == bootstrap_interval([s.document_bits for s in scores], scores[0].document_bytes)
     trained = [run.results[0].evaluations[1].windows[0] for run in found]
     moved = [np.subtract(s.document_bits, t.document_bits) for s, t in zip(scores, trained, strict=True)]
-    assert point.change == pytest.approx(point.mean - lines["alibi:ntk"].losses["windows"][0].mean)
-    assert point.change_interval == pytest.approx(bootstrap_interval(moved, scores[0].document_bytes))
-    asked = [score for score in lines["alibi"].recall if (score.length, score.distance) == (128, 64)]
-    assert [score.asked for score in asked] == [16]
+    assert point.change.mean == pytest.approx(point.mean - lines["alibi:ntk"].losses["windows"][0].mean)
+    assert point.change.interval == pytest.approx(bootstrap_interval(moved, scores[0].document_bytes))
+    assert lines["alibi:ntk"].losses["windows"][0].change is None
+    plain = [run.results[0].evaluations[0].windows[2] for run in found]
+    apart = [np.subtract(s.document_bits, t.document_bits) for s, t in zip(scores, plain, strict=True)]
+    assert point.against.by_seed == pytest.approx([sum(bits) / scores[0].scored_bytes for bits in apart])
+    assert point.against.mean == pytest.approx(point.mean - lines["alibi"].losses["windows"][2].mean)
+    assert point.against.interval == pytest.approx(bootstrap_interval(apart, scores[0].document_bytes))
+    assert lines["alibi"].losses["windows"][2].against is None
     assert lines["learned"].losses["windows"][1].note == "its positions end at 32"
-    assert lines["learned"].usable_by_perplexity == 32
+    assert lines["learned"].usable_by_perplexity == LossVerdict(protocol="sliding", length=32)
     assert lines["learned"].position_parameters == 32 * 16
     assert lines["alibi"].by_position[-1][1] == 128
     assert lines["learned"].by_position[-1][1] == 32
+
+
+def test_recall_is_never_pooled_over_seeds(runs: list[Path]) -> None:
+    found = read_runs(runs)
+    for line, number in (("alibi", 0), ("learned", 2)):
+        evaluations = [evaluations_of(run.results)[number] for run in found]
+        (summary,) = [each for each in summarise(found) if each.name == line]
+        for i, point in enumerate(summary.recall):
+            assert point.by_seed == tuple(evaluation.recall[i] for evaluation in evaluations)
+            assert all(score.asked in (0, 8) for score in point.by_seed)
+        assert summary.recall_by_seed == tuple(evaluation.usable_by_recall for evaluation in evaluations)
+        assert summary.usable_by_recall in summary.recall_by_seed
+    scores = [RecallScore(length=1, distance=1, asked=8, recalled=n) for n in (8, 0, 7)]
+    assert RecallPoint(1, 1, tuple(scores)).median == 7 / 8
+    assert RecallPoint(1, 1, (RecallScore(length=1, distance=1, asked=0, recalled=0),)).median is None
 
 
 def test_runs_that_do_not_belong_together(runs: list[Path], tiny: MakeConfig, tmp_path: Path) -> None:
@@ -127,7 +157,14 @@ def test_page_is_whole_and_asks_nothing_of_the_network(runs: list[Path], tmp_pat
     references = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
     assert references <= set(page.ids)
     assert "#000000" not in text.split("@media print")[1].split("</style>")[1]
-    for phrase in ("ALiBi, NTK scaling", "Usable length", "Recall by distance", "learned: its positions end at 32."):
+    for phrase in (
+        "ALiBi, NTK scaling",
+        "Usable length",
+        "Recall by distance at the longest length, 128",
+        "Fixed targets: minus ALiBi",
+        "of the windows lie in one document",
+        "learned: its positions end at 32.",
+    ):
         assert phrase in "".join(page.text), phrase
 
 
@@ -135,7 +172,7 @@ def test_files_of_a_report(runs: list[Path], tmp_path: Path) -> None:
     write_report(runs, tmp_path / "report")
     figures = ("windows", "sliding", "targets", "positions", "recall")
     assert {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*")} == {
-        "report.html", "report.md", "summary.json", "figures",
+        "report.html", "report.md", "summary.json", "figures", "config-seed-0.yaml", "config-seed-1.yaml",
         *(f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")),
     }  # fmt: skip
     for name in figures:
@@ -148,13 +185,104 @@ def test_files_of_a_report(runs: list[Path], tmp_path: Path) -> None:
     assert [e["name"] for e in summary["evaluations"]] == ["alibi", "alibi:ntk", "learned"]
     mean = summary["evaluations"][0]["losses"]["windows"][0]["mean"]
     assert f"{mean:.3f} ± " in text
+    assert [e["name"] for e in summary["evaluations"] if e["losses"]["windows"][2]["against"]] == ["alibi:ntk"]
+    assert [len(e["usable_by_recall_by_seed"]) for e in summary["evaluations"]] == [2, 2, 2]
+    cell = summary["evaluations"][0]["recall"][-1]
+    assert (cell["length"], cell["distance"]) == (128, 125)
+    assert [set(score) for score in cell["by_seed"]] == [{"share", "asked", "recalled", "interval", "note"}] * 2
+
+
+def test_what_repeats_it_is_beside_the_report(runs: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    write_report(runs, folder)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    commands = [
+        "alibi extrapolate --config config-seed-0.yaml --output again/seed-0",
+        "alibi extrapolate --config config-seed-1.yaml --output again/seed-1",
+        "alibi report again/seed-0 again/seed-1 --output again",
+    ]
+    assert "\n".join(["```bash", *commands, "```"]) in text
+    for run in read_runs(runs):
+        assert read_config_file(folder / f"config-seed-{run.config.seed}.yaml") == run.config
+    assert f", {torch.get_num_threads()} thread" in text
+    assert f", Python {platform.python_version()}, alibi-attention " in text
+    assert "runs elsewhere" not in text
+
+
+def test_runs_on_different_machines_say_so(runs: list[Path], tmp_path: Path) -> None:
+    for root in runs:
+        shutil.copytree(root, tmp_path / root.name)
+    path = tmp_path / "seed-1" / "config.json"
+    start = json.loads(path.read_text(encoding="utf-8"))
+    start["environment"] |= {"python": "3.0", "threads": 99}
+    path.write_text(json.dumps(start), encoding="utf-8")
+    page = write_report([tmp_path / root.name for root in runs], tmp_path / "report")
+    threads, python = torch.get_num_threads(), platform.python_version()
+    said = f"seed 1: threads {threads} → 99, python {python} → 3.0"
+    assert said in page.read_text(encoding="utf-8")
+
+
+def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
+    for roots in (runs, runs[:1]):
+        found = read_runs(roots)
+        lines = summarise(found)
+        tables = {table.name: table for table in report_tables(lines, found[0].config)}
+        assert list(tables) == [
+            "verdicts", "windows", "windows-against", "sliding", "sliding-against", "targets", "targets-against",
+            "recall", "recall-trained", "recall-longest", "costs",
+        ]  # fmt: skip
+        assert tables["recall-trained"].header == ["", "29"]
+        assert tables["recall-longest"].header == ["", "32", "64", "125"]
+        assert tables["recall"].header == ["", "29 of 32", "61 of 64", "125 of 128"]
+        assert tables["verdicts"].header[1] == "by perplexity, sliding window"
+        against = tables["windows-against"]
+        assert [row[0] for row in against.rows] == ["ALiBi, NTK scaling", "learned"]
+        # NTK scaling leaves the trained length alone.
+        several = len(roots) > 1
+        nothing = "+0.000 ± 0.000 (+0.000 to +0.000)" if several else "+0.000 ± 0.000"
+        assert against.rows[0][1] == nothing
+        assert ("too narrow" in against.note) == several
+        assert ("by recall, each seed" in tables["verdicts"].header) == several
+        assert ("Median over seeds" in tables["recall-longest"].note) == several
+        assert tables["recall-longest"].rows[2][1:] == ["—"] * 3
+
+
+def test_perplexity_is_of_tokens(runs: list[Path], tiny: MakeConfig, tmp_path: Path) -> None:
+    config = tiny(methods=("rope", "nope"), tokenizer="words", steps=1, protocols=("windows", "targets"))
+    start_experiment(config, tmp_path / "words")
+    found = read_runs([tmp_path / "words"])
+    tables = {table.name: table for table in report_tables(summarise(found), found[0].config)}
+    want = found[0].results[1].evaluations[0].windows[2].perplexity
+    assert want is not None
+    assert tables["windows-perplexity"].rows[1][-1] == f"{want:,.2f}"
+    assert [row[0] for row in tables["windows-perplexity"].rows] == ["RoPE", "NoPE"]
+    assert "targets-perplexity" in tables
+    # Without ALiBi the first method is what others are compared with.
+    assert tables["windows-against"].title == "Windows: minus RoPE"
+    in_bytes = read_runs(runs)
+    assert not any("perplexity" in t.name for t in report_tables(summarise(in_bytes), in_bytes[0].config))
+
+
+def test_what_is_small_is_enlarged() -> None:
+    line = object()
+    lengths = [256, 512]
+    curves: Any = [(line, lengths, [2.0, 1.95]), (line, lengths, [2.2, 6.0])]
+    low, high = enlarged(curves, 256) or (0, 0)
+    assert high == pytest.approx(2.1)
+    assert 1.9 < low < 1.95
+    assert enlarged([(line, lengths, [2.0, 1.95]), (line, lengths, [2.2, 2.22])], 256) is None
+    assert enlarged(curves, 100) is None
+    assert enlarged([(line, [], [])], 256) is None
 
 
 def test_report_command(runs: list[Path], tmp_path: Path) -> None:
     arguments = ["report", *map(str, runs), "--output", str(tmp_path / "page")]
     result = CliRunner().invoke(app, arguments, prog_name="alibi")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"Written to {tmp_path / 'page'}: report.html, report.md, summary.json, figures/\n"
+    assert (
+        result.stdout
+        == f"Written to {tmp_path / 'page'}: report.html, report.md, summary.json, figures/, config-seed-*.yaml\n"
+    )
     refused = CliRunner().invoke(app, ["report", str(tmp_path)], prog_name="alibi")
     assert refused.exit_code == 2
     assert refused.stderr.startswith("error: --output: expected the folder of a run, got ")
@@ -168,7 +296,9 @@ def test_study_is_of_everything() -> None:
     # With eight heads interleaved slopes are the geometric ones.
     assert set(position_methods()) - set(config.methods) == {"alibi-interleaved"}
     assert study_config({"heads": 6, "width": 192}).methods == tuple(position_methods())
-    assert len(config.variants) == 9
+    assert set(config.variants) == {
+        "alibi:linear", "alibi:ntk", "alibi-learned:linear", "alibi-learned:ntk", "rope:pi", "rope:dynamic", "rope:yarn"
+    }  # fmt: skip
     assert config.protocols == ("windows", "sliding", "targets", "recall")
     assert config.steps * config.batch_size * config.length == 600 * 4096
 
@@ -197,6 +327,31 @@ def test_study_stops_in_time_and_goes_on(tmp_path: Path, texts: Path, monkeypatc
         run_study(root, seeds=0)
 
 
+def test_seeds_of_a_study_run_apart(tmp_path: Path, texts: Path) -> None:
+    changes = {**TINY, **EVERYTHING, "text": (str(texts),), "protocols": ("windows",)}
+    root, said = tmp_path / "study", Said()
+    assert run_study(root, changes, seeds=3, only_seed=2, progress=said) is None
+    assert said.lines[-1] == "No report yet: of the seeds, 0, 1 are missing."
+    assert [path.name for path in root.iterdir()] == ["seed-2"]
+    assert run_study(root, changes, seeds=3, only_seed=0) is None
+    assert run_study(root, changes, seeds=3, only_seed=1) == root / "report.html"
+    assert json.loads((root / "summary.json").read_text(encoding="utf-8"))["config"]["seed"] == [0, 1, 2]
+    with pytest.raises(LabError) as error:
+        run_study(root, changes, seeds=3, only_seed=3)
+    assert str(error.value) == (
+        "only_seed: expected one of the study's seeds, 0 to 2, got 3; raise --seeds, their number"
+    )
+
+
+class Said(Progress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def test_study_command(texts: Path, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(
         f"text: {texts}\nlayers: 1\nheads: 2\nwidth: 16\nbatch_size: 2\nprotocols: windows\nvariants: []\n"
@@ -205,14 +360,14 @@ def test_study_command(texts: Path, tmp_path: Path) -> None:
     )
     arguments = [
         "study", "--config", str(tmp_path / "small.yaml"), "--output", str(tmp_path / "study"), "--methods=nope,rope",
-        "--length=16", "--eval-lengths=16,32", "--eval-tokens=64", "--steps=2", "--seeds=1",
+        "--length=16", "--eval-lengths=16,32", "--eval-tokens=64", "--steps=2", "--seeds=1", "--only-seed=0",
     ]  # fmt: skip
     stopped = CliRunner().invoke(app, [*arguments, "--minutes=0.00001"], prog_name="alibi")
     assert stopped.exit_code == 128 + OUT_OF_TIME
     assert stopped.stderr == "Stopped. Continue with the same command.\n"
     result = CliRunner().invoke(app, arguments, prog_name="alibi")
     assert result.exit_code == 0, result.output
-    assert result.stdout.endswith(": report.html, report.md, summary.json, figures/\n")
+    assert result.stdout.endswith(": report.html, report.md, summary.json, figures/, config-seed-*.yaml\n")
 
 
 def test_time_is_up_only_once_it_is() -> None:

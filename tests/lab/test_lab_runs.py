@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,15 +12,23 @@ import pytest
 import torch
 
 from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.config_file import read_config_file
 from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.experiment import reevaluate_experiment, resume_experiment, start_experiment
+from alibi_attention.lab.experiment import (
+    UNTAUGHT,
+    reevaluate_experiment,
+    resume_experiment,
+    start_experiment,
+)
 from alibi_attention.lab.figures import draw_figure, save_figures
 from alibi_attention.lab.files import replacing
+from alibi_attention.lab.lock import locked
 from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.progress import Progress
+from alibi_attention.lab.report import write_report
 from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
-from alibi_attention.lab.scores import Evaluation, RecallScore, Score
+from alibi_attention.lab.scores import Evaluation, LossVerdict, RecallScore, Score
 from alibi_attention.lab.tables import markdown_table, recall_rows
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -31,7 +40,9 @@ def evaluation(name: str, title: str, *bits: float | None) -> Evaluation:
         Score(length=256 << i, bits_per_byte=b, scored_bytes=9, note="it ends" if b is None else None)
         for i, b in enumerate(bits)
     )
-    return Evaluation(name=name, title=title, windows=scores, usable_by_perplexity=512)
+    return Evaluation(
+        name=name, title=title, windows=scores, usable_by_perplexity=LossVerdict(protocol="windows", length=512)
+    )
 
 
 def result(method: str, title: str, *bits: float | None) -> MethodResult:
@@ -62,7 +73,7 @@ def test_contents(tiny: MakeConfig, tmp_path: Path) -> None:
         *methods, *(f"{method}/{name}" for method in methods for name in inside),
     }  # fmt: skip
     whole = json.loads((root / "results.json").read_text(encoding="utf-8"))
-    assert whole["schema_version"] == 2
+    assert whole["schema_version"] == 3
     assert whole["config"]["eval_lengths"] == [16, 24, 64]
     assert whole["corpus"]["fingerprint"] == load_corpus(config).fingerprint
     assert set(whole["environment"]) == {
@@ -125,7 +136,7 @@ def test_resume_refuses_another_schema(tiny: MakeConfig, tmp_path: Path) -> None
     start_experiment(tiny(methods=("rope",)), root)
     start = json.loads((root / "config.json").read_text(encoding="utf-8"))
     (root / "config.json").write_text(json.dumps({**start, "schema_version": 99}), encoding="utf-8")
-    with pytest.raises(LabError, match=r"^output: expected a run folder of schema version 2, got version 99 in "):
+    with pytest.raises(LabError, match=r"^output: expected a run folder of schema version 3, got version 99 in "):
         resume_experiment(root)
 
 
@@ -159,7 +170,7 @@ def test_table() -> None:
         "| ALiBi | 2.129 | 2.100 | 2.090 | -0.039 |\n"
         "| RoPE | 2.080 | 3.000 | 4.600 | +2.520 |\n"
         "\n"
-        "| usable length by | perplexity | recall |\n"
+        "| usable length by | perplexity, windows | recall |\n"
         "| --- | ---: | ---: |\n"
         "| ALiBi | 512 | — |\n"
         "| RoPE | 512 | — |\n"
@@ -243,7 +254,114 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
 
 
+def test_recall_alone_is_shown(tiny: MakeConfig, tmp_path: Path) -> None:
+    config = tiny(
+        methods=("rope", "learned"), protocols=("recall",), recall_share=0.5, length=32, eval_lengths=(32, 64),
+        recall_trials=8,
+    )  # fmt: skip
+    results = start_experiment(config, tmp_path / "run")
+    text = markdown_table(results)
+    assert text.startswith("| recalled at | 29 of 32 | 61 of 64 |\n")
+    assert "| usable length by | perplexity | recall |\n| --- | ---: | ---: |\n| RoPE | — | not learned: " in text
+    assert text.endswith("\nlearned: its positions end at 32; no result at 64.\n")
+    axes = draw_figure(results, config).axes[0]
+    assert axes.get_title(loc="left") == "Values recalled by distance, in windows of 64 bytes"
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    assert list(lines["RoPE"].get_xdata()) == [32, 61]
+    assert (tmp_path / "run" / "figure.png").read_bytes().startswith(PNG)
+    write_report([tmp_path / "run"], tmp_path / "page")
+    # And of a run that was evaluated by other protocols.
+    start_experiment(tiny(methods=("rope",)), tmp_path / "other")
+    said = Said()
+    again = reevaluate_experiment(tmp_path / "other", tmp_path / "again", {"protocols": ("recall",)}, said)
+    assert [score.distance for score in again[0].evaluations[0].recall] == [13, 21, 32, 61]
+    assert UNTAUGHT in said.lines
+    assert "not taught: " in (tmp_path / "again" / "table.md").read_text(encoding="utf-8")
+
+
+def test_recall_without_room_is_refused_before_training(tiny: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(LabError) as error:
+        start_experiment(tiny(protocols=("recall",), length=4, eval_lengths=(4, 6)), tmp_path / "run")
+    assert str(error.value) == (
+        "eval_lengths: expected a length of at least 8 tokens for recall, which is told and asked, got 4,6; "
+        "add one, or leave recall out"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 # What was interrupted, damaged, or begun elsewhere
+
+
+def test_two_processes_do_not_work_in_one_run(tiny: MakeConfig, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    start_experiment(tiny(methods=("rope",)), root)
+    with locked(root):
+        for call in (
+            lambda: resume_experiment(root),
+            lambda: start_experiment(tiny(methods=("rope",)), tmp_path / "new" / ".." / "run"),
+        ):
+            with pytest.raises(LabError, match=r"^output: expected a (folder no other process works in|new or empty)"):
+                call()
+        with pytest.raises(LabError) as error:
+            resume_experiment(root)
+        assert str(error.value) == (
+            f"output: expected a folder no other process works in, got {root}, which one does; "
+            "wait until it is done, or name another folder"
+        )
+    resume_experiment(root)
+    # Held by another, which made it a moment ago.
+    with locked(tmp_path / "made"), pytest.raises(LabError, match="which one does"):
+        start_experiment(tiny(methods=("rope",)), tmp_path / "made")
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+@pytest.mark.parametrize("killed_at", ["config.json", "config.yaml"])
+def test_killed_at_the_beginning(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    """Either nothing counts as begun, or the run can be continued."""
+    root, config = tmp_path / "run", tiny(methods=("rope",))
+    replace = Path.replace
+
+    def kill(path: Path, target: Path) -> Path:
+        if target.name == killed_at:
+            # What a killed process leaves: its temporary file stays.
+            shutil.copyfile(path, root / ".kept")
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        start_experiment(config, root)
+    monkeypatch.undo()
+    (root / ".kept").rename(root / f".config.partial{Path(killed_at).suffix}")
+    if killed_at == "config.json":
+        start_experiment(config, root)
+    else:
+        resume_experiment(root)
+    assert read_config_file(root / "config.yaml") == config
+    assert not [path for path in root.iterdir() if path.name.startswith(".")]
+
+
+def test_killed_while_taking_weights(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, root = tmp_path / "run", tmp_path / "again"
+    first = start_experiment(tiny(methods=("rope", "nope")), source)
+    begin = RunFolder.begin
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "begin", kill)
+    with pytest.raises(KeyboardInterrupt):
+        reevaluate_experiment(source, root, {})
+    # Nothing of it is in the way of another attempt, even one with fewer methods to take.
+    assert not root.exists()
+    (tmp_path / ".again.partial" / "other").mkdir()
+    monkeypatch.setattr(RunFolder, "begin", begin)
+    again = reevaluate_experiment(source, root, {})
+    assert [r.evaluations for r in again] == [r.evaluations for r in first]
+    assert not (root / "other").exists()
+    assert not (tmp_path / ".again.partial").exists()
 
 
 def test_a_run_begun_elsewhere_goes_on_and_says_so(tiny: MakeConfig, tmp_path: Path) -> None:
@@ -273,7 +391,7 @@ class Said(Progress):
 
 
 @pytest.mark.parametrize(("name", "content"), [("result.json", "{"), ("result.json", '{"schema_version": 1}'),
-                                               ("result.json", '{"schema_version": 2, "result": {}}')])  # fmt: skip
+                                               ("result.json", '{"schema_version": 3, "result": {}}')])  # fmt: skip
 def test_damaged_results_are_refused_and_made_again(tiny: MakeConfig, tmp_path: Path, name: str, content: str) -> None:
     root = tmp_path / "run"
     first = start_experiment(tiny(methods=("rope",)), root)
@@ -336,11 +454,11 @@ def test_all_methods_variants_and_protocols(tiny: MakeConfig, tmp_path: Path) ->
     )  # fmt: skip
     results = start_experiment(config, tmp_path / "run")
     names = [e.name for e in evaluations_of(results)]
-    assert len(names) == len(set(names)) == len(methods) + 3 * 3 + 3
+    assert len(names) == len(set(names)) == len(methods) + 3 * 2 + 3
     for found in evaluations_of(results):
         assert [score.length for score in found.windows] == [score.length for score in found.sliding] == [32, 64]
         assert [score.length for score in found.targets] == [16, 32, 64]
-        assert {score.length for score in found.recall} == {64}
+        assert [(s.length, s.distance) for s in found.recall] == [(32, 29), (64, 32), (64, 61)]
         beyond = found.name == "learned"
         assert (found.windows[1].bits_per_byte is None) == (found.targets[2].bits_per_byte is None) == beyond
     own = {r.method: r.position_parameters for r in results}

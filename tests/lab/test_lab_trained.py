@@ -136,11 +136,22 @@ def test_the_first_schema_is_read_for_its_weights(copy: Path, whole_run: Path) -
     assert "on held-out text" in layers_of(copy, 20)[2]
 
 
+def test_the_second_schema_is_read_for_its_weights(copy: Path, whole_run: Path) -> None:
+    start = json.loads((copy / "config.json").read_text())
+    start["schema_version"] = 2
+    del start["config"]["held_out_text"]
+    (copy / "config.json").write_text(json.dumps(start))
+    old, new = (load_trained(folder, "rope")[0].state_dict() for folder in (copy, whole_run))
+    assert all(torch.equal(old[name], tensor) for name, tensor in new.items())
+    with pytest.raises(LabError, match="output: expected a run folder of schema version 3, got version 2 in"):
+        resume_experiment(copy)
+
+
 def test_but_not_continued(copy: Path) -> None:
     as_schema_1(copy)
     for call in (lambda: resume_experiment(copy), RunFolder(copy).read_results):
         refused: Callable[[], Any] = call
-        with pytest.raises(LabError, match="output: expected a run folder of schema version 2, got version 1 in"):
+        with pytest.raises(LabError, match="output: expected a run folder of schema version 3, got version 1 in"):
             refused()
 
 

@@ -161,9 +161,28 @@ def test_divergence_is_refused(tiny: MakeConfig, tmp_path: Path, monkeypatch: py
     with pytest.raises(LabError) as error:
         start_experiment(tiny(steps=10), tmp_path / "run")
     assert str(error.value) == (
-        "learning_rate: expected a rate at which the loss stays finite, got a loss of nan at step 10 with 0.003; "
+        "learning_rate: expected a rate at which the loss stays finite, got a loss of nan at step 2 with 0.003; "
         "start a new run with a lower rate"
     )
+    # What would be continued from for ever was not kept.
+    assert not RunFolder(tmp_path / "run").checkpoint("alibi").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_kept(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = torch.optim.AdamW.step
+
+    def spoil(optimizer: torch.optim.AdamW, *arguments: Any, **more: Any) -> Any:
+        found = step(optimizer, *arguments, **more)
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][0][0, 0] = torch.inf
+        return found
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
+    with pytest.raises(LabError, match=r"^learning_rate: .*, got a loss of nan at step 1 with 0.003; "):
+        start_experiment(tiny(steps=1, methods=("alibi",)), tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").checkpoint("alibi").exists()
 
 
 def test_weights_are_safetensors_of_the_decoder(tiny: MakeConfig, tmp_path: Path) -> None:

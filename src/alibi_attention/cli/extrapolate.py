@@ -43,6 +43,15 @@ def extrapolate(
             show_default="Python's standard library",
         ),
     ] = None,
+    held_out_text: Annotated[
+        list[Path] | None,
+        _option(
+            _CORPUS,
+            "Text to hold out, where --text is all for training; repeat the flag for more.",
+            metavar="PATH",
+            show_default="documents of --text",
+        ),
+    ] = None,
     more_text: Annotated[list[Path] | None, typer.Argument(hidden=True, metavar="PATH")] = None,
     dataset: Annotated[str, _option(_CORPUS, "A Hugging Face data set, by name or local path.")] = "",
     dataset_config: Annotated[str, _option(_CORPUS, "Configuration of the data set.")] = "",
@@ -130,10 +139,17 @@ def extrapolate(
     if more_text and not text:
         extra = " ".join(map(str, more_text))
         raise refuse("arguments", f"expected options only, got {extra}", "put --text before the names of files")
+    if more_text and held_out_text:
+        # What stands after a flag might be meant for either, and held-out text must not get into training.
+        extra = " ".join(map(str, more_text))
+        complaint = f"expected one path after each flag where text is held out, got {extra} besides"
+        raise refuse("arguments", complaint, "repeat --text or --held-out-text before each")
     given = given_settings(context, ignored=("output", "resume", "config", "more_text"))
     if text:
         # The run must find its corpus again from any folder.
         given["text"] = [str(path.resolve()) for path in [*text, *(more_text or [])]]
+    if held_out_text:
+        given["held_out_text"] = [str(path.resolve()) for path in held_out_text]
     if Path(given.get("dataset", "")).exists() and given.get("dataset"):
         given["dataset"] = str(Path(given["dataset"]).resolve())
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -16,22 +18,23 @@ def print_results(results: Sequence[MethodResult], output: Path) -> None:
     """The tables of a run, why numbers are missing, and where everything was written."""
     from rich.console import Console
 
-    from alibi_attention.lab.runs import evaluations_of
-    from alibi_attention.lab.tables import notes, recall_rows, table_rows, verdict_rows
+    from alibi_attention.lab.tables import notes, result_tables
 
     console = Console()
-    evaluations = evaluations_of(results)
-    print_table(console, *table_rows(results))
-    if evaluations[0].recall:
-        console.print()
-        print_table(console, *recall_rows(evaluations))
-        console.print()
-        print_table(console, *verdict_rows(evaluations))
+    for number, table in enumerate(result_tables(results)):
+        if number:
+            console.print()
+        print_table(console, *table)
     for note in notes(results):
         console.print(f"{note}.", highlight=False, soft_wrap=True)
     console.print(
         f"Written to {output}: results.json, table.md, figure.png, figure.svg", highlight=False, soft_wrap=True
     )
+
+
+def print_report(folder: Path, page: Path) -> None:
+    """Where a report was written."""
+    typer.echo(f"Written to {folder}: {page.name}, report.md, summary.json, figures/, config-seed-*.yaml")
 
 
 def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

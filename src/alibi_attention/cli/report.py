@@ -9,6 +9,7 @@ import typer
 
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
+from alibi_attention.cli.lab_output import print_report
 
 
 def report(
@@ -20,5 +21,4 @@ def report(
     with laboratory_errors(output):
         from alibi_attention.lab.report import write_report
 
-        page = write_report(runs, output)
-        typer.echo(f"Written to {output}: {page.name}, report.md, summary.json, figures/")
+        print_report(output, write_report(runs, output))

@@ -9,6 +9,7 @@ import typer
 
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
+from alibi_attention.cli.lab_output import print_report
 from alibi_attention.cli.lab_values import given_settings
 
 
@@ -16,6 +17,13 @@ def study(
     context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder of the study; continued where it stopped.")] = Path("runs/study"),
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
+    only_seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Run this seed alone, so that processes can share a study; the last to end reports.",
+            show_default="all of them",
+        ),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(help="Stop after so many minutes; the same command continues.", show_default="no limit"),
@@ -40,7 +48,7 @@ def study(
     Ctrl-C, or the end of --minutes, stops after the step at hand; the same command goes on from there.
     """
     del methods, length, eval_lengths, eval_tokens, steps, device
-    given = given_settings(context, ignored=("output", "seeds", "minutes", "config"))
+    given = given_settings(context, ignored=("output", "seeds", "only_seed", "minutes", "config"))
     require("lab")
     # A study is continued by its own command, which the message must name.
     with laboratory_errors(output, again="the same command"):
@@ -51,5 +59,8 @@ def study(
         from alibi_attention.lab.study import run_study
 
         settings = {**(read_settings(config) if config else {}), **given}
-        page = run_study(output, settings, seeds=seeds, minutes=minutes, progress=Progress(Console()))
-        typer.echo(f"Written to {output}: {page.name}, report.md, summary.json, figures/")
+        page = run_study(
+            output, settings, seeds=seeds, only_seed=only_seed, minutes=minutes, progress=Progress(Console())
+        )
+        if page is not None:
+            print_report(output, page)

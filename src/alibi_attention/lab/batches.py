@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alibi_attention.lab.config import ExperimentConfig
-from alibi_attention.lab.recall import RecallMixer
+from alibi_attention.lab.passages import RecallMixer
 
 
 class Batches:

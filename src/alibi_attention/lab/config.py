@@ -53,6 +53,15 @@ def _check_share(value: float, info: ValidationInfo) -> float:
     return value
 
 
+def _check_seed(value: int) -> int:
+    # What torch and NumPy take.
+    if not 0 <= value < 1 << 64:
+        remedy = "such as 0, 1 and 2"
+        raise LabError("seed", expected="a whole number from 0 up to, not including, 2^64", got=f"{value}",
+                       remedy=remedy)  # fmt: skip
+    return value
+
+
 _share = AfterValidator(_check_share)
 
 Protocol = Literal["windows", "sliding", "targets", "recall"]
@@ -77,15 +86,17 @@ class ExperimentConfig(BaseModel):
     Attributes:
         methods: names of position methods, trained and drawn in this order.
         variants: other ways to evaluate them, without training of their own, such as ``"rope:yarn"``; ``"all"`` stands
-            for every variant of the methods.
+            for every variant of the methods but those that repeat another in full windows (``alibi:dynamic``).
         length: length of the training sequences.
         eval_lengths: lengths of evaluation, ascending; by default ``length`` and its first five doublings.
-        eval_tokens: about how many held-out tokens are scored, the same ones at every length.
+        eval_tokens: about how many held-out tokens are read at every length, on average over the lengths for fixed
+            targets; the same ones are scored at all.
         protocols: what is evaluated, of ``PROTOCOLS``; ``"all"`` stands for every one.
-        stride: of the sliding window; 0 for a quarter of each length.
+        stride: of the sliding window; 0 for a quarter of each length, or the power of two below.
         recall_share: share of training sequences in which keys and values are told and asked for.
         recall_trials: most windows per length in which recall is tested.
         text: files and folders of the corpus; empty for Python's own standard library, unless ``dataset`` is given.
+        held_out_text: files and folders to hold out, where ``text`` is all for training; by default documents of it.
         dataset: a Hugging Face data set, by name or local path.
         dataset_config, dataset_split, dataset_held_out: its configuration, the split to read, and the split to hold out
             (by default documents of the former).
@@ -123,6 +134,7 @@ class ExperimentConfig(BaseModel):
     recall_share: Annotated[float, _share] = 0.0
     recall_trials: Count = 64
     text: tuple[str, ...] = ()
+    held_out_text: tuple[str, ...] = ()
     dataset: str = ""
     dataset_config: str = ""
     dataset_split: str = "train"
@@ -150,7 +162,7 @@ class ExperimentConfig(BaseModel):
     clip: Positive = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: Count = 50
-    seed: WholeNumber = 0
+    seed: Annotated[int, AfterValidator(_check_seed)] = 0
     device: Literal["cpu", "cuda"] = "cpu"
     devices: Count = 1
 
@@ -172,7 +184,9 @@ class ExperimentConfig(BaseModel):
         known = position_methods()
         of_methods = [f"{m}:{v}" for m in info.data.get("methods", ()) for v in known[m].variants]
         if names == ("all",):
-            return tuple(of_methods)
+            return tuple(
+                name for name in of_methods if name.partition(":")[2] not in known[name.partition(":")[0]].repeated
+            )
         remedy = f"choose from {', '.join(of_methods)}, or all" if of_methods else "leave it out"
         for name in names:
             if name not in of_methods:
@@ -252,6 +266,9 @@ class ExperimentConfig(BaseModel):
         if self.text and self.dataset:
             got = f"--text and a data set, {self.dataset}"
             raise LabError("dataset", expected="one corpus", got=got, remedy="leave one of them out")
+        if self.held_out_text and not self.text:
+            remedy = "name the training text with --text"
+            raise LabError("held_out_text", expected="text to train on beside it", got="none", remedy=remedy)
         if self.tokenizer == "bytes" and self.vocabulary not in (0, 256):
             remedy = "leave it out, or choose --tokenizer bpe"
             raise LabError("vocabulary", expected="256 for bytes", got=f"{self.vocabulary}", remedy=remedy)

@@ -14,6 +14,8 @@ from alibi_attention.lab.files import write_text
 
 _HEAD = "# Every setting of this run: `alibi extrapolate --config THIS_FILE --output NEW_FOLDER` repeats it.\n"
 
+_PATHS = ("text", "held_out_text")
+
 
 def read_config_file(path: Path, flags: Mapping[str, Any] | None = None) -> ExperimentConfig:
     """A validated configuration from a YAML file; ``flags`` take precedence over what it says.
@@ -39,11 +41,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         got = f"{path}, which holds {'nothing' if values is None else type(values).__name__}"
         raise LabError("config", expected="settings by name", got=got, remedy=remedy)
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    for name in ("methods", "variants", "protocols", "text", "eval_lengths", "cutoffs"):
+    for name in ("methods", "variants", "protocols", *_PATHS, "eval_lengths", "cutoffs"):
         if name in values and not isinstance(values[name], list):
             values[name] = [] if values[name] is None else [values[name]]
-    if "text" in values:
-        values["text"] = [str((path.parent / text).resolve()) for text in values["text"]]
+    for name in _PATHS:
+        if name in values:
+            values[name] = [str((path.parent / text).resolve()) for text in values[name]]
     return values
 
 

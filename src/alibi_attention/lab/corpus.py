@@ -32,12 +32,12 @@ from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.tokens import SEPARATOR, ByteEncoder, Encoder, load_encoder, make_encoder
 
 # Of what is kept in the cache; another number is another key.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 # Settings that decide what a corpus is.
 _DECISIVE = (
-    "text", "dataset", "dataset_config", "dataset_split", "dataset_held_out", "text_column", "document_start",
-    "held_out_share", "tokenizer", "vocabulary",
+    "text", "held_out_text", "dataset", "dataset_config", "dataset_split", "dataset_held_out", "text_column",
+    "document_start", "held_out_share", "tokenizer", "vocabulary",
 )  # fmt: skip
 
 
@@ -51,6 +51,8 @@ class Corpus:
         train, held_out: (tokens,) of the smallest unsigned type; where a cache can be written, mapped from it.
         train_documents, held_out_documents: names, in the order of the streams.
         held_out_starts: (held_out_documents,) int64, where each begins in its stream.
+        held_out_sizes: (held-out tokens,) uint32, bytes each stands for, where the encoder's ``token_bytes`` do not
+            tell; None otherwise.
         encoder: of the tokens.
     """
 
@@ -62,6 +64,7 @@ class Corpus:
     held_out_documents: tuple[str, ...]
     held_out_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
     encoder: Encoder = field(default_factory=ByteEncoder)
+    held_out_sizes: NDArray[Any] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -115,6 +118,8 @@ def _make(config: ExperimentConfig, whole: Any) -> Corpus:
         split = f"as the data set has it: {len(train)} documents of {config.dataset_split} for training, " + (
             f"{len(held_out)} of {config.dataset_held_out} held out"
         )
+    elif config.held_out_text:
+        train, held_out, split = _as_given(config)
     else:
         train, held_out, split = _divide(_documents(config, whole), config)
     encoder = make_encoder(config, (document.text for document in train))
@@ -129,13 +134,14 @@ def _make(config: ExperimentConfig, whole: Any) -> Corpus:
         held_out_documents=tuple(document.name for document in held_out),
         held_out_starts=starts,
         encoder=encoder,
+        held_out_sizes=_sizes(held_out, encoder),
     )
 
 
 def _source(config: ExperimentConfig) -> str:
     if config.dataset:
         return f"the data set {config.dataset}" + (f" ({config.dataset_config})" if config.dataset_config else "")
-    return ", ".join(config.text) if config.text else "the Python standard library"
+    return ", ".join([*config.text, *config.held_out_text]) or "the Python standard library"
 
 
 def _documents(config: ExperimentConfig, whole: Any) -> list[Document]:
@@ -148,6 +154,25 @@ def _documents(config: ExperimentConfig, whole: Any) -> list[Document]:
     if config.text:
         return without_copies([document for text in config.text for document in read_path(Path(text))])
     return without_copies(read_folder(Path(sysconfig.get_path("stdlib")), (".py",)))
+
+
+def _as_given(config: ExperimentConfig) -> tuple[list[Document], list[Document], str]:
+    """The user's own division, less training documents that are held out as well; what else is alike is said."""
+    held_out = without_copies([d for text in config.held_out_text for d in read_path(Path(text), "held_out_text")])
+    texts = {document.text for document in held_out}
+    documents = without_copies([document for text in config.text for document in read_path(Path(text))])
+    train = [document for document in documents if document.text not in texts]
+    if not train:
+        remedy = "name text that is not held out with --text"
+        raise LabError("text", expected="text that is not held out", got="none", remedy=remedy)
+    split = f"as given: {len(train)} documents for training, {len(held_out)} held out"
+    if len(train) < len(documents):
+        split += f"; {len(documents) - len(train)} of the former left out, being held out as well"
+    groups = near_duplicates([document.text for document in [*train, *held_out]])
+    alike = sum(group in set(groups[: len(train)]) for group in groups[len(train) :])
+    if alike:
+        split += f"; {alike} of the latter are near-duplicates of training documents"
+    return train, held_out, split
 
 
 def _divide(documents: list[Document], config: ExperimentConfig) -> tuple[list[Document], list[Document], str]:
@@ -177,6 +202,15 @@ def _stream(documents: Sequence[Document], encoder: Encoder) -> tuple[NDArray[An
     return np.concatenate(joined), np.cumsum(lengths) - lengths
 
 
+def _sizes(documents: Sequence[Document], encoder: Encoder) -> NDArray[np.uint32] | None:
+    """Bytes each token of `_stream` stands for; a separator for one."""
+    parts = [encoder.sizes(document.text) for document in documents]
+    counted = [part for part in parts if part is not None]
+    if len(counted) < len(parts):
+        return None
+    return np.concatenate([np.append(part, 1) for part in counted])[:-1].astype(np.uint32)
+
+
 def _cache_root() -> Path:
     if "ALIBI_CACHE" in os.environ:
         return Path(os.environ["ALIBI_CACHE"])
@@ -189,7 +223,7 @@ def _cache_key(config: ExperimentConfig, whole: Any) -> str:
         facts += [(str(split), getattr(whole[split], "_fingerprint", "")) for split in whole]
     else:
         library = Path(sysconfig.get_path("stdlib"))
-        roots = [Path(text) for text in config.text] or [library]
+        roots = [Path(text) for text in [*config.text, *config.held_out_text]] or [library]
         for root in roots:
             paths = text_files(root, () if config.text else (".py",)) if root.is_dir() else [root]
             facts += [(str(path), *_stamp(path)) for path in paths]
@@ -213,11 +247,14 @@ def _keep(corpus: Corpus, folder: Path, config: ExperimentConfig) -> Corpus:
         "documents": [corpus.train_documents, corpus.held_out_documents],
         "starts": corpus.held_out_starts.tolist(),
         "serialized": corpus.encoder.serialized,
+        "sized": corpus.held_out_sizes is not None,
     }
     try:
         temporary.mkdir(parents=True)
         corpus.train.tofile(temporary / "train.bin")
         corpus.held_out.tofile(temporary / "held_out.bin")
+        if corpus.held_out_sizes is not None:
+            corpus.held_out_sizes.tofile(temporary / "sizes.bin")
         (temporary / "corpus.json").write_text(json.dumps(description), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
@@ -233,14 +270,16 @@ def _read_cache(folder: Path, config: ExperimentConfig) -> Corpus | None:
         train, held_out = (
             np.memmap(folder / f"{part}.bin", dtype=kept["dtype"], mode="r") for part in ("train", "held_out")
         )
+        sizes = np.memmap(folder / "sizes.bin", dtype=np.uint32, mode="r") if kept["sized"] else None
         names = kept["documents"]
         corpus = Corpus(
             kept["source"], kept["split"], train, held_out, tuple(names[0]), tuple(names[1]),
-            np.array(kept["starts"], dtype=np.int64), load_encoder(config.tokenizer, kept["serialized"]),
+            np.array(kept["starts"], dtype=np.int64), load_encoder(config.tokenizer, kept["serialized"]), sizes,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return corpus if corpus.fingerprint == kept["fingerprint"] else None
+    whole = sizes is None or len(sizes) == len(held_out)
+    return corpus if whole and corpus.fingerprint == kept["fingerprint"] else None
 
 
 def _check_sizes(corpus: Corpus, config: ExperimentConfig) -> None:
@@ -251,8 +290,9 @@ def _check_sizes(corpus: Corpus, config: ExperimentConfig) -> None:
         ("held-out", corpus.held_out, config.segment_length, "--eval-lengths"),
     ):
         if len(stream) < length + 1:
+            given = "held_out_text" if part == "held-out" and config.held_out_text else "text"
             raise LabError(
-                "dataset" if config.dataset else "text",
+                "dataset" if config.dataset else given,
                 expected=f"at least {length + 1:,} {unit} of {part} text",
                 got=f"{len(stream):,} from {corpus.source}",
                 remedy=f"add text, or ask for a shorter {flag}",

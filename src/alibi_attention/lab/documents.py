@@ -67,27 +67,27 @@ def split_documents(
     return sides
 
 
-def read_path(path: Path) -> Iterable[Document]:
-    """The documents of a file or a folder."""
+def read_path(path: Path, argument: str = "text") -> Iterable[Document]:
+    """The documents of a file or a folder, which ``argument`` named."""
     if path.is_dir():
         documents = [Document(name, data) for name, data in _texts(path, text_files(path))]
         if not documents:
             remedy = "name text files, or a folder that holds some"
-            raise LabError("text", expected="a folder with UTF-8 text in it", got=f"none in {path}", remedy=remedy)
+            raise LabError(argument, expected="a folder with UTF-8 text in it", got=f"none in {path}", remedy=remedy)
         return documents
     if not path.is_file():
         remedy = "check the spelling and the folder you are in"
-        raise LabError("text", expected="an existing file or folder", got=str(path), remedy=remedy)
+        raise LabError(argument, expected="an existing file or folder", got=str(path), remedy=remedy)
     try:
         data = path.read_bytes()
     except OSError as error:
         remedy = "check its permissions"
         got = f"{path} ({error.strerror})"
-        raise LabError("text", expected="a file that can be read", got=got, remedy=remedy) from None
+        raise LabError(argument, expected="a file that can be read", got=got, remedy=remedy) from None
     if not is_text(data):
         remedy = "extract its text first, or convert it with `iconv -t utf-8`"
         got = f"{path}, which is binary or in another encoding"
-        raise LabError("text", expected="UTF-8 text", got=got, remedy=remedy)
+        raise LabError(argument, expected="UTF-8 text", got=got, remedy=remedy)
     return [Document(path.name, data)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,13 @@ def environment(device: str) -> dict[str, Any]:
 _BEARING = ("alibi_attention", "torch", "processor", "threads", "device")
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words, what differs between two environments that may change the last bits of a computation."""
-    return [f"{name} {before.get(name)} → {now.get(name)}" for name in _BEARING if before.get(name) != now.get(name)]
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, also: Sequence[str] = ()) -> list[str]:
+    """In words, what differs between two environments that may change the last bits of a computation.
+
+    ``also`` names what else to compare.
+    """
+    names = (*_BEARING, *also)
+    return [f"{name} {before.get(name)} → {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
 
 def _processor() -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from alibi_attention.lab.bootstrap import bootstrap_interval
+from alibi_attention.lab.ends import Ends
+from alibi_attention.lab.held_out import HeldOut, segment_starts
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.scores import PositionBin, Score
 
@@ -19,39 +21,6 @@ Tick = Callable[[int], None]
 
 # Tokens that go through the decoder at once, where windows are shorter than that.
 BATCH_TOKENS = 1 << 15
-
-LEAST_BLOCKS = 8
-"""Blocks of fixed targets, at least, however long the windows are."""
-
-
-class HeldOut(NamedTuple):
-    """Held-out text and what is needed to count it.
-
-    Attributes:
-        tokens: (n,) of any unsigned type.
-        document_starts: (documents,) where each begins, ascending, the first at 0.
-        token_bytes: (vocabulary,) bytes a token stands for.
-    """
-
-    tokens: NDArray[Any]
-    document_starts: NDArray[np.int64]
-    token_bytes: NDArray[np.int64]
-
-
-def of_bytes(tokens: NDArray[Any]) -> HeldOut:
-    """A single document of bytes."""
-    return HeldOut(tokens, np.zeros(1, dtype=np.int64), np.ones(256, dtype=np.int64))
-
-
-def segment_starts(stream_length: int, segment_length: int, budget: int) -> list[int]:
-    """Where the scored segments begin: disjoint, evenly spread, about ``budget`` tokens in all and at least one.
-
-    A segment of n tokens is n predictions and reads n + 1 tokens, the last of which may begin the next segment.
-    """
-    fitting = (stream_length - 1) // segment_length
-    count = max(1, min(fitting, round(budget / segment_length)))
-    last = stream_length - 1 - segment_length
-    return [last * i // max(1, count - 1) for i in range(count)]
 
 
 def window_work(held_out: HeldOut, lengths: Sequence[int], budget: int) -> int:
@@ -118,39 +87,6 @@ def _segment_nats(decoder: Decoder, tokens: torch.Tensor, length: int) -> NDArra
     return torch.cat(found).double().cpu().numpy()
 
 
-class Ends(NamedTuple):
-    """Windows that share where they end: ``scored`` predictions each, the last of them at ``ends``."""
-
-    ends: list[int]
-    scored: int
-
-
-def sliding_ends(held_out: HeldOut, lengths: Sequence[int], budget: int, stride: int, length: int) -> Ends:
-    """Windows of ``length`` that move by ``stride`` (by a quarter of the length for 0) over regions all lengths share.
-
-    Each region is as long as the longest length, or what there is of the text after that much context.
-    """
-    longest = lengths[-1]
-    step = min(stride or max(1, length // 4), length)
-    room = len(held_out.tokens) - 1 - longest
-    region = max(1, min(longest, room))
-    firsts = [longest + start for start in segment_starts(room + 1, region, budget)] if room > 0 else [longest - 1]
-    ends = []
-    for first in firsts:
-        # Counted back from the end of the region, so that it is covered to the last token whatever the stride.
-        last = first + region
-        ends += [last - step * i for i in range(max(1, region // step))][::-1]
-    return Ends(ends, step)
-
-
-def target_ends(held_out: HeldOut, lengths: Sequence[int], budget: int, scored: int) -> Ends:
-    """Blocks of ``scored`` tokens, evenly spread, each with as much text before it as the longest window takes."""
-    longest = lengths[-1]
-    room = len(held_out.tokens) - 1 - longest
-    count = max(1, min(max(LEAST_BLOCKS, budget // longest), room // scored + 1))
-    return Ends([longest + room * i // max(1, count - 1) for i in range(count)], scored)
-
-
 @torch.no_grad()
 def evaluate_ends(
     decoder: Decoder, held_out: HeldOut, length: int, ends: Ends,
@@ -187,7 +123,10 @@ def evaluate_ends(
         found.append(nats[:, -scored:].flatten().double().cpu().numpy())
         targets += [np.arange(end - scored + 1, end + 1) for end in some]
         _tick(tick, windows.size - len(some))
-    return _score(held_out, length, np.concatenate(targets), np.concatenate(found), ())
+    ending = np.array(ends.ends)
+    whole = held_out.documents_at(ending) == held_out.documents_at(ending - length)
+    score = _score(held_out, length, np.concatenate(targets), np.concatenate(found), ())
+    return score.model_copy(update={"whole_context": float(whole.mean())})
 
 
 def _impossible(decoder: Decoder, length: int) -> str | None:
@@ -201,8 +140,8 @@ def _score(
     held_out: HeldOut, length: int, targets: NDArray[np.int64], nats: NDArray[np.float64],
     by_position: tuple[PositionBin, ...],
 ) -> Score:  # fmt: skip
-    sizes = held_out.token_bytes[held_out.tokens[targets]]
-    documents = np.searchsorted(held_out.document_starts, targets, side="right") - 1
+    sizes = held_out.bytes_at(targets)
+    documents = held_out.documents_at(targets)
     count = len(held_out.document_starts)
     bits = np.bincount(documents, nats, minlength=count) / math.log(2.0)
     bytes_ = np.bincount(documents, sizes, minlength=count).astype(np.int64)
@@ -226,7 +165,7 @@ def _by_position(
     held_out: HeldOut, targets: NDArray[np.int64], nats: NDArray[np.float64], within: NDArray[np.int64], length: int
 ) -> tuple[PositionBin, ...]:
     """Bins [0, 1), [1, 2), [2, 4), [4, 8) and so on, the last one up to the length."""
-    sizes = held_out.token_bytes[held_out.tokens[targets]]
+    sizes = held_out.bytes_at(targets)
     edges = [0]
     while edges[-1] < length:
         edges.append(min(length, max(1, 2 * edges[-1])))

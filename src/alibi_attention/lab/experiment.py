@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,22 @@ from alibi_attention.lab.figures import save_figures
 from alibi_attention.lab.files import replacing, write_text
 from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.model import Decoder, build_decoder
+from alibi_attention.lab.passages import RecallMixer, alphabet_of
 from alibi_attention.lab.positions import full_title, position_methods, split_name
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.protocols import held_out_of, protocol_work, run_protocol
-from alibi_attention.lab.recall import RecallMixer
+from alibi_attention.lab.recall import askable_distances
 from alibi_attention.lab.runs import MethodResult, RunFolder
 from alibi_attention.lab.schema import SCHEMA_VERSION
-from alibi_attention.lab.scores import Evaluation, usable_by_perplexity, usable_by_recall
+from alibi_attention.lab.scores import Evaluation
 from alibi_attention.lab.tables import markdown_table
 from alibi_attention.lab.training import train
+from alibi_attention.lab.verdicts import usable_by_perplexity, usable_by_recall
+
+UNTAUGHT = (
+    "Recall is tested in models that were never shown the task (--recall-share 0): values that are not recalled then "
+    "say nothing of positions."
+)
 
 
 def start_experiment(
@@ -52,10 +60,12 @@ def start_experiment(
     folder.refuse_existing()
     _check(config)
     corpus = load_corpus(config)
-    # Made once before anything is written: it refuses lengths too short for passages.
-    RecallMixer(corpus.encoder, config.recall_share, config.length)
-    folder.begin(config, corpus)
-    return _run(folder, config, corpus, progress or Progress(), stop)
+    _check_recall(config, corpus)
+    with folder.held():
+        # Once more: another process may have begun and ended in the meantime.
+        folder.refuse_existing()
+        folder.begin(config, corpus)
+        return _run(folder, config, corpus, progress or Progress(), stop)
 
 
 def resume_experiment(
@@ -99,7 +109,9 @@ def resume_experiment(
     changed = folder.changes_of_environment(config)
     if changed:
         progress.say(f"Started elsewhere: {', '.join(changed)}. It goes on, but the last bits may come out otherwise.")
-    return _run(folder, config, corpus, progress, stop)
+    with folder.held():
+        folder.complete_beginning(config)
+        return _run(folder, config, corpus, progress, stop)
 
 
 def reevaluate_experiment(
@@ -132,12 +144,46 @@ def reevaluate_experiment(
             raise LabError("run", expected=f"a run with {method} trained", got=f"{source}", remedy=remedy)
     corpus = load_corpus(config)
     old.refuse_changed_corpus(corpus)
-    for method in config.methods:
-        folder.write_train_seconds(method, old.read_train_seconds(method))
-        with replacing(folder.weights(method)) as temporary:
-            shutil.copyfile(old.weights(method), temporary)
-    folder.begin(config, corpus)
-    return _run(folder, config, corpus, progress or Progress())
+    _check_recall(config, corpus)
+    with _taking_weights(old, root, config, corpus):
+        folder.complete_beginning(config)
+        return _run(folder, config, corpus, progress or Progress())
+
+
+@contextmanager
+def _taking_weights(
+    old: RunFolder, root: Path, config: ExperimentConfig, corpus: Corpus
+) -> Iterator[None]:  # fmt: skip
+    """Make a run folder with the weights of another, all or nothing, and hold it while entered.
+
+    It is made beside its place: half of it in its place would be neither new nor a run that can be continued, or one
+    that trains what it has not got.
+    """
+    made = RunFolder(root.with_name(f".{root.name}.partial"))
+    with made.held():
+        for leftover in made.root.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for method in config.methods:
+            made.write_train_seconds(method, old.read_train_seconds(method))
+            with replacing(made.weights(method)) as temporary:
+                shutil.copyfile(old.weights(method), temporary)
+        made.begin(config, corpus)
+        RunFolder(root).refuse_existing()
+        shutil.rmtree(root, ignore_errors=True)
+        made.root.replace(root)
+        yield
+
+
+def _check_recall(config: ExperimentConfig, corpus: Corpus) -> None:
+    """Refuse lengths or a vocabulary with no room for keys and values, before anything is written."""
+    RecallMixer(corpus.encoder, config.recall_share, config.length)
+    if "recall" in config.protocols:
+        alphabet = alphabet_of(corpus.encoder)
+        if not askable_distances(alphabet, config.eval_lengths[-1]):
+            least = alphabet.question + alphabet.width - 1
+            expected = f"a length of at least {least} tokens for recall, which is told and asked"
+            got = ",".join(map(str, config.eval_lengths))
+            raise LabError("eval_lengths", expected=expected, got=got, remedy="add one, or leave recall out")
 
 
 def _check(config: ExperimentConfig) -> None:
@@ -164,6 +210,8 @@ def _run(
         unit = "bytes" if config.tokenizer == "bytes" else "tokens"
         size = f"{len(corpus.train):,} + {len(corpus.held_out):,} {unit}"
         progress.say(f"Corpus: {corpus.source}, {size}; {corpus.split}.")
+        if "recall" in config.protocols and config.recall_share == 0.0:
+            progress.say(UNTAUGHT)
         mixer = RecallMixer(corpus.encoder, config.recall_share, config.length)
         for method in config.methods:
             result = folder.read_result(method)
@@ -263,8 +311,8 @@ def _evaluate(
         found[protocol] = kept["scores"]
         seconds += kept["seconds"]
     evaluation = Evaluation.model_validate({"name": name, "title": full_title(name), **found})
-    by_loss = usable_by_perplexity(evaluation.windows, config.length)
-    by_recall = usable_by_recall(evaluation.recall)
+    by_loss = usable_by_perplexity([evaluation], config.length)
+    by_recall = usable_by_recall(evaluation.recall, config.length, taught=config.recall_share > 0.0)
     verdict = {"usable_by_perplexity": by_loss, "usable_by_recall": by_recall}
     return evaluation.model_copy(update=verdict), seconds
 

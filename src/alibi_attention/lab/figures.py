@@ -53,11 +53,36 @@ def save_figure(figure: Figure, paths: Sequence[Path]) -> None:
 
 
 def draw_figure(results: Sequence[MethodResult], config: ExperimentConfig) -> Figure:
-    """Bits per byte against evaluation length, one labelled line per evaluation, the training length marked."""
+    """Bits per byte against evaluation length, one labelled line per evaluation, the training length marked.
+
+    Where recall alone was evaluated, the share recalled by distance.
+    """
+    evaluations = evaluations_of(results)
+    return _draw_losses(evaluations, config) if evaluations[0].scores else _draw_recall(evaluations, config)
+
+
+def _draw_recall(evaluations: Sequence[Evaluation], config: ExperimentConfig) -> Figure:
+    figure = Figure(figsize=(8.0, 4.6), layout="constrained")
+    axes = figure.subplots()
+    longest = max(score.length for score in evaluations[0].recall)
+    for evaluation, style in zip(evaluations, line_styles(evaluations), strict=True):
+        scores = [score for score in evaluation.recall if score.length == longest and score.share is not None]
+        shares = [float(score.share or 0.0) for score in scores]
+        axes.plot([score.distance for score in scores], shares, markersize=5, label=evaluation.title, **style)
+    axes.set_ylim(-0.03, 1.03)
+    _dress(axes, [score.distance for score in evaluations[0].recall if score.length == longest], config)
+    axes.set_ylabel("share recalled, higher is better")
+    name_lines(figure, axes)
+    unit = "bytes" if config.tokenizer == "bytes" else "tokens"
+    axes.set_title(f"Values recalled by distance, in windows of {longest:,} {unit}", loc="left", weight="bold")
+    axes.set_xlabel(f"distance ({unit})")
+    return figure
+
+
+def _draw_losses(evaluations: Sequence[Evaluation], config: ExperimentConfig) -> Figure:
     figure = Figure(figsize=(8.0, 4.6), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr, call-arg]
     axes = figure.subplots()
-    evaluations = evaluations_of(results)
     for evaluation, style in zip(evaluations, line_styles(evaluations), strict=True):
         scored = [score for score in evaluation.scores if score.bits_per_byte is not None]
         lengths = [score.length for score in scored]
@@ -146,7 +171,7 @@ def name_lines(figure: Figure, axes: Axes) -> None:
     """Each line's name beside its right end, or, of many, in a legend to the right of the axes."""
     lines = [line for line in axes.get_lines() if len(line.get_ydata()) > 0 and not _is_mark(line)]  # type: ignore[arg-type]
     if len(lines) > MOST_LABELS or any(len(str(line.get_label())) > LONG_NAME for line in lines):
-        figure.set_size_inches(8.0 + LEGEND_WIDTH, max(4.6, 1.4 + 0.24 * len(lines)))
+        figure.set_size_inches(8.0 + LEGEND_WIDTH, max(figure.get_figheight(), 1.4 + 0.24 * len(lines)))
         figure.legend(handles=lines, loc="outside right center", frameon=False, fontsize=9, handlelength=3.0)
     else:
         _label_ends(axes, lines)

@@ -16,6 +16,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says when a disk, or a user's share of it, is full."""
 
 
+_PARTIAL = ".partial"
+
+
+def is_partial(path: Path) -> bool:
+    """Whether it is what a process that was killed while writing left behind, to be overwritten by the next."""
+    return path.name.startswith(".") and path.with_suffix("").suffix == _PARTIAL and path.is_file()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the block ends well, and vanishes otherwise.
@@ -23,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, because writers such as matplotlib choose the format by it; and it is always
     the same, so that what a killed process left is overwritten by the next.
     """
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}{_PARTIAL}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

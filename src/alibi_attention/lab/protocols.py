@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from alibi_attention.lab.config import ExperimentConfig, Protocol
 from alibi_attention.lab.corpus import Corpus
-from alibi_attention.lab.evaluation import (
-    Ends,
-    HeldOut,
-    Tick,
-    evaluate_ends,
-    evaluate_windows,
-    sliding_ends,
-    target_ends,
-    window_work,
-)
+from alibi_attention.lab.ends import Ends, sliding_ends, target_ends
+from alibi_attention.lab.evaluation import Tick, evaluate_ends, evaluate_windows, window_work
+from alibi_attention.lab.held_out import HeldOut
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.recall import evaluate_recall, trial_count
 from alibi_attention.lab.scores import RecallScore, Score
 
 
 def held_out_of(corpus: Corpus) -> HeldOut:
-    return HeldOut(corpus.held_out, corpus.held_out_starts, corpus.encoder.token_bytes)
+    return HeldOut(corpus.held_out, corpus.held_out_starts, corpus.encoder.token_bytes, corpus.held_out_sizes)
 
 
 def protocol_work(protocol: Protocol, held_out: HeldOut, config: ExperimentConfig) -> int:
@@ -56,5 +49,5 @@ def _ends(protocol: Protocol, held_out: HeldOut, config: ExperimentConfig) -> li
     lengths, budget = config.eval_lengths, config.eval_tokens
     if protocol == "sliding":
         return [(n, sliding_ends(held_out, lengths, budget, config.stride, n)) for n in lengths]
-    ends = target_ends(held_out, lengths, budget, config.targets)
+    ends = target_ends(held_out, config.window_lengths, budget, config.targets)
     return [(n, ends) for n in config.window_lengths]

@@ -8,17 +8,20 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.config_file import write_config_file
 from alibi_attention.lab.figures import save_figure
 from alibi_attention.lab.files import write_json, write_text
 from alibi_attention.lab.report_figures import draw_report_figures
-from alibi_attention.lab.report_tables import Table, report_tables
-from alibi_attention.lab.summary import Line, Run, read_runs, summarise
+from alibi_attention.lab.report_table import Table
+from alibi_attention.lab.report_tables import report_tables
+from alibi_attention.lab.summary import Line, RecallPoint, Run, machine_differences, read_runs, summarise
 from alibi_attention.lab.tables import markdown
 
 _STYLE = """
@@ -59,7 +62,8 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
 
     Args:
         roots: run folders.
-        folder: gets ``report.html``, ``report.md``, ``summary.json`` and ``figures/``.
+        folder: gets ``report.html``, ``report.md``, ``summary.json``, ``figures/``, and ``config-seed-N.yaml`` for each
+            run, to repeat it with.
 
     Returns:
         The path of the page.
@@ -76,7 +80,9 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
         for name, figure in figures.items():
             save_figure(figure, [folder / "figures" / f"{name}.{suffix}" for suffix in ("png", "svg")])
         inline = {name: inline_svg(figure, name) for name, figure in figures.items()}
-    tables = report_tables(lines)
+    tables = report_tables(lines, config)
+    for run in runs:
+        write_config_file(folder / _config_name(run), run.config)
     write_json(folder / "summary.json", summary_json(runs, lines))
     write_text(folder / "report.md", markdown_report(runs, tables, list(figures)))
     page = folder / "report.html"
@@ -94,15 +100,22 @@ def summary_json(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, object
             {
                 "name": line.name,
                 "title": line.title,
-                "usable_by_perplexity": line.usable_by_perplexity,
-                "usable_by_recall": line.usable_by_recall,
-                "losses": {protocol: [vars(point) for point in points] for protocol, points in line.losses.items()},
+                "usable_by_perplexity": line.usable_by_perplexity and line.usable_by_perplexity.model_dump(),
+                "usable_by_recall": line.usable_by_recall and line.usable_by_recall.model_dump(),
+                "usable_by_recall_by_seed": [verdict and verdict.model_dump() for verdict in line.recall_by_seed],
+                "losses": {protocol: [asdict(point) for point in points] for protocol, points in line.losses.items()},
                 "by_position": line.by_position,
-                "recall": [score.model_dump(mode="json") for score in line.recall],
+                "recall": [_recall_json(point) for point in line.recall],
             }
             for line in lines
         ],
     }
+
+
+def _recall_json(point: RecallPoint) -> dict[str, object]:
+    keep = {"asked", "recalled", "interval", "note"}
+    by_seed = [{"share": score.share, **score.model_dump(mode="json", include=keep)} for score in point.by_seed]
+    return {"length": point.length, "distance": point.distance, "median": point.median, "by_seed": by_seed}
 
 
 def inline_svg(figure: Figure, name: str) -> str:
@@ -133,28 +146,33 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     config, start = runs[0].config, runs[0].start
     corpus, where = start["corpus"], start["environment"]
     tokens = config.steps * config.accumulate * config.batch_size * config.length
-    threads = _count(where["threads"], "thread")
-    return [
+    machine = [where["processor"], _count(where["threads"], "thread"), where["device"], f"torch {where['torch']}"]
+    facts = [
         ("corpus", f"{corpus['source']}; {corpus['split']}; sha256 {corpus['fingerprint'][:12]}"),
         ("tokens", f"{corpus['tokens']}; {tokens:,} seen in training"),
         ("model", f"{config.layers} layers, {config.heads} heads, width {config.width}"),
         ("recall in training", f"in {config.recall_share:.0%} of the sequences"),
         ("seeds", ", ".join(str(run.config.seed) for run in runs)),
-        (
-            "machine",
-            f"{where['processor']}, {threads}, {where['device']}, torch {where['torch']}",
-        ),
+        ("machine", ", ".join([*machine, f"Python {where['python']}", f"alibi-attention {where['alibi_attention']}"])),
     ]
+    changed = machine_differences(runs)
+    if changed:
+        facts.append(("runs elsewhere", "; ".join(changed)))
+    return facts
+
+
+def _config_name(run: Run) -> str:
+    return f"config-seed-{run.config.seed}.yaml"
 
 
 def _command(runs: Sequence[Run]) -> str:
+    """What repeats the runs and the report, in the report's own folder, which may be all that is left of them."""
+    roots = [f"again/seed-{run.config.seed}" for run in runs]
     commands = [
-        shlex.join(
-            ["alibi", "extrapolate", "--config", str(run.root / "config.yaml"), "--output", f"again-{run.config.seed}"]
-        )
-        for run in runs
+        shlex.join(["alibi", "extrapolate", "--config", _config_name(run), "--output", root])
+        for run, root in zip(runs, roots, strict=True)
     ]
-    return "\n".join(commands)
+    return "\n".join([*commands, shlex.join(["alibi", "report", *roots, "--output", "again"])])
 
 
 def markdown_report(runs: Sequence[Run], tables: Sequence[Table], figures: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alibi_attention.lab.figures import line_styles, name_lines
-from alibi_attention.lab.summary import Line, LossProtocol
+from alibi_attention.lab.scores import LossProtocol
+from alibi_attention.lab.summary import Line
 
 _TITLES: dict[LossProtocol, str] = {
     "windows": "Non-overlapping windows",
@@ -30,12 +31,20 @@ def draw_report_figures(lines: Sequence[Line], train_length: int, unit: str) -> 
     return figures
 
 
-def _figure(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8.0, 4.6), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, loc="left", weight="bold")
-    axes.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+Curve = tuple[Line, list[int], list[float]]
+"""A line's places on the axis of lengths, and its values there."""
+
+# Above the best value at the trained length, of what the enlarged panel shows.
+ENLARGED = 0.05
+
+
+def _figure(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(8.0, 4.6 if panels == 1 else 7.6), layout="constrained")
+    axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
+    axes[0].set_title(title, loc="left", weight="bold")
+    for panel in axes:
+        panel.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
@@ -49,49 +58,66 @@ def _doublings(axes: Axes, lengths: Sequence[int]) -> None:
     axes.minorticks_off()
 
 
-def _draw_losses(lines: Sequence[Line], protocol: LossProtocol, train_length: int, unit: str) -> Figure:
+def enlarged(curves: Sequence[Curve], train_length: int) -> tuple[float, float] | None:
+    """Limits that show the small changes of good methods where bad ones stretch the axis; None where none does."""
+    values = [value for _, _, line in curves for value in line]
+    trained = [line[lengths.index(train_length)] for _, lengths, line in curves if train_length in lengths]
+    if not values or not trained:
+        return None
+    low, high = min(values), (1 + ENLARGED) * min(trained)
+    margin = 0.05 * (high - low)
+    return (low - margin, high) if max(values) > high + (high - low) else None
+
+
+def _draw_bits(title: str, curves: Sequence[Curve], ticks: Sequence[int], train_length: int, label: str) -> Figure:
     """Means over seeds as lines. No bands: most of an interval is that documents differ, which lines have in common."""
-    figure, axes = _figure(_TITLES[protocol])
-    for line, style in zip(lines, line_styles(lines), strict=True):
-        points = [point for point in line.losses[protocol] if point.mean is not None]
-        lengths = [point.length for point in points]
-        axes.plot(lengths, [float(point.mean or 0.0) for point in points], markersize=4, label=line.title, **style)
-    _doublings(axes, [point.length for point in lines[0].losses[protocol]])
-    _mark_training(axes, train_length)
-    axes.set_xlabel(f"window ({unit}); dotted: trained length")
-    axes.set_ylabel("bits per byte")
-    name_lines(figure, axes)
+    zoom = enlarged(curves, train_length)
+    figure, axes = _figure(title, panels=1 if zoom is None else 2)
+    styles = line_styles([line for line, _, _ in curves])
+    for panel in axes:
+        for (line, lengths, values), style in zip(curves, styles, strict=True):
+            panel.plot(lengths, values, markersize=4, label=line.title, **style)
+        _doublings(panel, ticks)
+        _mark_training(panel, train_length)
+        panel.set_ylabel("bits per byte")
+    axes[-1].set_xlabel(label)
+    if zoom is not None:
+        axes[1].set_ylim(zoom)
+        axes[1].set_title(f"enlarged: to {ENLARGED:.0%} above the best at the trained length", loc="left", fontsize=10)
+    name_lines(figure, axes[0])
     return figure
+
+
+def _draw_losses(lines: Sequence[Line], protocol: LossProtocol, train_length: int, unit: str) -> Figure:
+    curves: list[Curve] = []
+    for line in lines:
+        points = [(point.length, point.mean) for point in line.losses[protocol] if point.mean is not None]
+        curves.append((line, [length for length, _ in points], [mean for _, mean in points]))
+    ticks = [point.length for point in lines[0].losses[protocol]]
+    return _draw_bits(_TITLES[protocol], curves, ticks, train_length, f"window ({unit}); dotted: trained length")
 
 
 def _draw_positions(lines: Sequence[Line], train_length: int, unit: str) -> Figure:
-    figure, axes = _figure("Loss by position in the longest window")
-    for line, style in zip(lines, line_styles(lines), strict=True):
-        if line.by_position:
-            # The first bin begins at 0, which a logarithmic axis has not got.
-            ends = [end for _, end, _ in line.by_position]
-            bits = [value for _, _, value in line.by_position]
-            axes.plot(ends, bits, markersize=3, label=line.title, **style)
-    _doublings(axes, [end for _, end, _ in lines[0].by_position])
-    _mark_training(axes, train_length)
-    axes.set_xlabel(f"position up to ({unit}); dotted: trained length")
-    axes.set_ylabel("bits per byte")
-    name_lines(figure, axes)
-    return figure
+    # The first bin begins at 0, which a logarithmic axis has not got.
+    curves: list[Curve] = [
+        (line, [end for _, end, _ in line.by_position], [bits for _, _, bits in line.by_position]) for line in lines
+    ]
+    ticks = [end for _, end, _ in lines[0].by_position]
+    title = "Loss by position in the longest window"
+    return _draw_bits(title, curves, ticks, train_length, f"position up to ({unit}); dotted: trained length")
 
 
 def _draw_recall(lines: Sequence[Line], train_length: int, unit: str) -> Figure:
-    """Share recalled by distance, in windows of the longest length."""
-    longest = max(score.length for score in lines[0].recall)
-    figure, axes = _figure(f"Values recalled by distance, in windows of {longest}")
+    """Share recalled by distance, in windows of the longest length: the median over seeds."""
+    longest = max(point.length for point in lines[0].recall)
+    figure, (axes,) = _figure(f"Values recalled by distance, in windows of {longest:,}")
     for line, style in zip(lines, line_styles(lines), strict=True):
-        scores = [score for score in line.recall if score.length == longest and score.share is not None]
-        shares = [float(score.share or 0.0) for score in scores]
-        axes.plot([score.distance for score in scores], shares, markersize=4, label=line.title, **style)
-    _doublings(axes, [score.distance for score in lines[0].recall if score.length == longest])
+        points = [(p.distance, p.median) for p in line.recall if p.length == longest and p.median is not None]
+        axes.plot([d for d, _ in points], [share for _, share in points], markersize=4, label=line.title, **style)
+    _doublings(axes, [point.distance for point in lines[0].recall if point.length == longest])
     _mark_training(axes, train_length)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(f"distance ({unit}); dotted: trained length")
-    axes.set_ylabel("share recalled")
+    axes.set_ylabel("share recalled" + (", median seed" if len(lines[0].seeds) > 1 else ""))
     name_lines(figure, axes)
     return figure

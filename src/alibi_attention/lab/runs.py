@@ -21,6 +21,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from alibi_attention.lab.config_file import write_config_file
 from alibi_attention.lab.corpus import Corpus
 from alibi_attention.lab.environment import differences, environment
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.files import read_json, write_json, write_text
+from alibi_attention.lab.files import is_partial, read_json, write_json, write_text
+from alibi_attention.lab.lock import locked
 from alibi_attention.lab.schema import SCHEMA_VERSION, brought_up_to_date
 from alibi_attention.lab.scores import Evaluation, Score
 
@@ -97,9 +99,13 @@ class RunFolder:
     def logs(self, method: str) -> Path:
         return self.root / method / "tensorboard"
 
+    def held(self) -> AbstractContextManager[None]:
+        """While entered, no other process writes here; `LabError` if one does already."""
+        return locked(self.root)
+
     def refuse_existing(self) -> None:
-        """Raise `LabError` if anything is here already."""
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        """Raise `LabError` if anything is here already, other than what a process killed in `begin` left."""
+        if self.root.exists() and (not self.root.is_dir() or not all(map(is_partial, self.root.iterdir()))):
             raise LabError(
                 "output",
                 expected="a new or empty folder",
@@ -116,13 +122,18 @@ class RunFolder:
             "environment": environment(config.device),
         }
         try:
-            # Last, because a folder counts as a run from then on.
-            write_config_file(self.config_file, config)
+            # First, because a folder counts as a run from then on, and without the other file it can be continued.
             write_json(self.config, start)
+            write_config_file(self.config_file, config)
         except OSError as error:
             got = f"{self.root} ({error.strerror})"
             remedy = "choose another"
             raise LabError("output", expected="a folder that can be written", got=got, remedy=remedy) from None
+
+    def complete_beginning(self, config: ExperimentConfig) -> None:
+        """Write what a process killed in `begin` did not come to write."""
+        if not self.config_file.is_file():
+            write_config_file(self.config_file, config)
 
     def write_documents(self, corpus: Corpus) -> None:
         documents = {"train": corpus.train_documents, "held_out": corpus.held_out_documents}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SLACK = 0.01
-"""A length is usable by perplexity while bits per byte are at most this share above those at the trained length."""
-
 RECALLED = 0.5
-"""A length is usable by recall while at least this share of the farthest values asked for is recalled."""
+"""Less than this share of the values asked for counts as not recalling them."""
+
+LossProtocol = Literal["windows", "sliding", "targets"]
 
 
 class PositionBin(BaseModel):
@@ -34,6 +33,7 @@ class Score(BaseModel):
         scored_bytes, scored_tokens: what the means are over.
         document_bits, document_bytes: the same by document, those with scored tokens, in the order of the corpus.
         by_position: the loss in log-spaced bins of position, for non-overlapping windows.
+        whole_context: share of the windows that lie within the document of their last token, for fixed targets.
         note: why there is no score.
     """
 
@@ -48,6 +48,7 @@ class Score(BaseModel):
     document_bits: tuple[float, ...] = ()
     document_bytes: tuple[int, ...] = ()
     by_position: tuple[PositionBin, ...] = ()
+    whole_context: float | None = None
     note: str | None = None
 
 
@@ -76,14 +77,73 @@ class RecallScore(BaseModel):
         return self.recalled / self.asked if self.asked else None
 
 
+class LossVerdict(BaseModel):
+    """Usable length by loss.
+
+    Attributes:
+        protocol: whose scores were judged.
+        length: the longest usable one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    protocol: LossProtocol
+    length: int
+
+    @property
+    def words(self) -> str:
+        return f"{self.length:,}"
+
+
+class RecallVerdict(BaseModel):
+    """Usable length by recall.
+
+    Attributes:
+        nearest, nearest_share: the shortest distance tested inside the trained length, and the share recalled there.
+        length, distance: the longest usable length, and the farthest distance tested in it; None where there is none.
+        failed_distance, failed_share: the farthest distance tested in the first length that is not usable, and the
+            share recalled there; None where all are usable, the share also where positions end earlier.
+        taught: whether there were such values in training at all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nearest: int
+    nearest_share: float
+    length: int | None = None
+    distance: int | None = None
+    failed_distance: int | None = None
+    failed_share: float | None = None
+    taught: bool = True
+
+    @property
+    def learned(self) -> bool:
+        """Whether the task was learned at all: a model that does not recall what is near says nothing of distance."""
+        return self.nearest_share >= RECALLED
+
+    @property
+    def words(self) -> str:
+        if not self.learned:
+            return f"not {'learned' if self.taught else 'taught'}: {self.nearest_share:.0%} at {self.nearest:,}"
+        if self.length is None:
+            share = "" if self.failed_share is None else f": {self.failed_share:.0%}"
+            return f"does not reach {self.failed_distance:,}{share}"
+        return f"{self.length:,} ({self.distance:,} away)"
+
+    @property
+    def rank(self) -> tuple[bool, int, float]:
+        """Orders verdicts from worst to best."""
+        return self.learned, self.length or 0, self.nearest_share
+
+
 class Evaluation(BaseModel):
     """One way of using one trained model.
 
     Attributes:
         name, title: ``"rope"`` or ``"rope:yarn"``, and as in tables.
         windows, sliding, targets, recall: by protocol; empty for those not asked for.
-        usable_by_perplexity, usable_by_recall: longest usable length by the rules of `usable_by_perplexity` and
-            `usable_by_recall`; None where there is none or it was not measured.
+        usable_by_perplexity, usable_by_recall: longest usable length, by the rules in `verdicts`; None where it was not
+            measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,43 +154,10 @@ class Evaluation(BaseModel):
     sliding: tuple[Score, ...] = ()
     targets: tuple[Score, ...] = ()
     recall: tuple[RecallScore, ...] = ()
-    usable_by_perplexity: int | None = None
-    usable_by_recall: int | None = None
+    usable_by_perplexity: LossVerdict | None = None
+    usable_by_recall: RecallVerdict | None = None
 
     @property
     def scores(self) -> tuple[Score, ...]:
         """Of the first protocol that was evaluated, windows before sliding before targets."""
         return self.windows or self.sliding or self.targets
-
-
-def usable_by_perplexity(scores: Sequence[Score], train_length: int) -> int | None:
-    """The longest evaluated length to which the loss stays what it is at the trained length.
-
-    That is: at this and at every shorter evaluated length from the trained one on, bits per byte (non-overlapping
-    windows) exceed those at the trained length by at most 1%. None if the trained length was not evaluated.
-    """
-    longer = [score for score in scores if score.length >= train_length]
-    if not longer or longer[0].length != train_length or longer[0].bits_per_byte is None:
-        return None
-    allowed = (1 + SLACK) * longer[0].bits_per_byte
-    usable = None
-    for score in longer:
-        if score.bits_per_byte is None or not score.bits_per_byte <= allowed:
-            break
-        usable = score.length
-    return usable
-
-
-def usable_by_recall(scores: Sequence[RecallScore]) -> int | None:
-    """The longest evaluated length within which values are recalled from far away.
-
-    That is: in windows of this and of every shorter evaluated length, at least half of the values told at the farthest
-    distance tested in that window are recalled. None if this fails at the shortest length already.
-    """
-    usable = None
-    for length in sorted({score.length for score in scores}):
-        farthest = max((score for score in scores if score.length == length), key=lambda score: score.distance)
-        if farthest.share is None or farthest.share < RECALLED:
-            break
-        usable = length
-    return usable

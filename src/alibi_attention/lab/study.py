@@ -10,6 +10,7 @@ from alibi_attention.lab.config import ExperimentConfig, make_config
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.experiment import resume_experiment, start_experiment
 from alibi_attention.lab.interruption import Interruption
+from alibi_attention.lab.lock import locked
 from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.report import write_report
@@ -44,9 +45,9 @@ def study_config(changes: Mapping[str, Any] | None = None) -> ExperimentConfig:
 
 
 def run_study(
-    root: Path, changes: Mapping[str, Any] | None = None, *, seeds: int = 3, minutes: float | None = None,
-    progress: Progress | None = None,
-) -> Path:  # fmt: skip
+    root: Path, changes: Mapping[str, Any] | None = None, *, seeds: int = 3, only_seed: int | None = None,
+    minutes: float | None = None, progress: Progress | None = None,
+) -> Path | None:  # fmt: skip
     """Run what is still missing of a study, and report it.
 
     Each seed is a run of its own in ``seed-N``; one that was begun is resumed, one that is complete is read.
@@ -55,11 +56,13 @@ def run_study(
         root: folder of the study.
         changes: settings other than those of `STUDY`; of a study that was begun, they must be the same.
         seeds: how many, from 0.
+        only_seed: the one to run, so that several processes can share a study; all of them by default. Whichever ends
+            last reports.
         minutes: after which it stops at the next step, to be continued by the same call; no limit by default.
         progress: told of what goes on; silent by default.
 
     Returns:
-        The report, an HTML page.
+        The report, an HTML page; None while other seeds are missing.
 
     Raises:
         LabError: for settings that cannot be used, or not as the study was begun.
@@ -67,21 +70,28 @@ def run_study(
     """
     if seeds < 1:
         raise LabError("seeds", expected="at least 1", got=f"{seeds}", remedy="3 is the default")
+    if only_seed is not None and not 0 <= only_seed < seeds:
+        expected = f"one of the study's seeds, 0 to {seeds - 1}"
+        raise LabError("only_seed", expected=expected, got=f"{only_seed}", remedy="raise --seeds, their number")
     if minutes is not None and not minutes > 0:
         raise LabError("minutes", expected="a number above 0", got=f"{minutes}", remedy="leave it out for no limit")
     if changes and "seed" in changes:
         raise LabError("seed", expected="no single seed", got=f"{changes['seed']}", remedy="give --seeds, their number")
     progress = progress or Progress()
     stop = Interruption(minutes=minutes)
-    roots = []
-    for seed in range(seeds):
+    folders = [RunFolder(root / f"seed-{seed}") for seed in range(seeds)]
+    for seed in range(seeds) if only_seed is None else [only_seed]:
         config = study_config({**(changes or {}), "seed": seed})
-        folder = RunFolder(root / f"seed-{seed}")
         progress.say(f"Seed {seed}, {seed + 1} of {seeds}")
-        if folder.config.exists():
-            expected = config.model_dump()
-            resume_experiment(folder.root, progress, expected=expected, stop=stop)
+        if folders[seed].config.exists():
+            expected_settings = config.model_dump()
+            resume_experiment(folders[seed].root, progress, expected=expected_settings, stop=stop)
         else:
-            start_experiment(config, folder.root, progress, stop=stop)
-        roots.append(folder.root)
-    return write_report(roots, root)
+            start_experiment(config, folders[seed].root, progress, stop=stop)
+    # Held, and looked at once it is: of two processes that end together one sees all that there is.
+    with locked(root, wait=True):
+        missing = [str(seed) for seed, folder in enumerate(folders) if not folder.results.is_file()]
+        if missing:
+            progress.say(f"No report yet: of the seeds, {', '.join(missing)} are missing.")
+            return None
+        return write_report([folder.root for folder in folders], root)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Literal
+from statistics import fmean, median
+from typing import Any
 
-from alibi_attention.lab.bootstrap import bootstrap_interval, wilson_interval
+from alibi_attention.lab.bootstrap import bootstrap_interval
 from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.environment import differences
 from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.pairs import Difference, paired_difference
 from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
-from alibi_attention.lab.scores import Evaluation, RecallScore, Score, usable_by_perplexity, usable_by_recall
+from alibi_attention.lab.scores import Evaluation, LossProtocol, LossVerdict, RecallScore, RecallVerdict, Score
+from alibi_attention.lab.verdicts import median_verdict, usable_by_perplexity, usable_by_recall
 
-LossProtocol = Literal["windows", "sliding", "targets"]
+REFERENCE = "alibi"
+"""What the others are compared with; where it was not evaluated, the first."""
 
 # Settings in which the runs of one summary may differ.
 _FREE = frozenset({"seed", "checkpoint_every"})
@@ -37,22 +41,47 @@ class Point:
     Attributes:
         length: of the window.
         mean, interval: over seeds, and 95% over documents and seeds.
-        change, change_interval: from the trained length (where that was not evaluated, from the shortest), paired by
-            document and seed: once models predict well, far tighter than `interval`, which is mostly that documents
-            differ.
+        change: from the trained length (where that was not evaluated, from the shortest), paired by document and seed;
+            None there.
+        against: the method all are compared with, at this length, paired likewise: this one less that one; None for
+            that method itself.
         by_seed: one value a seed.
-        scored_bytes, perplexity, note: as in `Score`.
+        scored_bytes, perplexity, whole_context, note: as in `Score`.
     """
 
     length: int
     mean: float | None
     interval: tuple[float, float] | None
-    change: float | None
-    change_interval: tuple[float, float] | None
+    change: Difference | None
+    against: Difference | None
     by_seed: tuple[float, ...]
     scored_bytes: int
     perplexity: float | None
+    whole_context: float | None
     note: str | None
+
+
+@dataclass(frozen=True)
+class RecallPoint:
+    """Recall at one length and distance under all seeds, which are never pooled: models differ in whether they learned.
+
+    Attributes:
+        length, distance: of the window, and from the value told to the value asked for.
+        by_seed: a score a seed, each with an interval of its own.
+    """
+
+    length: int
+    distance: int
+    by_seed: tuple[RecallScore, ...]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """One a seed; none where it could not be asked."""
+        return tuple(score.share for score in self.by_seed if score.share is not None)
+
+    @property
+    def median(self) -> float | None:
+        return median(self.shares) if self.shares else None
 
 
 @dataclass(frozen=True)
@@ -63,8 +92,9 @@ class Line:
         name, title: of the evaluation.
         losses: points by protocol.
         by_position: (first, end, mean bits per byte) in windows of the longest length evaluated.
-        recall: asked and recalled summed over seeds.
-        usable_by_perplexity, usable_by_recall: by the same rules from the means and sums.
+        recall: points in the order of lengths and distances.
+        usable_by_perplexity: by the rule of a single run, the interval over documents and seeds.
+        usable_by_recall, recall_by_seed: that of the median seed, and of each.
         parameters, position_parameters, train_seconds, eval_seconds: the last two as means over seeds, by method.
     """
 
@@ -72,9 +102,10 @@ class Line:
     title: str
     losses: dict[LossProtocol, tuple[Point, ...]]
     by_position: tuple[tuple[int, int, float], ...]
-    recall: tuple[RecallScore, ...]
-    usable_by_perplexity: int | None
-    usable_by_recall: int | None
+    recall: tuple[RecallPoint, ...]
+    usable_by_perplexity: LossVerdict | None
+    usable_by_recall: RecallVerdict | None
+    recall_by_seed: tuple[RecallVerdict | None, ...]
     parameters: int
     position_parameters: int
     train_seconds: float
@@ -109,35 +140,49 @@ def read_runs(roots: Sequence[Path]) -> list[Run]:
     return sorted(runs, key=lambda run: run.config.seed)
 
 
+def machine_differences(runs: Sequence[Run]) -> list[str]:
+    """In words, what of where they ran differs between the first run and each of the others."""
+    first = runs[0].start["environment"]
+    found = []
+    for run in runs[1:]:
+        changed = differences(first, run.start["environment"], also=("python", "platform"))
+        if changed:
+            found.append(f"seed {run.config.seed}: {', '.join(changed)}")
+    return found
+
+
+def reference_name(lines: Sequence[Line]) -> str:
+    """The evaluation the others are compared with."""
+    names = [line.name for line in lines]
+    return REFERENCE if REFERENCE in names else names[0]
+
+
 def summarise(runs: Sequence[Run]) -> list[Line]:
     """One line for each evaluation, in the order of the runs."""
     columns = list(zip(*(evaluations_of(run.results) for run in runs), strict=True))
     methods = {result.method: i for i, result in enumerate(runs[0].results)}
+    config = runs[0].config
+    reference = next((some for some in columns if some[0].name == REFERENCE), columns[0])
     lines = []
     for evaluations in columns:
         name = evaluations[0].name
         results = [run.results[methods[name.partition(":")[0]]] for run in runs]
-        losses: dict[LossProtocol, tuple[Point, ...]] = {}
-        for protocol in ("windows", "sliding", "targets"):
-            by_run = [getattr(evaluation, protocol) for evaluation in evaluations]
-            if by_run[0]:
-                columns_of = list(zip(*by_run, strict=True))
-                trained = [scores for scores in columns_of if scores[0].length == runs[0].config.length]
-                reference = (trained or columns_of)[0]
-                losses[protocol] = tuple(_point(scores, reference) for scores in columns_of)
-        recall = tuple(_pool(scores) for scores in zip(*(e.recall for e in evaluations), strict=True))
-        mean_scores = [
-            Score(length=p.length, bits_per_byte=p.mean, scored_bytes=p.scored_bytes) for p in losses.get("windows", ())
+        recall = [
+            RecallPoint(scores[0].length, scores[0].distance, tuple(scores))
+            for scores in zip(*(evaluation.recall for evaluation in evaluations), strict=True)
         ]
+        taught = config.recall_share > 0.0
+        verdicts = [usable_by_recall(evaluation.recall, config.length, taught=taught) for evaluation in evaluations]
         lines.append(
             Line(
                 name=name,
                 title=evaluations[0].title,
-                losses=losses,
+                losses=_losses(evaluations, reference, config.length),
                 by_position=_by_position(evaluations),
-                recall=recall,
-                usable_by_perplexity=usable_by_perplexity(mean_scores, runs[0].config.length),
-                usable_by_recall=usable_by_recall(recall),
+                recall=tuple(recall),
+                usable_by_perplexity=usable_by_perplexity(evaluations, config.length),
+                usable_by_recall=median_verdict(verdicts),
+                recall_by_seed=tuple(verdicts),
                 parameters=results[0].parameters,
                 position_parameters=results[0].position_parameters,
                 train_seconds=fmean(result.train_seconds for result in results),
@@ -148,29 +193,41 @@ def summarise(runs: Sequence[Run]) -> list[Line]:
     return lines
 
 
-def _point(scores: Sequence[Score], reference: Sequence[Score]) -> Point:
+def _losses(
+    evaluations: Sequence[Evaluation], reference: Sequence[Evaluation], train_length: int
+) -> dict[LossProtocol, tuple[Point, ...]]:
+    losses: dict[LossProtocol, tuple[Point, ...]] = {}
+    for protocol in ("windows", "sliding", "targets"):
+        columns = _by_length(evaluations, protocol)
+        if columns:
+            trained = next((scores for scores in columns if scores[0].length == train_length), columns[0])
+            others = _by_length(reference, protocol)
+            points = []
+            for scores, other in zip(columns, others, strict=True):
+                change = None if scores is trained else paired_difference(scores, trained)
+                against = None if evaluations is reference else paired_difference(scores, other)
+                points.append(_point(scores, change, against))
+            losses[protocol] = tuple(points)
+    return losses
+
+
+def _by_length(evaluations: Sequence[Evaluation], protocol: LossProtocol) -> list[tuple[Score, ...]]:
+    """For each length the scores of all seeds."""
+    return list(zip(*(getattr(evaluation, protocol) for evaluation in evaluations), strict=True))
+
+
+def _point(scores: Sequence[Score], change: Difference | None, against: Difference | None) -> Point:
     first = scores[0]
     values = tuple(score.bits_per_byte for score in scores if score.bits_per_byte is not None)
     if len(values) < len(scores):
-        return Point(first.length, None, None, None, None, (), 0, None, first.note)
+        return Point(first.length, None, None, None, None, (), 0, None, None, first.note)
     interval = bootstrap_interval([score.document_bits for score in scores], first.document_bytes)
     perplexities = [score.perplexity for score in scores if score.perplexity is not None]
     perplexity = fmean(perplexities) if perplexities else None
-    change = change_interval = None
-    # The sliding window may score a few tokens more or less at one length than at another.
-    if scores is not reference and reference[0].document_bytes == first.document_bytes:
-        pairs = zip(scores, reference, strict=True)
-        moved = [[a - b for a, b in zip(s.document_bits, r.document_bits, strict=True)] for s, r in pairs]
-        change = sum(map(sum, moved)) / (len(moved) * first.scored_bytes)
-        change_interval = bootstrap_interval(moved, first.document_bytes)
-    mean = fmean(values)
-    return Point(first.length, mean, interval, change, change_interval, values, first.scored_bytes, perplexity, None)
-
-
-def _pool(scores: Sequence[RecallScore]) -> RecallScore:
-    asked, recalled = sum(score.asked for score in scores), sum(score.recalled for score in scores)
-    interval = wilson_interval(recalled, asked) if asked else None
-    return scores[0].model_copy(update={"asked": asked, "recalled": recalled, "interval": interval})
+    return Point(
+        first.length, fmean(values), interval, change, against, values, first.scored_bytes, perplexity,
+        first.whole_context, None,
+    )  # fmt: skip
 
 
 def _by_position(evaluations: Sequence[Evaluation]) -> tuple[tuple[int, int, float], ...]:

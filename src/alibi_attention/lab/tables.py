@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alibi_attention.lab.runs import MethodResult, evaluations_of
-from alibi_attention.lab.scores import Evaluation, RecallScore, Score
+from alibi_attention.lab.scores import Evaluation, LossProtocol, RecallScore, Score
+from alibi_attention.lab.verdicts import loss_protocol
+
+PROTOCOL_NAMES: dict[LossProtocol, str] = {
+    "windows": "windows",
+    "sliding": "sliding window",
+    "targets": "fixed targets",
+}
 
 NONE = "—"
 """Where there is no number."""
@@ -49,20 +56,25 @@ def _farthest(scores: Sequence[RecallScore]) -> list[RecallScore]:
 
 
 def verdict_rows(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the longest usable length by each measure."""
-    header = ["usable length by", "perplexity", "recall"]
-    return header, [[e.title, _length(e.usable_by_perplexity), _length(e.usable_by_recall)] for e in evaluations]
+    """Header and rows: the longest usable length by each measure, and what it was measured by."""
+    header = ["usable length by", by_loss(loss_protocol(evaluations[0])), "recall"]
+    rows = []
+    for evaluation in evaluations:
+        verdicts = evaluation.usable_by_perplexity, evaluation.usable_by_recall
+        rows.append([evaluation.title, *(NONE if verdict is None else verdict.words for verdict in verdicts)])
+    return header, rows
 
 
-def _length(length: int | None) -> str:
-    return NONE if length is None else f"{length:,}"
+def by_loss(protocol: LossProtocol | None) -> str:
+    """The head of a column of verdicts."""
+    return "perplexity" if protocol is None else f"perplexity, {PROTOCOL_NAMES[protocol]}"
 
 
 def notes(results: Sequence[MethodResult]) -> list[str]:
     """Why numbers are missing, each reason once."""
     reasons: dict[str, list[int]] = {}
     for evaluation in evaluations_of(results):
-        for score in evaluation.scores:
+        for score in evaluation.scores or _farthest(evaluation.recall):
             if score.note is not None:
                 reasons.setdefault(f"{evaluation.title}: {score.note}", []).append(score.length)
     return [f"{reason}; no result at {', '.join(map(str, lengths))}" for reason, lengths in reasons.items()]
@@ -74,12 +86,20 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [header, rule, *rows])
 
 
+def result_tables(results: Sequence[MethodResult]) -> list[tuple[list[str], list[list[str]]]]:
+    """Header and rows of every table of a run: losses, recall and verdicts, those that were measured."""
+    evaluations = evaluations_of(results)
+    tables = []
+    if evaluations[0].scores:
+        tables.append(table_rows(results))
+    if evaluations[0].recall:
+        tables.append(recall_rows(evaluations))
+    if len(evaluations[0].scores) > 1 or evaluations[0].recall:
+        tables.append(verdict_rows(evaluations))
+    return tables
+
+
 def markdown_table(results: Sequence[MethodResult]) -> str:
     """All tables of a run, one after the other."""
-    evaluations = evaluations_of(results)
-    text = markdown(*table_rows(results))
-    if evaluations[0].recall:
-        text += "\n" + markdown(*recall_rows(evaluations))
-    if len(evaluations[0].scores) > 1 and (evaluations[0].windows or evaluations[0].recall):
-        text += "\n" + markdown(*verdict_rows(evaluations))
+    text = "\n".join(markdown(*table) for table in result_tables(results))
     return text + "".join(f"\n{note}.\n" for note in notes(results))

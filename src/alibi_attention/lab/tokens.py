@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 
+SPECIAL = 2
+"""Tokens before the first that text is made of, in a vocabulary of words: the separator, and the unknown word."""
+
 SEPARATOR = 0
 """Stands between documents, in every vocabulary; as a byte it is NUL, which text does not hold."""
 
@@ -30,7 +33,8 @@ class Encoder(Protocol):
 
     Attributes:
         vocabulary: how many tokens.
-        token_bytes: (vocabulary,) int64, bytes of text a token stands for; 1 for the separator.
+        token_bytes: (vocabulary,) int64, bytes of text a token stands for; 1 for the separator. Of words, which may
+            stand for any unknown one, it is a guess: `sizes` counts them.
         description: in words.
         serialized: what `load_encoder` makes it from again; None for bytes.
     """
@@ -41,6 +45,10 @@ class Encoder(Protocol):
     serialized: str | None
 
     def encode(self, text: bytes) -> NDArray[Any]: ...
+
+    def sizes(self, text: bytes) -> NDArray[np.int64] | None:
+        """(tokens,) bytes that each token of ``encode(text)`` stands for; None where ``token_bytes`` tells."""
+        ...
 
     def decode(self, tokens: Iterable[int]) -> bytes: ...
 
@@ -57,6 +65,10 @@ class ByteEncoder:
 
     def encode(self, text: bytes) -> NDArray[Any]:
         return np.frombuffer(text, dtype=np.uint8)
+
+    def sizes(self, text: bytes) -> NDArray[np.int64] | None:
+        del text
+        return None
 
     def decode(self, tokens: Iterable[int]) -> bytes:
         return bytes(int(token) for token in tokens)
@@ -88,6 +100,22 @@ class TrainedEncoder:
         for piece in _pieces(text.decode("utf-8")):
             ids += self._tokenizer.encode(piece, add_special_tokens=False).ids
         return np.array(ids, dtype=np.uint16 if self.vocabulary <= 1 << 16 else np.uint32)
+
+    def sizes(self, text: bytes) -> NDArray[np.int64] | None:
+        if not self.words:
+            return None
+        found: list[int] = []
+        before = 0
+        for piece in _pieces(text.decode("utf-8")):
+            ends = [end for _, end in self._tokenizer.encode(piece, add_special_tokens=False).offsets]
+            # A token stands for itself and what was passed over before it.
+            sizes = [len(piece[a:b].encode()) for a, b in zip([0, *ends], [*ends, len(piece)], strict=True)]
+            sizes[0] += before
+            before = sizes.pop()
+            found += sizes
+        if found:
+            found[-1] += before
+        return np.array(found, dtype=np.int64)
 
     def decode(self, tokens: Iterable[int]) -> bytes:
         ids = list(tokens)

@@ -25,8 +25,8 @@ from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.model import Decoder
+from alibi_attention.lab.passages import RecallMixer
 from alibi_attention.lab.progress import Progress
-from alibi_attention.lab.recall import RecallMixer
 
 BITS_PER_NAT = 1.0 / math.log(2.0)
 
@@ -101,6 +101,7 @@ class _Keeper(L.Callback):
         self._progress = progress
         self._stop = stop
         self._losses: list[Tensor] = []
+        self._last_loss: Tensor | None = None
         self._logged = (start, self._began)
 
     @property
@@ -134,6 +135,7 @@ class _Keeper(L.Callback):
             return
         self.step += 1
         note = self._log(trainer) if self.step % LOG_EVERY == 0 else None
+        self._last_loss = self._losses[-1]
         self._losses.clear()
         self._progress.advance(note=note)
         stopping = self._stop.requested is not None
@@ -143,6 +145,7 @@ class _Keeper(L.Callback):
         due = self.step % self._config.checkpoint_every == 0 or self.step == self._config.steps
         if (due or stopping) and trainer.global_rank == 0:
             assert isinstance(pl_module, _Task)
+            self._refuse_broken(pl_module.decoder)
             header = {"step": self.step, "seconds": self.seconds}
             save_state(self._path, pl_module.decoder, trainer.optimizers[0], header)
         if stopping:
@@ -162,6 +165,14 @@ class _Keeper(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=self.step)
         return f"{bits:.3f} bits per {'byte' if config.tokenizer == 'bytes' else 'token'}"
+
+    def _refuse_broken(self, decoder: Decoder) -> None:
+        """Before a state is kept: one that is no number would be continued from for ever."""
+        if self._last_loss is not None:
+            self._refuse_divergence(float(self._last_loss) * BITS_PER_NAT)
+        if not all(bool(parameter.isfinite().all()) for parameter in decoder.parameters()):
+            # The loss was finite, the step it led to was not.
+            self._refuse_divergence(math.nan)
 
     def _refuse_divergence(self, bits: float) -> None:
         if not math.isfinite(bits):

@@ -15,7 +15,8 @@ class Alibi(PositionMethod):
     """Nothing is added to the embeddings; the score of query i and key j falls by m_h * (i - j).
 
     The variants flatten the slopes of the trained model (`scale_slopes`): ``linear`` and ``ntk`` for the length it is
-    set up for, ``dynamic`` for the number of tokens at hand.
+    set up for, ``dynamic`` for the number of tokens at hand. Below the trained length all leave them alone: steeper
+    ones, which is what `scale_slopes` makes of ``linear`` there, would be no extrapolation.
 
     Source: Press, Smith, Lewis, "Train Short, Test Long", ICLR 2022.
     """
@@ -24,6 +25,7 @@ class Alibi(PositionMethod):
     title = "ALiBi"
     variants = {"linear": "linear scaling", "dynamic": "dynamic scaling", "ntk": "NTK scaling"}  # noqa: RUF012
     unsettled = frozenset({"dynamic"})
+    repeated = frozenset({"dynamic"})
     can_forget = True
     scheme: ClassVar[SlopeScheme] = "geometric"
     slopes: Tensor
@@ -49,4 +51,5 @@ class Alibi(PositionMethod):
             return self.slopes
         length = seq_len if self.variant == "dynamic" else self.length
         scaling = cast(SlopeScaling, self.variant)
-        return scale_slopes(self.slopes, scaling, train_length=self.shape.length, length=length)
+        trained = self.shape.length
+        return scale_slopes(self.slopes, scaling, train_length=trained, length=max(length, trained))

@@ -56,6 +56,9 @@ class PositionMethod(nn.Module):
     """Title of each variant by its name; ``method:variant`` is its full name."""
     unsettled: ClassVar[frozenset[str]] = frozenset()
     """Variants that treat tokens already read otherwise as more are read: no cache can serve them."""
+    repeated: ClassVar[frozenset[str]] = frozenset()
+    """Variants that give what another gives wherever windows are full: they are evaluated where they are named, and no
+    part of ``all``."""
     can_forget: ClassVar[bool] = False
     """Whether keys lose their weight with distance, so that a `HorizonCache` may let them go."""
     registry: ClassVar[dict[str, type[PositionMethod]]] = {}

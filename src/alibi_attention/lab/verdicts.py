@@ -1,0 +1,103 @@
+"""Up to which length a model is of use, by its loss and by recall: the rules, and how they are put in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alibi_attention.lab.pairs import paired_difference
+from alibi_attention.lab.scores import (
+    RECALLED,
+    Evaluation,
+    LossProtocol,
+    LossVerdict,
+    RecallScore,
+    RecallVerdict,
+    Score,
+)
+
+SLACK = 0.01
+"""A length is usable by loss while bits per byte are surely at most this share above those at the trained length."""
+
+LOSS_PROTOCOLS: tuple[LossProtocol, ...] = ("sliding", "targets", "windows")
+"""In the order a verdict prefers them: windows that do not overlap gain with length whether or not context is used."""
+
+
+def loss_protocol(evaluation: Evaluation) -> LossProtocol | None:
+    """The protocol a verdict by loss is based on: sliding window, else fixed targets, else windows."""
+    return next((protocol for protocol in LOSS_PROTOCOLS if getattr(evaluation, protocol)), None)
+
+
+def usable_by_perplexity(evaluations: Sequence[Evaluation], train_length: int) -> LossVerdict | None:
+    """The longest evaluated length to which the loss stays what it is at the trained length.
+
+    That is: at this and at every shorter evaluated length from the trained one on, the upper end of the 95% interval of
+    the change in bits per byte since the trained length, paired by document and seed, is at most 1% of what they are
+    there. Of a single document there is no interval, and the change itself is taken.
+
+    Args:
+        evaluations: of one method or variant, one a seed.
+        train_length: the length it was trained at.
+
+    Returns:
+        The verdict; None where no loss was evaluated at the trained length.
+    """
+    protocol = loss_protocol(evaluations[0])
+    if protocol is None:
+        return None
+    columns = list(zip(*(getattr(evaluation, protocol) for evaluation in evaluations), strict=True))
+    trained = next((scores for scores in columns if scores[0].length == train_length), None)
+    bits = None if trained is None else _mean(trained)
+    if trained is None or bits is None:
+        return None
+    usable = train_length
+    for scores in columns:
+        if scores[0].length > train_length:
+            change = paired_difference(scores, trained)
+            if change is None:
+                break
+            worst = change.mean if change.interval is None else change.interval[1]
+            # Written so that a loss that is no number fails, too.
+            if not worst <= SLACK * bits:
+                break
+            usable = scores[0].length
+    return LossVerdict(protocol=protocol, length=usable)
+
+
+def _mean(scores: Sequence[Score]) -> float | None:
+    values = [score.bits_per_byte for score in scores if score.bits_per_byte is not None]
+    return sum(values) / len(values) if len(values) == len(scores) else None
+
+
+def usable_by_recall(scores: Sequence[RecallScore], train_length: int, *, taught: bool = True) -> RecallVerdict | None:
+    """The longest evaluated length within which values are recalled from far away, under one seed.
+
+    That is: in windows of this and of every shorter evaluated length, at least half of the values told at the farthest
+    distance tested in that window are recalled. Where not even half are recalled from the nearest distance, in windows
+    of the trained length (or the shortest evaluated), the task was not learned, and nothing is said of distance.
+    ``taught`` is whether there were such values in training.
+
+    Returns:
+        The verdict; None where nothing could be asked.
+    """
+    lengths = sorted({score.length for score in scores})
+    by_length = {n: sorted((s for s in scores if s.length == n), key=lambda score: score.distance) for n in lengths}
+    asked = [n for n in lengths if by_length[n][0].share is not None]
+    if not asked:
+        return None
+    inside = [n for n in asked if n <= train_length]
+    first = by_length[inside[-1] if inside else asked[0]][0]
+    found: dict[str, object] = {"nearest": first.distance, "nearest_share": first.share, "taught": taught}
+    if (first.share or 0.0) >= RECALLED:
+        for length in lengths:
+            farthest = by_length[length][-1]
+            if farthest.share is None or farthest.share < RECALLED:
+                found |= {"failed_distance": farthest.distance, "failed_share": farthest.share}
+                break
+            found |= {"length": length, "distance": farthest.distance}
+    return RecallVerdict.model_validate(found)
+
+
+def median_verdict(verdicts: Sequence[RecallVerdict | None]) -> RecallVerdict | None:
+    """That of the median seed, the worse of the two in the middle; None where one has none."""
+    known = sorted((verdict for verdict in verdicts if verdict is not None), key=lambda verdict: verdict.rank)
+    return known[(len(known) - 1) // 2] if known and len(known) == len(verdicts) else None

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pytest
+
+from alibi_attention.lab.bootstrap import bootstrap_interval
+from alibi_attention.lab.pairs import paired_difference
+from alibi_attention.lab.scores import Evaluation, LossVerdict, RecallScore, RecallVerdict, Score
+from alibi_attention.lab.verdicts import median_verdict, usable_by_perplexity, usable_by_recall
+
+# Bits of four documents of 100 bytes each, and of one.
+SIZES = (100, 100, 100, 100)
+
+
+def score(length: int, *bits: float) -> Score:
+    sizes = (100,) * len(bits)
+    return Score(length=length, bits_per_byte=sum(bits) / sum(sizes), scored_bytes=sum(sizes), document_bits=bits,
+                 document_bytes=sizes)  # fmt: skip
+
+
+def flat(length: int, bits_per_byte: float) -> Score:
+    """All documents alike, so that changes have no spread."""
+    return score(length, *[100 * bits_per_byte] * 4)
+
+
+def evaluation(*scores: Score, protocol: str = "windows") -> Evaluation:
+    return Evaluation.model_validate({"name": "a", "title": "A", protocol: scores})
+
+
+def usable(*scores: Score, train_length: int = 256) -> int | None:
+    verdict = usable_by_perplexity([evaluation(*scores)], train_length)
+    return None if verdict is None else verdict.length
+
+
+def test_differences_are_by_document_and_seed() -> None:
+    scores = [score(1, 200, 210, 220), score(1, 205, 215, 210)]
+    others = [score(1, 190, 220, 200), score(1, 200, 200, 200)]
+    found = paired_difference(scores, others)
+    assert found is not None
+    assert found.by_seed == pytest.approx((20 / 300, 30 / 300))
+    assert found.mean == pytest.approx(50 / 600)
+    assert found.interval == bootstrap_interval([[10, -10, 20], [5, 15, 10]], (100, 100, 100))
+    assert paired_difference([score(1, 200)], [score(1, 200, 210)]) is None
+    impossible = Score(length=1, bits_per_byte=None, scored_bytes=0)
+    assert paired_difference([impossible], [impossible]) is None
+
+
+def test_usable_by_perplexity_follows_the_lengths() -> None:
+    assert usable(flat(128, 2.2), flat(256, 2.0), flat(512, 2.01), flat(1024, 1.9)) == 1024
+    assert usable(flat(256, 2.0), flat(512, 2.0199)) == 512
+    assert usable(flat(256, 2.0), flat(512, 2.03), flat(1024, 1.0)) == 256
+    impossible = Score(length=512, bits_per_byte=None, scored_bytes=0, note="ends")
+    assert usable(flat(256, 2.0), impossible) == 256
+    assert usable(flat(256, 2.0), flat(512, float("nan"))) == 256
+    assert usable(flat(256, 2.0), train_length=100) is None
+    assert usable_by_perplexity([Evaluation(name="a", title="A")], 256) is None
+
+
+def test_usable_by_perplexity_must_be_sure() -> None:
+    # Half a percent worse on the whole, but in documents that differ: it may as well be more than one.
+    trained = score(256, 200, 200, 200, 200)
+    assert usable(trained, score(512, 201, 201, 201, 201)) == 512
+    assert usable(trained, score(512, 198, 198, 198, 210)) == 256
+    # Of one document there is no interval.
+    assert usable(score(256, 200), score(512, 201)) == 512
+    # Seeds that differ count as documents do.
+    seeds = [evaluation(trained, flat(512, bits)) for bits in (1.99, 1.99, 2.05)]
+    verdict = usable_by_perplexity(seeds, 256)
+    assert verdict is not None
+    assert verdict.length == 256
+
+
+def test_usable_by_perplexity_says_what_it_judged() -> None:
+    everything = evaluation(flat(256, 2.0), flat(512, 1.0)).model_dump()
+    worse = (flat(256, 2.0), flat(512, 3.0))
+    for protocol in ("targets", "sliding"):
+        everything[protocol] = worse
+        verdict = usable_by_perplexity([Evaluation.model_validate(everything)], 256)
+        assert verdict == LossVerdict(protocol=protocol, length=256)
+
+
+def recalls(*cells: tuple[int, int, int]) -> list[RecallScore]:
+    return [RecallScore(length=n, distance=d, asked=10, recalled=r) for n, d, r in cells]
+
+
+GOOD = (256, 32, 10), (256, 253, 5), (512, 32, 0), (512, 509, 9)
+
+
+def test_usable_by_recall_looks_at_the_farthest() -> None:
+    found = usable_by_recall(recalls(*GOOD), 256)
+    assert found == RecallVerdict(nearest=32, nearest_share=1.0, length=512, distance=509)
+    assert found.words == "512 (509 away)"
+    more = recalls(*GOOD, (1024, 32, 10), (1024, 1021, 4), (2048, 2045, 10))
+    found = usable_by_recall(more, 256)
+    assert found is not None
+    assert (found.length, found.failed_distance, found.failed_share) == (512, 1021, 0.4)
+    unasked = RecallScore(length=1024, distance=1021, asked=0, recalled=0, note="ends")
+    found = usable_by_recall([*recalls(*GOOD), unasked], 256)
+    assert found is not None
+    assert (found.length, found.failed_distance, found.failed_share) == (512, 1021, None)
+    assert usable_by_recall([], 256) is None
+    assert usable_by_recall([unasked], 256) is None
+
+
+def test_what_was_not_learned_is_not_what_does_not_reach() -> None:
+    short = usable_by_recall(recalls((256, 32, 9), (256, 253, 4), (512, 32, 9), (512, 509, 9)), 256)
+    assert short is not None
+    assert short.learned
+    assert short.length is None
+    assert short.words == "does not reach 253: 40%"
+    # What a longer window happens to recall does not help.
+    never = usable_by_recall(recalls((128, 32, 9), (256, 32, 4), (256, 253, 4), (512, 32, 9), (512, 509, 9)), 256)
+    assert never is not None
+    assert not never.learned
+    assert never.words == "not learned: 40% at 32"
+    untaught = usable_by_recall(recalls((256, 32, 0)), 256, taught=False)
+    assert untaught is not None
+    assert untaught.words == "not taught: 0% at 32"
+    # Where no length inside the trained one was evaluated: the shortest.
+    assert usable_by_recall(recalls((512, 32, 4), (512, 509, 9)), 256) == RecallVerdict(nearest=32, nearest_share=0.4)
+
+
+def test_the_median_seed_decides() -> None:
+    learned = usable_by_recall(recalls(*GOOD), 256)
+    short = usable_by_recall(recalls((256, 32, 9), (256, 253, 4)), 256)
+    never = usable_by_recall(recalls((256, 32, 4), (256, 253, 4)), 256)
+    assert median_verdict([learned, never, short]) == short
+    assert median_verdict([learned, never, learned]) == learned
+    # Of two the worse.
+    assert median_verdict([learned, never]) == never
+    assert median_verdict([learned, None]) is None
