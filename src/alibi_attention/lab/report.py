@@ -72,7 +72,7 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
     lines = summarise(runs)
     config = runs[0].config
     if config.objective != "next":
-        remedy = "read their table.md, or give them to alibi versus as --encoders"
+        remedy = "read their table.md, or give each to alibi versus as --encoder"
         got = f"masked prediction in {roots[0]}"
         raise LabError("runs", expected="runs of next-token prediction, whose protocols the page explains", got=got,
                        remedy=remedy)  # fmt: skip
