@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint isas sanitize gpu kernels clean
+.PHONY: help run test check lint isas sanitize gpu kernels bare clean
 
 # Only what is installed in the environment is imported.
 unexport PYTHONPATH
@@ -84,6 +84,10 @@ sanitize: ## the C++ kernels under the address, undefined-behaviour and thread s
 
 gpu: ## check and measure the GPU kernels on this machine's GPU, under eight minutes; torch and Triton are all it needs
 	$(PYTHON) benchmarks/gpu.py
+
+bare: ## the C++ kernels without the bias, into build/bare: what it costs is the difference (alibi versus --bare)
+	cmake -S csrc -B build/bare -DCMAKE_BUILD_TYPE=Release -DALIBI_WITHOUT_BIAS=ON
+	cmake --build build/bare
 
 kernels: $(tools) ## compile every GPU kernel for every architecture, without a GPU, and inspect the code (long)
 	PYTHONPATH=src $(BIN)/python tests/backends/triton_kernels/compile_table.py --jobs 2

@@ -152,7 +152,7 @@ static void retrace(
                         const Ints key = splat_int(row + r);
                         grad = select((lower[v] <= key) & (key < upper[v]), grad, Floats{});
                     }
-                    slope[v] += grad * distance;
+                    if (kBias) slope[v] += grad * distance;
                     store(space.grad_scores + at, grad);
                 }
         });

@@ -9,6 +9,13 @@ namespace ALIBI_TARGET {
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.69314718055994531f;
 
+// Without, scores are products alone, whatever the slopes: what the bias costs is the difference to that build.
+#ifdef ALIBI_WITHOUT_BIAS
+constexpr bool kBias = false;
+#else
+constexpr bool kBias = true;
+#endif
+
 struct Block {
     int64_t batch, head, kv_head, first_row;
     int rows;

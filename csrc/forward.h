@@ -99,7 +99,8 @@ ALIBI_INLINE void score(
                 Floats distance = reach[v] - static_cast<float>(row + r);
                 if (Is::kTwoSided) distance = magnitude(distance);
                 // Float queries bear the factor already.
-                Floats x = (Is::kPairs ? dot.at[r][v] * block.factor : dot.at[r][v]) - distance * slope[v];
+                const Floats product = Is::kPairs ? dot.at[r][v] * block.factor : dot.at[r][v];
+                Floats x = kBias ? product - distance * slope[v] : product;
                 if (Is::kMasked) {
                     const Ints key = splat_int(row + r);
                     x = select((lower[v] <= key) & (key < upper[v]), x, splat(-kInfinity));

@@ -284,6 +284,23 @@ def test_settings_from_a_file_with_flags_over_it(alibi: Invoke, book: str) -> No
     assert refused.stderr.startswith("error: --config: expected a file that can be read, got nowhere.yaml (")
 
 
+def test_masked_prediction(alibi: Invoke, book: str) -> None:
+    result = alibi("extrapolate", *SMALL, "--methods=alibi", "--objective=masked", "--mask-share=0.3", "--text", book)
+    assert result.exit_code == 0, result.output
+    assert any(line.split()[:5] == ["bits", "per", "masked", "byte", "at"] for line in result.stdout.splitlines())
+    config = json.loads(Path("runs/extrapolate/config.json").read_text(encoding="utf-8"))["config"]
+    assert (config["objective"], config["mask_share"]) == ("masked", 0.3)
+    generated = alibi("generate", "runs/extrapolate", "near")
+    assert generated.exit_code == 2
+    assert generated.stderr.startswith("error: SOURCE: expected a model that reads from left to right, got one trained")
+    refused = alibi("extrapolate", *SMALL, "--objective=masked", "--protocols=all", "--output=other")
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        "error: --protocols: expected windows for --objective masked, got sliding, which predicts a token from those "
+        "before it\n  leave it out\n"
+    )
+
+
 def test_evaluate(alibi: Invoke, book: str) -> None:
     assert alibi("extrapolate", *SMALL, "--methods=alibi,learned", "--text", book).exit_code == 0
     result = alibi("evaluate", "runs/extrapolate", "--output=more", "--eval-lengths=16,32,128", "--variants=all")

@@ -44,8 +44,22 @@ def load() -> Native | str:
     Raises:
         RuntimeError: for an ALIBI_CPU_ISA that does not exist, or that this machine lacks.
     """
+    if _in_use is not None:
+        return _in_use
     with _LOADING:
         return _load()
+
+
+_in_use: Native | None = None
+
+
+def use(library: Native | None) -> None:
+    """Kernels of another build (`open_library`) from now on, in every thread; None for the package's own.
+
+    For measurements that compare builds. A call that is under way ends with what it began with.
+    """
+    global _in_use
+    _in_use = library
 
 
 @functools.cache
@@ -55,8 +69,17 @@ def _load() -> Native | str:
     found = [place for place in places if place.is_file()]
     if not found:
         return f"the compiled library is missing ({_FILE} beside this package's backends): {_INSTALL}"
+    return open_library(found[0])
+
+
+def open_library(path: Path) -> Native | str:
+    """The library in a file, or why it cannot serve.
+
+    Raises:
+        RuntimeError: as `load`.
+    """
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         return f"the compiled library does not load ({error}): {_INSTALL}"
     library.alibi_choose.argtypes = [ctypes.c_char_p]

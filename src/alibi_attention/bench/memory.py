@@ -13,18 +13,24 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from alibi_attention.bench.case import Trial
 from alibi_attention.bench.cases import CASES
-from alibi_attention.bench.inputs import make_inputs
+from alibi_attention.bench.inputs import Inputs, make_inputs
 from alibi_attention.bench.ours import make_ours
 from alibi_attention.bench.peers import PEERS
 
-_TINY = 64
+T = TypeVar("T")
+
+TINY = 64
+"""Tokens of the call that loads the libraries."""
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -32,10 +38,13 @@ def peak_memory(trial: Trial, name: str) -> tuple[int, int] | str:
     """Bytes at the peak of one contestant beyond its inputs, and of its outputs; or why they are not known."""
     if name.startswith("flex"):
         return "the compiler runs in the same process; its memory cannot be told apart"
-    command = [sys.executable, "-m", "alibi_attention.bench.memory", trial.case.name]
-    command += [str(trial.head_dim), str(trial.keys), name]
+    return in_fresh_process("alibi_attention.bench.memory", trial.case.name, trial.head_dim, trial.keys, name)
+
+
+def in_fresh_process(module: str, *arguments: object) -> tuple[int, int] | str:
+    """The two numbers that ``python -m module arguments`` prints; or why it did not."""
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", module, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -55,21 +64,29 @@ def measure(trial: Trial, name: str) -> tuple[int, int]:
     # Before any worker thread starts, so that all flush: it is quicker, and memory is the same.
     torch.set_flush_denormal(True)
     with torch.set_grad_enabled(trial.case.mode == "training"):
-        _call(replace(trial, keys=_TINY), name)
-        inputs = make_inputs(trial, sys.maxsize)
-        gc.collect()
-        _forget_peak()
-        before = _now()
-        call = PEERS[name].make(trial, inputs) if name in PEERS else make_ours(name, trial, inputs)
-        result = call()
+        _call(replace(trial, keys=TINY), name)
+        return peak_beyond(make_inputs(trial, sys.maxsize), lambda inputs: _maker(trial, name)(inputs)())
+
+
+def peak_beyond(inputs: T, call: Callable[[T], Any]) -> tuple[int, int]:
+    """Bytes at the peak of a call beyond its inputs, which are there already, and of the tensors it returns."""
+    gc.collect()
+    _forget_peak()
+    before = _now()
+    result = call(inputs)
     returned = (result,) if isinstance(result, torch.Tensor) else result
     outputs = sum(tensor.numel() * tensor.element_size() for tensor in returned)
     return max(0, _peak() - before), outputs
 
 
 def _call(trial: Trial, name: str) -> None:
-    inputs = make_inputs(trial, sys.maxsize)
-    (PEERS[name].make(trial, inputs) if name in PEERS else make_ours(name, trial, inputs))()
+    _maker(trial, name)(make_inputs(trial, sys.maxsize))()
+
+
+def _maker(trial: Trial, name: str) -> Callable[[Inputs], Callable[[], Any]]:
+    if name in PEERS:
+        return lambda inputs: PEERS[name].make(trial, inputs)
+    return lambda inputs: make_ours(name, trial, inputs)
 
 
 def _forget_peak() -> None:

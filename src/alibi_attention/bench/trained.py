@@ -96,6 +96,9 @@ def _config(model: Path) -> ExperimentConfig:
         config = read_run(folder)
     except (LabError, OSError) as error:
         raise BenchError("model", expected="a run folder", got=f"{model} ({error})", remedy=_REMEDY) from None
+    if config.objective != "next":
+        got = f"{model}, an encoder trained by masked prediction"
+        raise BenchError("model", expected="a decoder: cases are causal", got=got, remedy=_REMEDY)
     if not folder.weights(_METHOD).is_file():
         got = f"{model}, without {folder.weights(_METHOD).relative_to(model)}"
         raise BenchError("model", expected="a run in which ALiBi is trained", got=got, remedy=_REMEDY)

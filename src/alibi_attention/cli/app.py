@@ -18,6 +18,7 @@ from alibi_attention.cli.inspect import inspect
 from alibi_attention.cli.report import report
 from alibi_attention.cli.reproduce import reproduce
 from alibi_attention.cli.study import study
+from alibi_attention.cli.versus import versus
 
 app = typer.Typer(
     help="ALiBi attention: see it, and measure what it does beyond the length of training.",
@@ -37,6 +38,7 @@ app.command()(generate)
 app.command()(export)
 app.command()(inspect)
 app.add_typer(bench, name="bench")
+app.command()(versus)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from alibi_attention.cli.bench_values import bench_errors, read_length, split_names, wide_console
 from alibi_attention.cli.errors import refuse
 
 if TYPE_CHECKING:
@@ -87,15 +85,15 @@ def run(
 
     `alibi bench report FILE.json...` makes tables and figures of such files.
     """
-    with _errors():
+    with bench_errors():
         from alibi_attention.bench.cases import pick_cases, pick_trials
         from alibi_attention.bench.peers import pick_peers
 
         picked = pick_cases(cases or [])
-        names = pick_peers(_split(peers))
+        names = pick_peers(split_names(peers))
         trials = pick_trials(
-            picked, [_length(text) for text in _split(lengths)], quick,
-            head_dims=[_head_dim(text) for text in _split(head_dims)], model=model,
+            picked, [read_length(text) for text in split_names(lengths)], quick,
+            head_dims=[_head_dim(text) for text in split_names(head_dims)], model=model,
         )  # fmt: skip
         planned = _plan(trials, names, threads, repeats, patience, memory, quick, default_alone)
         if show:
@@ -126,7 +124,7 @@ def report(
     """
     if find_spec("matplotlib") is None:
         raise refuse("report", "expected matplotlib, got an environment without it", "pip install matplotlib")
-    with _errors():
+    with bench_errors():
         from alibi_attention.bench.report import fill_page, write_report
 
         if page is not None and output is not None:
@@ -181,7 +179,7 @@ def _measure(planned: Bench, asked: dict[str, Any], output: Path) -> None:
     from alibi_attention.lab.interruption import Interruption
 
     planned.asked = asked
-    console = _console()
+    console = wide_console()
     stopped = None
     with Interruption() as interruption:
         display = Display(console, planned, interruption.check)
@@ -199,14 +197,6 @@ def _measure(planned: Bench, asked: dict[str, Any], output: Path) -> None:
     if stopped is not None:
         typer.echo(f"Stopped. What was measured until then is in {output}, marked incomplete.", err=True)
         raise typer.Exit(128 + stopped)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    found = Console()
-    # Tables are wide; a file or a pipe has room.
-    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=160)
 
 
 def _tell(console: Console, results: Results, output: Path) -> None:
@@ -231,7 +221,7 @@ def _list(planned: Bench, cases: list[Case]) -> None:
     from alibi_attention.bench.peers import PEERS
     from alibi_attention.bench.run import expected_seconds
 
-    console = _console()
+    console = wide_console()
     table = Table("case", "what is timed", "lengths", "peers", "target", "about", box=None, pad_edge=False)
     total = 0.0
     for case in dict.fromkeys(trial.case.name for trial in planned.trials):
@@ -262,41 +252,12 @@ def _list(planned: Bench, cases: list[Case]) -> None:
     console.print(table, highlight=False)
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Wrong input ends a command in words, without a traceback."""
-    from alibi_attention.bench.errors import BenchError
-
-    try:
-        yield
-    except BenchError as error:
-        # Options are named by a word of ours; arguments and variables of the environment name themselves.
-        flag = f"--{error.argument}" if error.argument.islower() else error.argument
-        raise refuse(flag, error.complaint, error.remedy) from None
-    except KeyboardInterrupt:
-        typer.echo("Stopped at once.", err=True)
-        raise typer.Exit(128 + signal.SIGINT) from None
-
-
-def _split(text: str | None) -> list[str]:
-    return [] if text is None else [part.strip() for part in text.split(",")]
-
-
 def _head_dim(text: str) -> int:
     from alibi_attention.bench.errors import BenchError
 
     if not (text.isascii() and text.isdigit()):
         raise BenchError("head-dims", expected="numbers joined by commas", got=repr(text), remedy="such as 64,128")
     return int(text)
-
-
-def _length(text: str) -> int:
-    from alibi_attention.bench.errors import BenchError
-
-    digits, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
-    if not (digits.isascii() and digits.isdigit()):
-        raise BenchError("lengths", expected="numbers joined by commas", got=repr(text), remedy="such as 1K,8K")
-    return int(digits) * factor
 
 
 def _dated() -> Path:

@@ -32,6 +32,15 @@ def extrapolate(
         str, _option(_EXPERIMENT, "Position methods to compare, joined by commas.", metavar="NAMES")
     ] = "alibi,sinusoidal,rope",
     length: Annotated[int, _option(_EXPERIMENT, "Length of training sequences, in tokens.")] = 256,
+    objective: Annotated[
+        str,
+        _option(
+            _EXPERIMENT,
+            "Predict the next token from those before it, or masked tokens from both sides.",
+            metavar="next|masked",
+        ),
+    ] = "next",
+    mask_share: Annotated[float, _option(_EXPERIMENT, "Share of the tokens that are masked.")] = 0.15,
     seed: Annotated[int, _option(_EXPERIMENT, "Of initial weights and batches; the same for every method.")] = 0,
     text: Annotated[
         list[Path] | None,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.masking import Masker
 from alibi_attention.lab.passages import RecallMixer
 
 
@@ -24,19 +25,23 @@ class Batches:
         config: of the experiment.
         start, stop: steps.
         mixer: writes key-value passages into windows; none by default.
+        masker: hides tokens of windows; none by default.
 
     Yields:
-        (batch_size / processes, length + 1) int64, windows drawn anywhere in the stream.
+        (batch_size / processes, length + 1) int64, windows drawn anywhere in the stream; with a masker what it makes of
+        them, (batch_size / processes, 2, length).
     """
 
     def __init__(
-        self, stream: NDArray[Any], config: ExperimentConfig, start: int, stop: int, mixer: RecallMixer | None = None
-    ) -> None:
+        self, stream: NDArray[Any], config: ExperimentConfig, start: int, stop: int, mixer: RecallMixer | None = None,
+        masker: Masker | None = None,
+    ) -> None:  # fmt: skip
         self._stream = stream
         self._config = config
         self.first = start * config.accumulate
         self._end = stop * config.accumulate
         self._mixer = mixer
+        self._masker = masker
 
     def __len__(self) -> int:
         return self._end - self.first
@@ -55,7 +60,8 @@ class Batches:
         windows = self._stream[starts[:, None] + np.arange(config.length + 1)].astype(np.int64)
         if self._mixer is not None:
             windows = self._mixer.mix(windows, generator)
-        return torch.from_numpy(windows)
+        tokens = torch.from_numpy(windows)
+        return tokens if self._masker is None else self._masker.hide(tokens[:, :-1], generator)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)

@@ -71,6 +71,9 @@ Positive = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_positive
 
 Activation = Literal["gelu", "gelu-tanh"]
 
+Objective = Literal["next", "masked"]
+
+MASK_SHARE = 0.15
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
@@ -84,6 +87,9 @@ class ExperimentConfig(BaseModel):
     Lengths are in tokens: bytes, unless ``tokenizer`` says otherwise.
 
     Attributes:
+        objective: ``"next"``, a decoder that predicts each token from those before it, or ``"masked"``, an encoder that
+            sees both sides and predicts tokens it is not shown.
+        mask_share: share of the tokens that are masked, in training and in evaluation.
         methods: names of position methods, trained and drawn in this order.
         variants: other ways to evaluate them, without training of their own, such as ``"rope:yarn"``; ``"all"`` stands
             for every variant of the methods but those that repeat another in full windows (``alibi:dynamic``).
@@ -124,6 +130,8 @@ class ExperimentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    objective: Objective = "next"
+    mask_share: Annotated[float, _share] = MASK_SHARE
     methods: tuple[str, ...] = ("alibi", "sinusoidal", "rope")
     variants: tuple[str, ...] = ()
     length: Count = 256
@@ -275,7 +283,35 @@ class ExperimentConfig(BaseModel):
         if self.tokenizer == "bpe" and 0 < self.vocabulary < MIN_BPE:
             expected = f"at least {MIN_BPE}: the bytes, and some pairs"
             raise LabError("vocabulary", expected=expected, got=f"{self.vocabulary}", remedy="such as 4096")
+        self._fits_objective()
         return self
+
+    def _fits_objective(self) -> None:
+        """Refuse what has no meaning where tokens are predicted from both sides, and masks where none are made."""
+        if self.objective == "next":
+            if self.mask_share != MASK_SHARE:
+                remedy = "add --objective masked, or leave it out"
+                got = f"{self.mask_share} for next-token prediction, which masks nothing"
+                raise LabError("mask_share", expected=f"the default, {MASK_SHARE}", got=got, remedy=remedy)
+            return
+        if not self.mask_share:
+            remedy = f"{MASK_SHARE} is the default"
+            raise LabError("mask_share", expected="a share above 0", got="0", remedy=remedy)
+        known = position_methods()
+        for method in self.methods:
+            if not known[method].bidirectional:
+                expected = "methods whose attention looks both ways for --objective masked"
+                got = f"{method!r}, whose class {known[method].__name__} is causal"
+                remedy = "leave it out, or have its attend() follow `causal` and set bidirectional = True"
+                raise LabError("methods", expected=expected, got=got, remedy=remedy)
+        for protocol in self.protocols:
+            if protocol != "windows":
+                expected = "windows for --objective masked"
+                got = f"{protocol}, which predicts a token from those before it"
+                raise LabError("protocols", expected=expected, got=got, remedy="leave it out")
+        if self.recall_share:
+            expected = "0 for --objective masked: a value is asked for after it was told"
+            raise LabError("recall_share", expected=expected, got=f"{self.recall_share}", remedy="leave it out")
 
     @property
     def window_lengths(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from alibi_attention.lab.inside_figures import save_inside_figures
 from alibi_attention.lab.positions import split_name
 from alibi_attention.lab.runs import RunFolder
 from alibi_attention.lab.schema import SCHEMA_VERSION
-from alibi_attention.lab.trained import load_trained
+from alibi_attention.lab.trained import load_trained, read_run
 
 
 def dissect_run(
@@ -38,6 +38,10 @@ def dissect_run(
         remedy = "such as 1024,2048,4096"
         raise LabError("lengths", expected="ascending lengths of at least 1", got=got, remedy=remedy)
     method, variant = split_name(name)
+    if read_run(RunFolder(root)).objective != "next":
+        expected = "a decoder, whose attention is looked at by how far back it goes"
+        got = f"{root}, an encoder trained by masked prediction"
+        raise LabError("run", expected=expected, got=got, remedy="name a run with --objective next")
     decoder, _ = load_trained(root, method)
     corpus = load_corpus(RunFolder(root).read_config(older=True))
     RunFolder(root).refuse_changed_corpus(corpus)

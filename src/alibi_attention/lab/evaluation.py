@@ -55,20 +55,20 @@ def evaluate_windows(
     targets = np.concatenate([np.arange(start + 1, start + 1 + segment) for start in starts])
     scores = []
     for length in lengths:
-        note = _impossible(decoder, length)
+        note = impossible(decoder, length)
         if note is not None:
             scores.append(Score(length=length, bits_per_byte=None, scored_bytes=0, note=note))
-            _tick(tick, segment * len(starts))
+            tell(tick, segment * len(starts))
             continue
         parts = []
         for start in starts:
             tokens = _tensor(decoder, held_out.tokens[start : start + segment + 1])
             with decoder.position.used_at(length, variant):
                 parts.append(_segment_nats(decoder, tokens, length))
-            _tick(tick, segment)
+            tell(tick, segment)
         nats = np.concatenate(parts)
         within = np.tile(np.arange(segment) % length, len(starts))
-        scores.append(_score(held_out, length, targets, nats, _by_position(held_out, targets, nats, within, length)))
+        scores.append(score(held_out, length, targets, nats, within))
     return scores
 
 
@@ -107,9 +107,9 @@ def evaluate_ends(
     Returns:
         The score; without a number where positions end earlier.
     """
-    note = _impossible(decoder, length)
+    note = impossible(decoder, length)
     if note is not None:
-        _tick(tick, length * len(ends.ends))
+        tell(tick, length * len(ends.ends))
         return Score(length=length, bits_per_byte=None, scored_bytes=0, note=note)
     rows = max(1, BATCH_TOKENS // length)
     scored = min(ends.scored, length)
@@ -122,24 +122,27 @@ def evaluate_ends(
             nats = decoder.nats(tokens[:, :-1], tokens[:, 1:])
         found.append(nats[:, -scored:].flatten().double().cpu().numpy())
         targets += [np.arange(end - scored + 1, end + 1) for end in some]
-        _tick(tick, windows.size - len(some))
+        tell(tick, windows.size - len(some))
     ending = np.array(ends.ends)
     whole = held_out.documents_at(ending) == held_out.documents_at(ending - length)
-    score = _score(held_out, length, np.concatenate(targets), np.concatenate(found), ())
-    return score.model_copy(update={"whole_context": float(whole.mean())})
+    found_score = score(held_out, length, np.concatenate(targets), np.concatenate(found))
+    return found_score.model_copy(update={"whole_context": float(whole.mean())})
 
 
-def _impossible(decoder: Decoder, length: int) -> str | None:
+def impossible(decoder: Decoder, length: int) -> str | None:
+    """Why there is no score at a length, or None."""
     longest = decoder.position.longest
     if longest is not None and length > longest:
         return f"its positions end at {longest:,}"
     return None
 
 
-def _score(
+def score(
     held_out: HeldOut, length: int, targets: NDArray[np.int64], nats: NDArray[np.float64],
-    by_position: tuple[PositionBin, ...],
+    within: NDArray[np.int64] | None = None,
 ) -> Score:  # fmt: skip
+    """The score of predictions ``nats`` of the tokens at ``targets``; with their places ``within`` a window, by these
+    too."""
     sizes = held_out.bytes_at(targets)
     documents = held_out.documents_at(targets)
     count = len(held_out.document_starts)
@@ -157,7 +160,7 @@ def _score(
         perplexity=math.exp(min(mean, 700.0)),
         document_bits=tuple(bits[seen].tolist()),
         document_bytes=tuple(bytes_[seen].tolist()),
-        by_position=by_position,
+        by_position=() if within is None else _by_position(held_out, targets, nats, within, length),
     )
 
 
@@ -183,6 +186,7 @@ def _tensor(decoder: Decoder, tokens: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(tokens.astype(np.int64)).to(next(decoder.parameters()).device)
 
 
-def _tick(tick: Tick | None, tokens: int) -> None:
+def tell(tick: Tick | None, tokens: int) -> None:
+    """Tick, if anyone listens."""
     if tick is not None:
         tick(tokens)

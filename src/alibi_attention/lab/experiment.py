@@ -310,7 +310,8 @@ def _evaluate(
             folder.write_evaluation(method, variant, protocol, kept)
         found[protocol] = kept["scores"]
         seconds += kept["seconds"]
-    evaluation = Evaluation.model_validate({"name": name, "title": full_title(name), **found})
+    what = {"name": name, "title": full_title(name), "objective": config.objective}
+    evaluation = Evaluation.model_validate({**what, **found})
     by_loss = usable_by_perplexity([evaluation], config.length)
     by_recall = usable_by_recall(evaluation.recall, config.length, taught=config.recall_share > 0.0)
     verdict = {"usable_by_perplexity": by_loss, "usable_by_recall": by_recall}

@@ -144,14 +144,15 @@ def _finding(evaluations: Sequence[Evaluation]) -> str:
         changes = {title: changes[title] for title in (ranked[0], ranked[-1])}
     first_length, last_length = evaluations[0].scores[0].length, evaluations[0].scores[-1].length
     listed = ", ".join(f"{title} {change:+.2f}".replace("-", "\N{MINUS SIGN}") for title, change in changes.items())
-    return f"Change in bits per byte from {first_length} to {last_length}: {listed or 'none measured'}"
+    return f"Change in {evaluations[0].unit} from {first_length} to {last_length}: {listed or 'none measured'}"
 
 
 def _dress(axes: Axes, lengths: Sequence[int], config: ExperimentConfig) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
-    axes.set_ylabel("bits per byte, lower is better")
+    unit = "bits per masked byte" if config.objective == "masked" else "bits per byte"
+    axes.set_ylabel(f"{unit}, lower is better")
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.axvline(config.length, color="#888888", linestyle=":", linewidth=1.2)

@@ -1,4 +1,4 @@
-"""The one decoder that every position method is tried on."""
+"""The one decoder that every position method is tried on, and the encoder it is without its causal mask."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOSS_CHUNK = 1 << 20
 
 
 class Attention(nn.Module):
-    """Causal self-attention; `position` decides how queries meet keys."""
+    """Self-attention; `position` decides how queries meet keys."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -73,13 +73,18 @@ class Decoder(nn.Module):
         cutoffs: of an adaptive vocabulary (`AdaptiveEmbedding`); none by default.
         dropout: of embeddings and of what each sub-layer adds, while training.
         attention_dropout: of attention weights, while training.
+        causal: whether a token sees only those before it. An encoder sees both sides, and has one token more, the last,
+            that stands for a hidden one (`masking`).
     """
 
     def __init__(
         self, shape: DecoderShape, method: str, *, seed: int, activation: Activation = "gelu",
         vocabulary: int = VOCABULARY, cutoffs: Sequence[int] = (), dropout: float = 0.0, attention_dropout: float = 0.0,
+        causal: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.mask_token = vocabulary
+        vocabulary += not causal
         self.activation = activation
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -95,6 +100,7 @@ class Decoder(nn.Module):
             self.position = position_methods()[method](shape)
         self.dropout = nn.Dropout(dropout)
         self.position.attention_dropout = attention_dropout
+        self.position.causal = causal
 
     def _initialise(self, layers: int) -> None:
         if isinstance(self.embedding, nn.Embedding):
@@ -132,10 +138,13 @@ class Decoder(nn.Module):
 
     def nats(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """-ln p(target) at every position, (batch, seq_len), with the logits of few positions in memory at a time."""
-        hidden = self.hidden(tokens).flatten(0, 1)
+        return self.nats_of(self.hidden(tokens).flatten(0, 1), targets.flatten()).view_as(targets)
+
+    def nats_of(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The same of rows of `hidden`, (rows, width) and (rows,) to (rows,)."""
         rows = max(1, LOSS_CHUNK // self.embedding.num_embeddings)
-        parts = zip(torch.split(hidden, rows), torch.split(targets.flatten(), rows), strict=True)
-        return torch.cat([self._nats(*part) for part in parts]).view_as(targets)
+        parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+        return torch.cat([self._nats(*part) for part in parts])
 
     def _nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
         if isinstance(self.embedding, AdaptiveEmbedding):
@@ -144,9 +153,9 @@ class Decoder(nn.Module):
 
 
 def build_decoder(config: ExperimentConfig, method: str, *, vocabulary: int = VOCABULARY) -> Decoder:
-    """The decoder of an experiment with one of its position methods."""
+    """The decoder, or encoder, of an experiment with one of its position methods."""
     shape = DecoderShape(config.length, config.layers, config.heads, config.width)
     return Decoder(
         shape, method, seed=config.seed, activation=config.activation, vocabulary=vocabulary, cutoffs=config.cutoffs,
-        dropout=config.dropout, attention_dropout=config.attention_dropout,
+        dropout=config.dropout, attention_dropout=config.attention_dropout, causal=config.objective == "next",
     )  # fmt: skip

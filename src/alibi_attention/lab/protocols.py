@@ -7,6 +7,7 @@ from alibi_attention.lab.corpus import Corpus
 from alibi_attention.lab.ends import Ends, sliding_ends, target_ends
 from alibi_attention.lab.evaluation import Tick, evaluate_ends, evaluate_windows, window_work
 from alibi_attention.lab.held_out import HeldOut
+from alibi_attention.lab.masking import evaluate_masked
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.recall import evaluate_recall, trial_count
 from alibi_attention.lab.scores import RecallScore, Score
@@ -30,6 +31,11 @@ def run_protocol(
 ) -> list[Score] | list[RecallScore]:
     """Evaluate a decoder, on the device it is on, at every length of the configuration."""
     held_out = held_out_of(corpus)
+    if config.objective == "masked":
+        # Its only protocol.
+        return evaluate_masked(
+            decoder, held_out, config.eval_lengths, config.eval_tokens, config.mask_share, variant=variant, tick=tick
+        )  # fmt: skip
     if protocol == "windows":
         return evaluate_windows(
             decoder, held_out, config.eval_lengths, config.eval_tokens, variant=variant, tick=tick

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.config_file import write_config_file
+from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.figures import save_figure
 from alibi_attention.lab.files import write_json, write_text
 from alibi_attention.lab.report_figures import draw_report_figures
@@ -74,6 +75,11 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
     runs = read_runs(roots)
     lines = summarise(runs)
     config = runs[0].config
+    if config.objective != "next":
+        remedy = "read their table.md, or give each to alibi versus as --encoder"
+        got = f"masked prediction in {roots[0]}"
+        raise LabError("runs", expected="runs of next-token prediction, whose protocols the page explains", got=got,
+                       remedy=remedy)  # fmt: skip
     unit = "bytes" if config.tokenizer == "bytes" else "tokens"
     with mpl.rc_context({"font.size": 11.0}):
         figures = draw_report_figures(lines, config.length, unit)

@@ -141,6 +141,7 @@ class Evaluation(BaseModel):
 
     Attributes:
         name, title: ``"rope"`` or ``"rope:yarn"``, and as in tables.
+        objective: what it was trained for and is scored by, of `lab.config.Objective`.
         windows, sliding, targets, recall: by protocol; empty for those not asked for.
         usable_by_perplexity, usable_by_recall: longest usable length, by the rules in `verdicts`; None where it was not
             measured.
@@ -150,12 +151,18 @@ class Evaluation(BaseModel):
 
     name: str
     title: str
+    objective: Literal["next", "masked"] = "next"
     windows: tuple[Score, ...] = ()
     sliding: tuple[Score, ...] = ()
     targets: tuple[Score, ...] = ()
     recall: tuple[RecallScore, ...] = ()
     usable_by_perplexity: LossVerdict | None = None
     usable_by_recall: RecallVerdict | None = None
+
+    @property
+    def unit(self) -> str:
+        """What its scores count."""
+        return "bits per masked byte" if self.objective == "masked" else "bits per byte"
 
     @property
     def scores(self) -> tuple[Score, ...]:

@@ -41,6 +41,10 @@ def study_config(changes: Mapping[str, Any] | None = None) -> ExperimentConfig:
     if isinstance(heads, int) and heads & (heads - 1) == 0:
         # The same slopes as ALiBi's for such a number of heads: the same model twice.
         every.remove("alibi-interleaved")
+    if settings.get("objective", "next") != "next":
+        remedy = "run alibi extrapolate --objective masked for each seed, and alibi versus on the folders"
+        raise LabError("objective", expected="next, whose protocols a study reports", got=f"{settings['objective']}",
+                       remedy=remedy)  # fmt: skip
     return make_config({"methods": every, **settings})
 
 

@@ -22,7 +22,7 @@ def table_rows(results: Sequence[MethodResult]) -> tuple[list[str], list[list[st
     """Header and rows: one row per evaluation, one column of bits per byte per evaluation length, and the change."""
     evaluations = evaluations_of(results)
     lengths = [score.length for score in evaluations[0].scores]
-    header = ["bits per byte at", *map(str, lengths), f"{lengths[0]} → {lengths[-1]}"]
+    header = [f"{evaluations[0].unit} at", *map(str, lengths), f"{lengths[0]} → {lengths[-1]}"]
     return header, [[e.title, *map(_bits, e.scores), change(e.scores)] for e in evaluations]
 
 

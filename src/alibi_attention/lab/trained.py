@@ -187,7 +187,7 @@ def describe_run(trained: Trained) -> AlibiModel:
         scheme=scheme,
         bias_max=8.0 if scheme else None,
         slope_note="trained" if learned else "",
-        causal=True,
+        causal=config.objective == "next",
         scale=(config.width // config.heads) ** -0.5,
         length=config.length,
         length_key="length",
@@ -211,6 +211,10 @@ def decoder_weights(trained: Trained, max_length: int | None = None) -> DecoderW
         got = f"{trained.method!r}"
         remedy = f"name a folder such as {trained.folder.root / Alibi.name}"
         raise LabError("run", expected=expected, got=got, remedy=remedy)
+    if trained.config.objective != "next":
+        expected = "a decoder, which predicts the next token: MPT, BLOOM and GGUF's MPT are decoders"
+        got = f"an encoder trained by masked prediction in {trained.folder.root}"
+        raise LabError("run", expected=expected, got=got, remedy="train with --objective next")
     if trained.config.tokenizer != "bytes" or trained.config.cutoffs:
         expected = "a run over bytes, with one embedding for each: other vocabularies are not exported"
         adaptive = f", cutoffs {','.join(map(str, trained.config.cutoffs))}" if trained.config.cutoffs else ""

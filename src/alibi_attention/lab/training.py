@@ -24,6 +24,7 @@ from alibi_attention.lab.checkpoint import load_tensors, restore_model, restore_
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.interruption import Interruption
+from alibi_attention.lab.masking import Masker, masked_nats
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.passages import RecallMixer
 from alibi_attention.lab.progress import Progress
@@ -46,7 +47,7 @@ def learning_rate_factor(step: int, *, steps: int, warmup: int, final: float) ->
 
 
 class _Task(L.LightningModule):
-    """Next-token prediction. Learning rates follow the number of steps since the very beginning."""
+    """Next-token or masked prediction. Learning rates follow the number of steps since the very beginning."""
 
     def __init__(self, decoder: Decoder, config: ExperimentConfig, start: int, state: dict[str, Tensor]) -> None:
         super().__init__()
@@ -61,6 +62,8 @@ class _Task(L.LightningModule):
             part = self._first * self._config.accumulate + batch_idx
             keys = np.random.SeedSequence([self._config.seed, part, self.global_rank])
             torch.manual_seed(int(keys.generate_state(1)[0]))
+        if self._config.objective == "masked":
+            return masked_nats(self.decoder, *batch.unbind(1)).mean()
         return self.decoder.nats(batch[:, :-1], batch[:, 1:]).mean()
 
     def configure_optimizers(self) -> Any:
@@ -164,7 +167,8 @@ class _Keeper(L.Callback):
         self._logged = (self.step, now)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=self.step)
-        return f"{bits:.3f} bits per {'byte' if config.tokenizer == 'bytes' else 'token'}"
+        unit = "byte" if config.tokenizer == "bytes" else "token"
+        return f"{bits:.3f} bits per {'masked ' if config.objective == 'masked' else ''}{unit}"
 
     def _refuse_broken(self, decoder: Decoder) -> None:
         """Before a state is kept: one that is no number would be continued from for ever."""
@@ -228,6 +232,7 @@ def train(
     several = config.devices > 1
     if not several:
         begin_bar(progress, config, start)
+    masker = Masker(config.mask_share, decoder.mask_token) if config.objective == "masked" else None
     keeper = _Keeper(config, checkpoint, start, seconds, progress, stop)
     with _quiet():
         trainer = L.Trainer(
@@ -249,7 +254,7 @@ def train(
         )
         task = _Task(decoder, config, start, state)
         try:
-            trainer.fit(task, Batches(stream, config, start, config.steps, mixer))
+            trainer.fit(task, Batches(stream, config, start, config.steps, mixer, masker))
         except SystemExit as end:
             # How Lightning passes on an interrupt in the middle of a step, and SIGTERM, which was noted here too.
             if isinstance(end.__context__, KeyboardInterrupt):

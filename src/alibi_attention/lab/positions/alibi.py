@@ -12,7 +12,9 @@ from alibi_attention.slopes import SlopeScaling, SlopeScheme
 
 
 class Alibi(PositionMethod):
-    """Nothing is added to the embeddings; the score of query i and key j falls by m_h * (i - j).
+    """Nothing is added to the embeddings; the score of query i and key j falls by m_h * |i - j|.
+
+    In an encoder that is the same on both sides: read backwards, a text gives the same predictions in backward order.
 
     The variants flatten the slopes of the trained model (`scale_slopes`): ``linear`` and ``ntk`` for the length it is
     set up for, ``dynamic`` for the number of tokens at hand. Below the trained length all leave them alone: steeper
@@ -27,6 +29,7 @@ class Alibi(PositionMethod):
     unsettled = frozenset({"dynamic"})
     repeated = frozenset({"dynamic"})
     can_forget = True
+    bidirectional = True
     scheme: ClassVar[SlopeScheme] = "geometric"
     slopes: Tensor
 
@@ -39,7 +42,7 @@ class Alibi(PositionMethod):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         slopes = self.slopes_for(query.shape[-2])
-        return alibi_attention(query, key, value, slopes, is_causal=True, dropout_p=self.dropout_p)
+        return alibi_attention(query, key, value, slopes, is_causal=self.causal, dropout_p=self.dropout_p)
 
     def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         cache.append(key, value)

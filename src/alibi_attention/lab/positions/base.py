@@ -32,7 +32,9 @@ class DecoderShape(NamedTuple):
 
 
 class PositionMethod(nn.Module):
-    """Causal attention that knows nothing of order; subclasses add it in `embed`, in `attend`, or in both.
+    """Attention that knows nothing of order; subclasses add it in `embed`, in `attend`, or in both.
+
+    It is causal in a decoder and looks both ways in an encoder: ``causal`` says which.
 
     One instance serves all layers. Parameters registered here are trained with the decoder, without weight decay.
     Nothing may build a tensor of length x length, so that evaluation far beyond the training length stays linear in
@@ -46,6 +48,7 @@ class PositionMethod(nn.Module):
         variant: a key of ``variants``, or None for the method as it was trained.
         length: what the model is set up for, in tokens; the trained length outside of `used_at`. Inputs may be shorter.
         attention_dropout: of attention weights, while training; set by the decoder.
+        causal: whether a query sees only the keys up to its own place; set by the decoder.
     """
 
     name: ClassVar[str]
@@ -61,11 +64,15 @@ class PositionMethod(nn.Module):
     part of ``all``."""
     can_forget: ClassVar[bool] = False
     """Whether keys lose their weight with distance, so that a `HorizonCache` may let them go."""
+    bidirectional: ClassVar[bool] = True
+    """Whether `attend` follows ``causal``. A class with an `attend` of its own says so itself; unsaid, it does not."""
     registry: ClassVar[dict[str, type[PositionMethod]]] = {}
     """Every subclass that has a name of its own."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "attend" in cls.__dict__ and "bidirectional" not in cls.__dict__:
+            cls.bidirectional = False
         if "name" in cls.__dict__:
             if cls.name in PositionMethod.registry:
                 raise TypeError(f"two position methods are named {cls.name!r}; rename one")
@@ -81,6 +88,7 @@ class PositionMethod(nn.Module):
         self.variant: str | None = None
         self.length = shape.length
         self.attention_dropout = 0.0
+        self.causal = True
 
     @property
     def dropout_p(self) -> float:
@@ -114,12 +122,12 @@ class PositionMethod(nn.Module):
         return x
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention over (batch, heads, seq_len, head_dim); the shape of ``value`` out.
+        """Attention over (batch, heads, seq_len, head_dim), causal if ``causal``; the shape of ``value`` out.
 
         ``value`` may have another last dimension than queries and keys: an attention matrix is looked at by attending
         to columns of the identity.
         """
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=self.dropout_p)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=self.causal, dropout_p=self.dropout_p)
 
     def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """`attend` for the tokens that follow those in the cache, which then holds them too.
@@ -134,6 +142,10 @@ class PositionMethod(nn.Module):
 
     def check_cache(self) -> None:
         """Raise `LabError` if the method, in the variant in use, cannot read on from a cache."""
+        if not self.causal:
+            expected = "a model that reads from left to right"
+            got = "one trained by masked prediction, whose every layer sees the tokens that are still to come"
+            raise LabError("run", expected=expected, got=got, remedy="train one with --objective next")
         owner = {
             name: next(c for c in type(self).__mro__ if name in c.__dict__) for name in ("attend", "continue_with")
         }

@@ -80,6 +80,7 @@ class Rope(PositionMethod):
     title = "RoPE"
     variants = {"pi": "position interpolation", "dynamic": "dynamic NTK", "yarn": "YaRN"}  # noqa: RUF012
     unsettled = frozenset({"dynamic"})
+    bidirectional = True
 
     @classmethod
     def require(cls, variant: str | None) -> None:

@@ -22,7 +22,7 @@ _ROWS = 128
 _ROWS_WITH_GRADIENTS = 1024
 
 
-def distance_buckets(distances: Tensor) -> Tensor:
+def distance_buckets(distances: Tensor, buckets: int = BUCKETS) -> Tensor:
     """The bucket of each distance i - j >= 0, as the causal T5 has them.
 
     ::
@@ -32,20 +32,32 @@ def distance_buckets(distances: Tensor) -> Tensor:
 
     Args:
         distances: any shape, integers of at least 0.
+        buckets: how many there are; half of them hold one distance each.
 
     Returns:
         The same shape, int64. The logarithm is taken in float32 in the order Transformers takes it, so that a distance
         on an edge falls to the same side.
     """
-    exact = BUCKETS // 2
-    wide = torch.log(distances.float() / exact) / math.log(FURTHEST / exact) * (BUCKETS - exact)
+    exact = buckets // 2
+    wide = torch.log(distances.float() / exact) / math.log(FURTHEST / exact) * (buckets - exact)
     # ln 0 is a distance the first half holds.
     wide = wide.clamp_min(0.0).long() + exact
-    return torch.where(distances < exact, distances, wide.clamp_max(BUCKETS - 1))
+    return torch.where(distances < exact, distances, wide.clamp_max(buckets - 1))
+
+
+def offset_buckets(offsets: Tensor) -> Tensor:
+    """The bucket of each offset i - j of any sign, as T5's encoder has them: half the buckets for either side.
+
+    Those of keys ahead, i < j, are the upper half; within a half as `distance_buckets` of so many.
+    """
+    side = BUCKETS // 2
+    return distance_buckets(offsets.abs(), side) + side * (offsets < 0)
 
 
 class T5Bias(PositionMethod):
     """The score of query i and key j gains table[bucket(i - j), h], trained, one table shared by all layers.
+
+    In an encoder half of the buckets are for keys ahead.
 
     Scores stay divided by sqrt(head_dim), as in every other method here; T5 itself folds that into its initial weights.
 
@@ -58,6 +70,7 @@ class T5Bias(PositionMethod):
 
     name = "t5"
     title = "T5 bias"
+    bidirectional = True
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__(shape)
@@ -76,32 +89,37 @@ class T5Bias(PositionMethod):
     def _attend_last(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The queries are those of the last keys."""
         rows, keys = query.shape[-2], key.shape[-2]
-        bias = self._bias_by_distance(keys).to(query.dtype)
+        line = self._line(rows, keys).to(query.dtype)
         block = _ROWS_WITH_GRADIENTS if torch.is_grad_enabled() else _ROWS
         if rows <= block:
-            return _attend_block(query, key, value, bias, self.dropout_p)
+            return _attend_block(query, key, value, line, self.dropout_p)
         out = []
         for first in range(0, rows, block):
             end = min(first + block, rows)
-            seen = keys - rows + end
-            past = key[..., :seen, :], value[..., :seen, :], bias[:, :seen]
-            arguments = query[..., first:end, :], *past, self.dropout_p
+            seen = keys - rows + end if self.causal else keys
+            begin = rows - end
+            part = line[:, begin : begin + end - first - 1 + seen]
+            arguments = query[..., first:end, :], key[..., :seen, :], value[..., :seen, :], part, self.dropout_p
             if torch.is_grad_enabled():
                 out.append(checkpoint(_attend_block, *arguments, use_reentrant=False))
             else:
                 out.append(_attend_block(*arguments))
         return torch.cat(out, dim=-2)
 
-    def _bias_by_distance(self, seq_len: int) -> Tensor:
-        """(heads, seq_len): the bias at distances 0, 1, ..."""
-        return self.table[distance_buckets(torch.arange(seq_len, device=self.table.device))].T
+    def _line(self, rows: int, keys: int) -> Tensor:
+        """(heads, keys + rows - 1): the bias of the last row from its first key on, then one key further on for each
+        row before it. -inf for keys that are not to be seen."""
+        device = self.table.device
+        if self.causal:
+            behind = self.table[distance_buckets(torch.arange(keys, device=device))].T
+            return torch.cat((behind.flip(-1), behind.new_full((len(behind), rows - 1), -math.inf)), dim=-1)
+        offsets = torch.arange(keys - 1, -rows, -1, device=device)
+        return self.table[offset_buckets(offsets)].T
 
 
-def _attend_block(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout_p: float) -> Tensor:
-    """The last rows of causal attention: ``query`` (batch, heads, rows, head_dim), ``bias`` (heads, keys)."""
-    rows, keys = query.shape[-2], key.shape[-2]
+def _attend_block(query: Tensor, key: Tensor, value: Tensor, line: Tensor, dropout_p: float) -> Tensor:
+    """Rows of attention: ``query`` (batch, heads, rows, head_dim), ``line`` (heads, keys + rows - 1)."""
     # Rows from last to first each see the same line one key further on, so that all are one strided view.
-    ahead = bias.new_full((bias.shape[0], rows - 1), -math.inf)
-    mask = torch.cat((bias.flip(-1), ahead), dim=-1).unfold(-1, keys, 1)
+    mask = line.unfold(-1, key.shape[-2], 1)
     out = F.scaled_dot_product_attention(query.flip(-2), key, value, attn_mask=mask.unsqueeze(0), dropout_p=dropout_p)
     return out.flip(-2)

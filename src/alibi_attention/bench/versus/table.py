@@ -1,0 +1,311 @@
+"""The one table, and what stands behind it, in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alibi_attention.bench.case import short
+from alibi_attention.bench.errors import BenchError
+from alibi_attention.bench.report import machine_text
+from alibi_attention.bench.results import Results
+from alibi_attention.bench.summary import measured, spread
+from alibi_attention.bench.versus.contestants import TIMED, Price, prices
+from alibi_attention.bench.versus.results import Comparison, Memory, Quality, Speed, Timed, Trained
+from alibi_attention.bench.versus.trained import MULTIPLES
+from alibi_attention.lab.files import write_text
+from alibi_attention.lab.tables import NONE, markdown
+
+BEGIN, END = "<!-- versus -->\n", "<!-- end of versus -->"
+
+_NOTHING = "nothing in attention"
+
+
+def one_table(found: Comparison) -> str:
+    """A row for every question, a column for every method; then what is to be known of the numbers."""
+    rows = [_parameters(found)]
+    for phase in dict.fromkeys(speed.phase for speed in found.speed):
+        speeds = [speed for speed in found.speed if speed.phase == phase]
+        rows += [_cost(found, speed) for speed in speeds]
+        for speed in speeds:
+            rows += _total(found, speed)
+    rows += _memory(found)
+    for trained in found.trained:
+        rows += _quality(found, trained)
+    header = ["", *(found.titles[name] for name in found.methods)]
+    return markdown(header, rows) + "\n" + "\n".join(f"- {note}" for note in notes(found)) + "\n"
+
+
+def _parameters(found: Comparison) -> list[str]:
+    return ["position parameters", *(f"{found.position_parameters[name]:,}" for name in found.methods)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The price of positions at one size, a share of attention time: median and quartiles over rounds."""
+
+    price: Price
+    middle: float
+    low: float
+    high: float
+    with_: Timed
+
+    @property
+    def text(self) -> str:
+        return f"{self.middle:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
+def shares(found: Comparison, speed: Speed) -> list[Share]:
+    """Every price that was measured, round by round: 1 - without / with."""
+    result = []
+    for price in prices(found.methods, bare=bool(found.settings.get("bare"))):
+        without = speed.find(price.without)
+        fastest = _fastest(speed, price.with_)
+        if without is None or without.samples is None or fastest is None or fastest.samples is None:
+            continue
+        both = zip(fastest.samples.seconds, without.samples.seconds, strict=False)
+        found_shares = [1.0 - b / a for a, b in both if a is not None and b is not None]
+        if found_shares:
+            result.append(Share(price, *_quartiles(found_shares), fastest))
+    return result
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, then the quartiles below and above it."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
+
+
+def _fastest(speed: Speed, names: Sequence[str]) -> Timed | None:
+    there = [timed for name in names if (timed := speed.find(name)) is not None and timed.seconds is not None]
+    return min(there, key=lambda timed: timed.seconds or 0.0, default=None)
+
+
+def _cost(found: Comparison, speed: Speed) -> list[str]:
+    """The cheapest way each method has to its positions is its price."""
+    cells = []
+    there = shares(found, speed)
+    for name in found.methods:
+        mine = [share for share in there if share.price.method == name and share.price.without != "zero-slopes"]
+        # What RoPE costs before our kernel without its bias is known against slopes of zero too.
+        mine = mine or [share for share in there if share.price.method == name != "alibi"]
+        own = [share for share in mine if share.with_.name == "alibi-dense"]
+        chosen = min(own or mine, key=lambda share: share.with_.seconds or 0.0, default=None)
+        cells.append(chosen.text if chosen is not None else NONE if name in TIMED else _NOTHING)
+    return [f"cost of positions, {speed.phase} at {short(speed.length)}, share of attention time", *cells]
+
+
+def _total(found: Comparison, speed: Speed) -> list[list[str]]:
+    where = f"{speed.phase} at {short(speed.length)}"
+    dense, skipping = [], []
+    for name in found.methods:
+        mine = [timed for timed in speed.timed if timed.method == name and timed.seconds is not None]
+        if name not in TIMED:
+            mine = [timed for timed in speed.timed if timed.name == "sdpa" and timed.seconds is not None]
+        every = [timed for timed in mine if timed.name != "alibi"]
+        dense.append(_milliseconds(min(every, key=lambda timed: timed.seconds or 0.0, default=None)))
+        own = next((timed for timed in mine if timed.name == "alibi"), None)
+        skipping.append(NONE if own is None else _milliseconds(own))
+    rows = [[f"attention, {where}, every key", *dense]]
+    if any(cell != NONE for cell in skipping):
+        rows.append([f"attention, {where}, within the horizon", *skipping])
+    return rows
+
+
+def _milliseconds(timed: Timed | None) -> str:
+    if timed is None or timed.seconds is None or timed.samples is None:
+        return NONE
+    return f"{1e3 * timed.seconds:.3g} ms (±{spread(timed.samples.seconds) / 2:.1%})"
+
+
+def _memory(found: Comparison) -> list[list[str]]:
+    rows = []
+    for phase, words in (("prefill", "peak memory of prefill"), ("training", "peak memory of training")):
+        there = [memory for memory in found.memory if memory.phase == phase]
+        if there:
+            cells = [_least(there, name) for name in found.methods]
+            rows.append([f"{words} at {short(there[0].length)}, beyond the inputs", *cells])
+    held = [memory for memory in found.memory if memory.phase == "cache"]
+    if held:
+        plain = next(memory for memory in held if memory.name == "keys")
+        cells = []
+        for name in found.methods:
+            own = {memory.name: memory for memory in held if memory.method == name}
+            if name == "alibi":
+                cells.append(f"{_mib(own['alibi-dense'])}; {_mib(own['alibi'])} within the horizon")
+            else:
+                cells.append(_mib(plain))
+        rows.append([f"cache of one layer after {short(plain.length)}", *cells])
+    return rows
+
+
+def _least(there: Sequence[Memory], method: str) -> str:
+    mine = [memory for memory in there if memory.method == (method if method in TIMED else "")]
+    known = [memory for memory in mine if memory.peak is not None]
+    return _mib(min(known, key=lambda memory: memory.peak or 0)) if known else NONE
+
+
+def _mib(memory: Memory) -> str:
+    return NONE if memory.peak is None else f"{memory.peak / 2**20:,.0f} MiB"
+
+
+def _quality(found: Comparison, trained: Trained) -> list[list[str]]:
+    what = "bits per masked byte, encoder" if trained.objective == "masked" else "bits per byte, decoder"
+    rows = []
+    for multiple in MULTIPLES:
+        at = [each for each in trained.quality if each.multiple == multiple]
+        if not at:
+            continue
+        length = short(at[0].length)
+        where = f"the trained {length}" if multiple == 1 else f"{length}, {multiple} times that"
+        plain = {each.name: each for each in at}
+        rows.append([f"{what}, at {where}", *(_bits(plain.get(name)) for name in found.methods)])
+        if multiple > 1 and any(":" in name for name in plain):
+            cells = [_best(at, name) for name in found.methods]
+            rows.append([f"{what}, at {length}, its best variant", *cells])
+    return rows
+
+
+def _bits(quality: Quality | None) -> str:
+    if quality is None:
+        return NONE
+    if quality.bits is None:
+        return quality.note or NONE
+    if quality.low is None or quality.high is None:
+        return f"{quality.bits:.3f}"
+    return f"{quality.bits:.3f} ({quality.low:.3f} to {quality.high:.3f})"
+
+
+def _best(at: Sequence[Quality], method: str) -> str:
+    mine = [each for each in at if each.name.startswith(f"{method}:") and each.bits is not None]
+    best = min(mine, key=lambda each: each.bits or 0.0, default=None)
+    return NONE if best is None else f"{_bits(best)}, {best.title.partition(', ')[2]}"
+
+
+def notes(found: Comparison) -> list[str]:
+    """What a reader has to know of the numbers."""
+    settings = found.settings
+    heads = f"{settings['heads']} heads of width {settings['head_dim']}"
+    lines = [
+        f"Position parameters are those of a decoder of one layer, {heads}, trained at "
+        f"{short(max(settings['lengths']))}. A learned table grows with that length; T5's with the heads."
+    ]
+    if found.speed:
+        lines += [
+            f"Times are of attention alone, without projections: batch 1, {heads}, float32, standard normal inputs. "
+            "Training is forward and backward; decode is one query against a cache. Medians, in parentheses half the "
+            "interquartile range. Contestants take turns, round by round.",
+            "A share is 1 - (time without the position method) / (time with it), on one and the same kernel, round by "
+            "round: the median, and the quartiles. Quartiles on two sides of zero say that the price is lost in the "
+            "noise.",
+        ]
+        if "alibi" in found.methods:
+            lines.append(
+                "ALiBi without its bias is this library's kernel built without it (`make bare`): same source, same "
+                "compiler, every key computed in both. What the horizon saves is in the rows of times, not in the "
+                "share."
+                if settings.get("bare")
+                else "ALiBi's share is that of a bias of one row in SDPA, the cheapest there is in torch (inexact far "
+                "away). This library's kernel subtracts slope times distance whatever the slope: slopes of zero take "
+                "no work away from it. `make bare` builds it without the subtraction, and `--bare` compares with that."
+            )
+        if "rope" in found.methods:
+            lines.append(
+                "RoPE is turned in plain torch, before attention: once with halves, once as complex numbers; the "
+                "faster counts. Its cosines are made beforehand. A kernel that turns queries and keys as it loads them "
+                "would cost less. The rows of times take the faster of SDPA and this library's kernel."
+            )
+        if "t5" in found.methods:
+            lines.append("T5's bias is this laboratory's, in blocks of rows, linear in memory.")
+        lines.append(
+            "Methods that only add to the embeddings do so once a model; in attention they are SDPA without positions."
+        )
+        shares_kept = [s for s in found.speed if s.kept_share is not None and s.phase != "decode"]
+        if shares_kept and "alibi" in found.methods:
+            kept = ", ".join(f"{s.kept_share:.0%} at {short(s.length)}" for s in _by_length(shares_kept))
+            lines.append(f"Within the horizon ALiBi computes, of the tiles a causal mask leaves: {kept}.")
+    if found.memory:
+        lines.append(
+            "Memory is the peak of one call in a process of its own, outputs and gradients included; of several ways "
+            "of a method the least. A trained model's horizon differs from that of normal inputs."
+        )
+    lines += [_about(trained) for trained in found.trained]
+    return lines
+
+
+def _by_length(speeds: Sequence[Speed]) -> list[Speed]:
+    return list({speed.length: speed for speed in speeds}.values())
+
+
+def _about(trained: Trained) -> str:
+    kind = "Encoders, trained by masked prediction" if trained.objective == "masked" else "Decoders"
+    seeds = f"{len(trained.seeds)} seed{'s' if len(trained.seeds) > 1 else ''}"
+    return (
+        f"{kind}: {trained.layers} layers of width {trained.width}, {trained.heads} heads, {trained.tokens / 1e6:.1f} "
+        f"million {trained.unit}s of {trained.corpus} at length {trained.train_length}, {seeds}; non-overlapping "
+        "windows, 95% intervals over documents" + (" and seeds." if len(trained.seeds) > 1 else ".")
+    )
+
+
+# What stands behind it
+
+
+def details(found: Comparison) -> str:
+    """Every contestant, and every price."""
+    parts = []
+    for speed in found.speed:
+        parts.append(f"### {speed.phase.capitalize()} at {short(speed.length)}\n")
+        rows = [
+            [each.title, _milliseconds(each) if not each.refused else each.refused, str(_rounds(each))]
+            for each in speed.timed
+        ]
+        parts.append(markdown(["", "a call", "rounds"], rows))
+        priced = [[f"{found.titles[s.price.method]}: {s.price.title}", s.text] for s in shares(found, speed)]
+        if priced:
+            parts.append(markdown(["price of positions", "share of attention time"], priced))
+    if found.memory:
+        parts.append("### Memory\n")
+        rows = [
+            [memory.phase, short(memory.length), memory.title, _mib(memory) if not memory.note else memory.note]
+            for memory in found.memory
+        ]
+        parts.append(markdown(["", "tokens", "", "peak"], rows))
+    return "\n".join(parts)
+
+
+def _rounds(timed: Timed) -> int:
+    return 0 if timed.samples is None else len(measured(timed.samples.seconds))
+
+
+def page_text(found: Comparison) -> str:
+    """A page of its own: the table, what stands behind it, the machine."""
+    methods = " and ".join(found.titles[name] for name in found.methods)
+    missing = "" if found.status == "complete" else "\nStopped before everything was measured.\n"
+    return f"# {methods}, measured\n{missing}\n{one_table(found)}\n{details(found)}\n{_where(found)}"
+
+
+def _where(found: Comparison) -> str:
+    return machine_text(Results(found.machine, found.settings, status=found.status, seconds=found.seconds))
+
+
+def fill_page(found: Comparison, page: Path) -> None:
+    """Replace what a page has between `<!-- versus -->` and `<!-- end of versus -->` by the table.
+
+    Raises:
+        BenchError: for a page that cannot be read, or marks no such place.
+    """
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        got = f"{page} ({error.strerror})"
+        raise BenchError("page", expected="a page in Markdown", got=got, remedy="name one") from None
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        remedy = f"write {BEGIN.strip()} and {END} on lines of their own"
+        raise BenchError("page", expected="a page that marks the place of the table", got=f"{page}", remedy=remedy)
+    write_text(page, f"{before}{begin}\n{one_table(found)}\n{_where(found)}\n{end}{after}")

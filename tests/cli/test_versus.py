@@ -1,0 +1,150 @@
+"""`alibi versus` on the command line: with runs of the laboratory, from a file, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from alibi_attention.cli.app import app
+from alibi_attention.lab.config import make_config
+from alibi_attention.lab.experiment import start_experiment
+
+Invoke = Callable[..., Result]
+
+SMALL = ["--quick", "--repeats=2", "--lengths=16,32", "--memory-length=64", "--heads=2", "--head-dim=8", "--threads=1"]
+TINY = {
+    "length": 16, "eval_lengths": (16, 64, 256), "eval_tokens": 512, "layers": 1, "heads": 2, "width": 16, "steps": 3,
+    "batch_size": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two seeds of a decoder, an encoder, and a run of which nothing is trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    book = folder / "book.txt"
+    book.write_text(" ".join(random.Random(0).choices(["near", "keys", "fade"], k=900)), encoding="utf-8")
+    found = {}
+    for name, changes in (
+        ("seed-0", {"variants": ("rope:yarn",)}),
+        ("seed-1", {"variants": ("rope:yarn",), "seed": 1}),
+        ("encoder", {"objective": "masked"}),
+    ):
+        config = make_config({**TINY, "methods": ("alibi", "rope", "learned"), "text": (str(book),), **changes})
+        start_experiment(config, folder / name)
+        found[name] = folder / name
+    return found
+
+
+@pytest.fixture
+def alibi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    return lambda *arguments: CliRunner().invoke(app, arguments, prog_name="alibi")
+
+
+def cells(text: str, start: str) -> list[str]:
+    lines = [line for line in text.splitlines() if line.startswith(f"| {start} |")]
+    assert len(lines) == 1, (start, text)
+    return [cell.strip() for cell in lines[0].strip("|").split("|")][1:]
+
+
+def test_the_whole_table(alibi: Invoke, runs: dict[str, Path]) -> None:
+    arguments = ["--decoder", str(runs["seed-0"]), "--decoder", str(runs["seed-1"]), "--encoder", str(runs["encoder"])]
+    result = alibi("versus", *SMALL, "--methods=alibi,rope,learned", *arguments, "--output=out")
+    assert result.exit_code == 0, result.output
+    text = Path("out/versus.md").read_text(encoding="utf-8")
+    assert text.startswith("# ALiBi and RoPE and learned, measured\n")
+    for phase in ("training", "prefill", "decode"):
+        for length in (16, 32):
+            share = cells(text, f"cost of positions, {phase} at {length}, share of attention time")
+            assert share[0].endswith("%)")
+            assert share[2] == "nothing in attention"
+            assert all(" ms (±" in cell for cell in cells(text, f"attention, {phase} at {length}, every key"))
+    assert all(cell.endswith(" MiB") for cell in cells(text, "peak memory of training at 64, beyond the inputs"))
+    # What the runs say, and nothing else.
+    evaluations = [
+        result["evaluations"][0]
+        for result in json.loads((runs["encoder"] / "results.json").read_text(encoding="utf-8"))["results"]
+    ]
+    bits = [f"{each['windows'][0]['bits_per_byte']:.3f}" for each in evaluations]
+    row = cells(text, "bits per masked byte, encoder, at the trained 16")
+    assert [cell.partition(" ")[0] for cell in row] == bits
+    assert cells(text, "bits per byte, decoder, at 64, 4 times that")[2] == "its positions end at 16"
+    assert cells(text, "bits per byte, decoder, at 256, its best variant")[1].endswith(", YaRN")
+    assert "3 seeds" not in text
+    assert "2 seeds" in text
+    assert result.stdout.endswith("Written to out: versus.md, versus.json\n")
+    assert json.loads(Path("out/versus.json").read_text(encoding="utf-8"))["status"] == "complete"
+
+    Path("page.md").write_text("before\n<!-- versus -->\n<!-- end of versus -->\nafter\n", encoding="utf-8")
+    again = alibi("versus", "--table=out/versus.json", "--page=page.md")
+    assert again.exit_code == 0, again.output
+    assert again.stdout.endswith("Filled into page.md\n")
+    table = again.stdout.removesuffix("\nFilled into page.md\n")
+    assert table in Path("page.md").read_text(encoding="utf-8")
+    assert table in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--methods=alibi,abili"], "error: --methods: expected names of position methods, got 'abili'\n  choose from "
+         "alibi, alibi-interleaved, alibi-learned, learned, nope, rope, sinusoidal, t5, or all\n"),
+        (["--phases=dreaming"], "error: --phases: expected phases of a model's life, got 'dreaming'\n"
+         "  choose from training, prefill, decode\n"),
+        (["--lengths=8;9"], "error: --lengths: expected numbers joined by commas, got '8;9'\n  such as 1K,8K\n"),
+        (["--threads=9999"], "error: --threads: expected "),
+        (["--repeats=0"], "error: --repeats: expected 1 to 1000, got 0\n  such as --repeats 15\n"),
+        (["--bare=none.so"], "error: --bare: expected the kernels without the bias, got none.so (no such file)\n"
+         "  build it with: make bare\n"),
+        (["--decoder=nowhere"], "error: --decoder: expected the folder of a run, got nowhere, which has no config.json"
+         "\n"),
+        (["--table=none.json"], "error: --table: expected a comparison, got none.json (No such file or directory)\n"
+         "  name a versus.json that alibi versus wrote\n"),
+    ],
+)  # fmt: skip
+def test_bad_input(alibi: Invoke, arguments: list[str], text: str) -> None:
+    result = alibi("versus", *arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(text)
+    assert not any(Path().iterdir())
+
+
+def test_runs_in_the_wrong_place(alibi: Invoke, runs: dict[str, Path]) -> None:
+    result = alibi("versus", *SMALL, "--decoder", str(runs["encoder"]))
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: --decoder: expected runs of next-token prediction, got masked prediction in {runs['encoder']}\n"
+        "  give them to --encoder\n"
+    )
+    result = alibi("versus", *SMALL, "--encoder", str(runs["seed-0"]))
+    assert result.stderr.startswith("error: --encoder: expected runs of masked prediction, got next-token prediction")
+    same = ["--decoder", str(runs["seed-0"])] * 2
+    assert "expected runs with different seeds, got seeds [0, 0]" in alibi("versus", *SMALL, *same).stderr
+    assert not any(Path().iterdir())
+
+
+def test_a_folder_in_use_is_left_alone(alibi: Invoke) -> None:
+    Path("out").mkdir()
+    Path("out/versus.json").write_text("mine", encoding="utf-8")
+    result = alibi("versus", *SMALL, "--output=out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --output: expected a new folder, got out/versus.json, which exists\n")
+    assert Path("out/versus.json").read_text(encoding="utf-8") == "mine"
