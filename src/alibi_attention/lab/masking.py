@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alibi_attention.lab.evaluation import BATCH_TOKENS, Tick, impossible, score, segment_starts, tell
-from alibi_attention.lab.held_out import HeldOut
+from alibi_attention.lab.evaluation import BATCH_TOKENS, Tick, impossible, score, tell
+from alibi_attention.lab.held_out import HeldOut, segment_starts
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.scores import Score
 
