@@ -24,8 +24,8 @@ from alibi_attention.lab.config import ExperimentConfig, make_config
 from alibi_attention.lab.dissection import dissect_run
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.evaluation import window_work
-from alibi_attention.lab.held_out import HeldOut, of_bytes, segment_starts
 from alibi_attention.lab.experiment import reevaluate_experiment, resume_experiment, start_experiment
+from alibi_attention.lab.held_out import HeldOut, of_bytes, segment_starts
 from alibi_attention.lab.masking import (
     SHOWN,
     Masker,
