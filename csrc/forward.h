@@ -85,6 +85,9 @@ ALIBI_INLINE void score(
         constexpr int R = decltype(count)::value;
         if (lane == 0)
             for (int r = 0; r < R; ++r) fetch_next(tile, head, row + r);
+        // Where no slopes take registers, GCC keeps the maxima in them through the product, and has none for its terms.
+        if constexpr (!kBias)
+            for (int v = 0; v < V; ++v) asm("" : "+m"(most[v]));
         Accumulators<R, V> dot;
         clear(dot);
         if constexpr (Is::kPairs)

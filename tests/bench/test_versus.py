@@ -18,7 +18,15 @@ from alibi_attention.backends import native
 from alibi_attention.bench.errors import BenchError
 from alibi_attention.bench.inputs import Inputs, make_inputs
 from alibi_attention.bench.timing import Samples, Settings
-from alibi_attention.bench.versus.contestants import TIMED, Contestant, contestants, make_call, make_trial, prices
+from alibi_attention.bench.versus.contestants import (
+    TIMED,
+    Contestant,
+    contestants,
+    make_call,
+    make_trial,
+    prices,
+    timed_as,
+)
 from alibi_attention.bench.versus.memory import caches, peak_of
 from alibi_attention.bench.versus.results import (
     Comparison,
@@ -32,6 +40,7 @@ from alibi_attention.bench.versus.results import (
 )
 from alibi_attention.bench.versus.run import Plan, check, compare, open_bare
 from alibi_attention.bench.versus.table import fill_page, notes, one_table, page_text, shares
+from alibi_attention.lab.positions import PositionMethod, position_methods
 from alibi_attention.lab.positions.rope import plain_rates, rotate, rotation
 
 HEADS, HEAD_DIM, LENGTH = 2, 8, 20
@@ -109,6 +118,29 @@ def test_every_price_is_between_contestants_there_are() -> None:
             assert {*price.with_, price.without} <= there
     assert [each.without for each in prices(["alibi"], bare=False)] == ["zero-slopes", "sdpa"]
     assert {each.method for each in contestants(["rope"], bare=False)} == {"", "rope"}
+
+
+def test_whose_attention_a_method_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {name: timed_as(name) for name in position_methods()}
+    assert found == {
+        "alibi": "alibi", "alibi-interleaved": "alibi", "alibi-learned": "alibi", "learned": "", "nope": "",
+        "rope": "rope", "sinusoidal": "", "t5": "t5",
+    }  # fmt: skip
+    monkeypatch.setattr(PositionMethod, "registry", dict(PositionMethod.registry))
+
+    class Other(position_methods()["rope"]):  # type: ignore[misc]
+        name = "other"
+        title = "other"
+
+        def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return query + key + value
+
+    assert timed_as("other") is None
+    found_by_table = comparison(methods=["alibi", "other"], titles={"alibi": "ALiBi", "other": "other"})
+    found_by_table.timed_as["other"] = None
+    found_by_table.position_parameters["other"] = 0
+    assert row(found_by_table, "cost of positions, prefill at 2K")[1] == "—"
+    assert row(found_by_table, "attention, prefill at 2K, every key")[1] == "—"
 
 
 # Kernels of another build
@@ -212,6 +244,7 @@ def comparison(**changes: Any) -> Comparison:
     values: dict[str, Any] = {
         "machine": machine, "settings": settings, "methods": ["alibi", "rope", "nope"], "speed": [speed],
         "titles": {"alibi": "ALiBi", "rope": "RoPE", "nope": "NoPE"}, "status": "complete",
+        "timed_as": {"alibi": "alibi", "rope": "rope", "nope": ""},
         "position_parameters": {"alibi": 0, "rope": 0, "nope": 0},
     }  # fmt: skip
     return Comparison(**{**values, **changes})
@@ -243,7 +276,7 @@ def test_the_table_has_a_row_for_every_question() -> None:
     assert share == ["10.0% (10.0% to 10.0%)", "25.0% (25.0% to 25.0%)", "nothing in attention"]
     # The fastest way that computes every key, of every method; NoPE's is SDPA.
     dense = [cell.partition(" (")[0] for cell in row(found, "attention, prefill at 2K, every key")]
-    assert dense == ["1e+03 ms", "2e+03 ms", "1.5e+03 ms"]
+    assert dense == ["1,000 ms", "2,000 ms", "1,500 ms"]
     assert row(found, "attention, prefill at 2K, within the horizon") == ["500 ms (±0.0%)", "—", "—"]
 
 

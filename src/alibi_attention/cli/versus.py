@@ -136,7 +136,7 @@ def _plan(
     plan = Plan(
         methods=list(dict.fromkeys(names)), phases=[phase for phase in PHASES if phase in wanted],
         lengths=[read_length(text) for text in split_names(lengths)], memory_length=read_length(memory_length) or None,
-        heads=heads, head_dim=head_dim, threads=threads, settings=settings,
+        heads=heads, head_dim=head_dim, threads=threads, settings=settings, quick=quick,
         bare=None if bare is None else open_bare(bare), trained=trained,
     )  # fmt: skip
     check(plan)

@@ -40,9 +40,8 @@ def hide(windows: Tensor, masks: NDArray[np.bool_], mask_token: int) -> tuple[Te
     """What a model is shown, and its targets: `SHOWN` where nothing is asked. Each of the shape of ``windows``.
 
     Every masked token is replaced by the mask token. BERT leaves a tenth of them as they are and replaces another tenth
-    at random, so that a model later used on text without masks does not learn to expect them. Here masks are all it is
-    used on, and predictions are no better for it (Wettig et al., "Should You Mask 15% in Masked Language Modeling?",
-    2023, section 6).
+    at random, for the sake of later use on text without masks. Here there is no such use: what is trained is what is
+    scored. Wettig et al., "Should You Mask 15% in Masked Language Modeling?" (2023), do without as well.
     """
     hidden = torch.from_numpy(masks)
     return windows.masked_fill(hidden, mask_token), windows.masked_fill(~hidden, SHOWN)

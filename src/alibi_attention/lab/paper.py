@@ -45,6 +45,9 @@ a cosine to 286,000, gradients clipped at 0.1. 18 sequences of 512 in 8 parts ar
 
 DIFFERENCES = (
     "this laboratory's decoder: GELU and no bias terms, where the paper's has ReLU and biases",
+    "embeddings times the square root of the width under the sinusoidal method alone, where fairseq has the factor for "
+    "every method",
+    "a norm before the output, where the paper's model ends without one",
     "dropout where this decoder has it, 0.3 and 0.1 of attention weights; none inside the feed-forward layer or the "
     "output",
     "one cosine after the warm-up, from the start of it",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,8 +16,9 @@ from alibi_attention.bench.case import Case, Trial
 from alibi_attention.bench.inputs import Group, Inputs
 from alibi_attention.bench.versus.results import Phase
 from alibi_attention.cache import KVCache
-from alibi_attention.lab.positions import DecoderShape
-from alibi_attention.lab.positions.rope import plain_rates, rotate, rotation
+from alibi_attention.lab.positions import DecoderShape, PositionMethod, position_methods
+from alibi_attention.lab.positions.alibi import Alibi
+from alibi_attention.lab.positions.rope import Rope, plain_rates, rotate, rotation
 from alibi_attention.lab.positions.t5 import T5Bias
 from alibi_attention.ops import alibi_attention
 
@@ -32,7 +33,7 @@ class Contestant:
     Attributes:
         name: in files.
         title: in words.
-        method: whose it is: a name of the laboratory, or "" for attention that knows no positions.
+        method: whose it is, of `TIMED`; "" for attention that knows no positions.
         prepare: makes the call.
         ours: whether it runs this library's kernels.
         bare: whether it runs those that were built without the bias.
@@ -51,15 +52,17 @@ class Price:
     """What positions cost: the time of ``with_``, less that of ``without``, as a share of the former.
 
     Attributes:
-        method: of the laboratory.
+        method: whose.
         title: in words; how it is computed.
         with_, without: names of contestants; of several ``with_`` the fastest counts.
+        real: whether ``without`` really leaves out what the positions take.
     """
 
     method: str
     title: str
     with_: tuple[str, ...]
     without: str
+    real: bool = True
 
 
 def make_trial(phase: Phase, length: int, heads: int, head_dim: int) -> Trial:
@@ -73,15 +76,15 @@ def make_trial(phase: Phase, length: int, heads: int, head_dim: int) -> Trial:
 
 def make_call(contestant: Contestant, trial: Trial, inputs: Inputs, bare: native.Native | None) -> Callable[[], Any]:
     """The call that is timed: outputs, or in training their gradients, those of a trained table among them."""
-    calls = [_of_group(contestant, trial, group) for group in inputs.groups]
+    # Sizes that would take several groups are refused beforehand.
+    (group,) = inputs.groups
+    run = _of_group(contestant, trial, group)
 
     def call() -> Any:
         # Which kernels run is the whole process's affair, so each call of ours says it.
         if contestant.ours:
             native.use(bare if contestant.bare else None)
-        first, *rest = (each() for each in calls)
-        del rest
-        return first
+        return run()
 
     return call
 
@@ -196,23 +199,37 @@ _WITH_POSITIONS = (
 )  # fmt: skip
 
 TIMED = tuple(dict.fromkeys(each.method for each in _WITH_POSITIONS))
-"""Methods that do something in attention; the others add to the embeddings, once a model, or do nothing."""
+"""Whose attention is timed."""
 
 
-def contestants(methods: Sequence[str], *, bare: bool) -> list[Contestant]:
-    """Everything that is timed for these methods, what they are compared with first."""
+def timed_as(method: str) -> str | None:
+    """Whose attention a method of the laboratory has: one of `TIMED`, "" for none that knows positions.
+
+    None for one of its own, which is not measured here.
+    """
+    cls = position_methods()[method]
+    kinds: dict[str, type[PositionMethod]] = {"alibi": Alibi, "rope": Rope, "t5": T5Bias}
+    for name, kind in kinds.items():
+        if issubclass(cls, kind) and cls.attend is kind.attend:
+            return name
+    return "" if cls.attend is PositionMethod.attend else None
+
+
+def contestants(kinds: Collection[str | None], *, bare: bool) -> list[Contestant]:
+    """Everything that is timed for these of `TIMED`, what they are compared with first."""
     without = [_BARE, _ZERO, _SDPA] if bare else [_ZERO, _SDPA]
-    return [*without, *(each for each in _WITH_POSITIONS if each.method in methods)]
+    return [*without, *(each for each in _WITH_POSITIONS if each.method in kinds)]
 
 
-def prices(methods: Sequence[str], *, bare: bool) -> list[Price]:
+def prices(kinds: Collection[str | None], *, bare: bool) -> list[Price]:
     """Which differences are the price of positions."""
     every = [
         Price("alibi", "this library's kernel", ("alibi-dense",), "bare"),
-        Price("alibi", "this library's kernel, against slopes of zero", ("alibi-dense",), "zero-slopes"),
+        # The subtraction is still there: what this shows is what slopes make of the values.
+        Price("alibi", "this library's kernel, against slopes of zero", ("alibi-dense",), "zero-slopes", real=False),
         Price("alibi", "a bias of one row in SDPA", ("alibi-sdpa",), "sdpa"),
         Price("rope", "plain torch before SDPA", ("rope", "rope-complex"), "sdpa"),
-        Price("rope", "plain torch before this library's kernel", ("rope-ours",), "bare" if bare else "zero-slopes"),
+        Price("rope", "plain torch before this library's kernel", ("rope-ours",), "zero-slopes"),
         Price("t5", "the laboratory's bias in SDPA", ("t5",), "sdpa"),
     ]
-    return [each for each in every if each.method in methods and (bare or each.without != "bare")]
+    return [each for each in every if each.method in kinds and (bare or each.without != "bare")]

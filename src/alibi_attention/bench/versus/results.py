@@ -106,12 +106,19 @@ class Trained:
 
 @dataclass
 class Comparison:
-    """All of it."""
+    """All of it.
+
+    Attributes:
+        methods, titles: of the columns.
+        timed_as: by method whose attention it has (`contestants.timed_as`).
+        position_parameters: by method, of a decoder as the settings have it.
+    """
 
     machine: dict[str, Any]
     settings: dict[str, Any]
     methods: list[str]
     titles: dict[str, str]
+    timed_as: dict[str, str | None]
     position_parameters: dict[str, int]
     speed: list[Speed] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)

@@ -20,7 +20,7 @@ from alibi_attention.bench.machine import load, machine
 from alibi_attention.bench.threads import in_fresh_thread
 from alibi_attention.bench.timing import Contestant as Call
 from alibi_attention.bench.timing import Settings, play_rounds, warm_up
-from alibi_attention.bench.versus.contestants import TIMED, contestants, make_call, make_trial
+from alibi_attention.bench.versus.contestants import TIMED, contestants, make_call, make_trial, timed_as
 from alibi_attention.bench.versus.memory import IN_FRESH_PROCESS, caches, peak_of
 from alibi_attention.bench.versus.results import Comparison, Phase, Speed, Timed, Trained
 from alibi_attention.certificate import certify
@@ -39,7 +39,7 @@ class Plan:
         memory_length: at which peak memory is measured; None for nowhere.
         heads, head_dim: of the attention.
         threads: of torch.
-        settings: how long to measure.
+        settings: how long to measure; ``quick`` if only to see that it works.
         bare: kernels built without the bias; None without them.
         trained: what was read of finished runs.
     """
@@ -52,8 +52,14 @@ class Plan:
     head_dim: int
     threads: int
     settings: Settings = field(default_factory=Settings)
+    quick: bool = False
     bare: native.Native | None = None
     trained: Sequence[Trained] = ()
+
+    @property
+    def kinds(self) -> list[str | None]:
+        """Whose attention the methods have."""
+        return [timed_as(name) for name in self.methods]
 
 
 Say = Callable[[str], None]
@@ -94,10 +100,11 @@ def compare(plan: Plan, output: Path, *, say: Say, goes_on: Callable[[], None]) 
         settings: dict[str, Any] = {
             "phases": list(plan.phases), "lengths": list(plan.lengths), "memory_length": plan.memory_length,
             "heads": plan.heads, "head_dim": plan.head_dim, "dtype": "float32", "bare": plan.bare is not None,
-            **asdict(plan.settings),
+            "quick": plan.quick, **asdict(plan.settings),
         }  # fmt: skip
         found = Comparison(
             machine(), settings, list(plan.methods), {name: known[name].title for name in plan.methods},
+            {name: timed_as(name) for name in plan.methods},
             {name: sum(p.numel() for p in known[name](shape).parameters()) for name in plan.methods},
             trained=list(plan.trained),
         )  # fmt: skip
@@ -131,7 +138,7 @@ def _time(plan: Plan, speed: Speed, goes_on: Callable[[], None]) -> None:
     speed.kept_share = in_fresh_thread(partial(_kept_share, inputs))
     calls: list[Call] = []
     try:
-        for contestant in contestants(plan.methods, bare=plan.bare is not None):
+        for contestant in contestants(plan.kinds, bare=plan.bare is not None):
             timed = Timed(contestant.name, contestant.title, contestant.method)
             speed.timed.append(timed)
             goes_on()
@@ -163,14 +170,14 @@ def _remember(plan: Plan, length: int, found: Comparison, say: Say, goes_on: Cal
     for phase in IN_FRESH_PROCESS:
         if phase not in plan.phases:
             continue
-        for contestant in contestants(plan.methods, bare=False):
+        for contestant in contestants(plan.kinds, bare=False):
             goes_on()
             say(f"memory of {phase} at {length}: {contestant.name}")
             found.memory.append(peak_of(contestant, phase, length, plan.heads, plan.head_dim))
     if "decode" in plan.phases:
         goes_on()
         held = in_fresh_thread(partial(caches, length, plan.heads, plan.head_dim))
-        found.memory += [each for each in held if each.method in ("", *plan.methods)]
+        found.memory += [each for each in held if each.method in ("", *plan.kinds)]
 
 
 def _has_bias(library: native.Native) -> bool:
@@ -195,7 +202,7 @@ def check(plan: Plan) -> None:
     Raises:
         BenchError: about the setting.
     """
-    if not any(method in TIMED for method in plan.methods):
+    if not any(kind in TIMED for kind in plan.kinds):
         got = ",".join(plan.methods)
         remedy = f"name one of {', '.join(TIMED)}"
         raise BenchError("methods", expected="a method that does something in attention", got=got, remedy=remedy)

@@ -12,7 +12,8 @@ from alibi_attention.bench.errors import BenchError
 from alibi_attention.bench.report import machine_text
 from alibi_attention.bench.results import Results
 from alibi_attention.bench.summary import measured, spread
-from alibi_attention.bench.versus.contestants import TIMED, Price, prices
+from alibi_attention.bench.tables import milliseconds
+from alibi_attention.bench.versus.contestants import Price, prices
 from alibi_attention.bench.versus.results import Comparison, Memory, Quality, Speed, Timed, Trained
 from alibi_attention.bench.versus.trained import MULTIPLES
 from alibi_attention.lab.files import write_text
@@ -21,6 +22,7 @@ from alibi_attention.lab.tables import NONE, markdown
 BEGIN, END = "<!-- versus -->\n", "<!-- end of versus -->"
 
 _NOTHING = "nothing in attention"
+_WHOSE = {"alibi": "ALiBi", "rope": "RoPE", "t5": "T5 bias"}
 
 
 def one_table(found: Comparison) -> str:
@@ -60,7 +62,7 @@ class Share:
 def shares(found: Comparison, speed: Speed) -> list[Share]:
     """Every price that was measured, round by round: 1 - without / with."""
     result = []
-    for price in prices(found.methods, bare=bool(found.settings.get("bare"))):
+    for price in prices(found.timed_as.values(), bare=bool(found.settings.get("bare"))):
         without = speed.find(price.without)
         fastest = _fastest(speed, price.with_)
         if without is None or without.samples is None or fastest is None or fastest.samples is None:
@@ -86,16 +88,14 @@ def _fastest(speed: Speed, names: Sequence[str]) -> Timed | None:
 
 
 def _cost(found: Comparison, speed: Speed) -> list[str]:
-    """The cheapest way each method has to its positions is its price."""
+    """Of several ways that a method has to its positions, the price of the fastest."""
     cells = []
-    there = shares(found, speed)
+    there = [share for share in shares(found, speed) if share.price.real]
     for name in found.methods:
-        mine = [share for share in there if share.price.method == name and share.price.without != "zero-slopes"]
-        # What RoPE costs before our kernel without its bias is known against slopes of zero too.
-        mine = mine or [share for share in there if share.price.method == name != "alibi"]
-        own = [share for share in mine if share.with_.name == "alibi-dense"]
-        chosen = min(own or mine, key=lambda share: share.with_.seconds or 0.0, default=None)
-        cells.append(chosen.text if chosen is not None else NONE if name in TIMED else _NOTHING)
+        kind = found.timed_as[name]
+        mine = [share for share in there if share.price.method == kind]
+        fastest = min(mine, key=lambda share: share.with_.seconds or 0.0, default=None)
+        cells.append(_NOTHING if kind == "" else NONE if fastest is None else fastest.text)
     return [f"cost of positions, {speed.phase} at {short(speed.length)}, share of attention time", *cells]
 
 
@@ -103,23 +103,27 @@ def _total(found: Comparison, speed: Speed) -> list[list[str]]:
     where = f"{speed.phase} at {short(speed.length)}"
     dense, skipping = [], []
     for name in found.methods:
-        mine = [timed for timed in speed.timed if timed.method == name and timed.seconds is not None]
-        if name not in TIMED:
-            mine = [timed for timed in speed.timed if timed.name == "sdpa" and timed.seconds is not None]
-        every = [timed for timed in mine if timed.name != "alibi"]
-        dense.append(_milliseconds(min(every, key=lambda timed: timed.seconds or 0.0, default=None)))
-        own = next((timed for timed in mine if timed.name == "alibi"), None)
-        skipping.append(NONE if own is None else _milliseconds(own))
+        mine = _attention_of(speed, found.timed_as[name])
+        every = [timed.name for timed in mine if timed.name != "alibi"]
+        dense.append(_milliseconds(_fastest(speed, every)))
+        skipping.append(_milliseconds(next((timed for timed in mine if timed.name == "alibi"), None)))
     rows = [[f"attention, {where}, every key", *dense]]
     if any(cell != NONE for cell in skipping):
         rows.append([f"attention, {where}, within the horizon", *skipping])
     return rows
 
 
+def _attention_of(speed: Speed, kind: str | None) -> list[Timed]:
+    """Every way of a method's attention; SDPA where it knows no positions."""
+    if kind == "":
+        return [timed for timed in speed.timed if timed.name == "sdpa"]
+    return [timed for timed in speed.timed if timed.method == kind]
+
+
 def _milliseconds(timed: Timed | None) -> str:
     if timed is None or timed.seconds is None or timed.samples is None:
         return NONE
-    return f"{1e3 * timed.seconds:.3g} ms (±{spread(timed.samples.seconds) / 2:.1%})"
+    return f"{milliseconds(timed.seconds)} ms (±{spread(timed.samples.seconds) / 2:.1%})"
 
 
 def _memory(found: Comparison) -> list[list[str]]:
@@ -127,15 +131,15 @@ def _memory(found: Comparison) -> list[list[str]]:
     for phase, words in (("prefill", "peak memory of prefill"), ("training", "peak memory of training")):
         there = [memory for memory in found.memory if memory.phase == phase]
         if there:
-            cells = [_least(there, name) for name in found.methods]
+            cells = [_least(there, found.timed_as[name]) for name in found.methods]
             rows.append([f"{words} at {short(there[0].length)}, beyond the inputs", *cells])
     held = [memory for memory in found.memory if memory.phase == "cache"]
     if held:
         plain = next(memory for memory in held if memory.name == "keys")
         cells = []
         for name in found.methods:
-            own = {memory.name: memory for memory in held if memory.method == name}
-            if name == "alibi":
+            own = {memory.name: memory for memory in held if memory.method == found.timed_as[name]}
+            if found.timed_as[name] == "alibi":
                 cells.append(f"{_mib(own['alibi-dense'])}; {_mib(own['alibi'])} within the horizon")
             else:
                 cells.append(_mib(plain))
@@ -143,8 +147,8 @@ def _memory(found: Comparison) -> list[list[str]]:
     return rows
 
 
-def _least(there: Sequence[Memory], method: str) -> str:
-    mine = [memory for memory in there if memory.method == (method if method in TIMED else "")]
+def _least(there: Sequence[Memory], kind: str | None) -> str:
+    mine = [memory for memory in there if memory.method == kind and (kind or memory.name == "sdpa")]
     known = [memory for memory in mine if memory.peak is not None]
     return _mib(min(known, key=lambda memory: memory.peak or 0)) if known else NONE
 
@@ -188,7 +192,7 @@ def _best(at: Sequence[Quality], method: str) -> str:
 
 def notes(found: Comparison) -> list[str]:
     """What a reader has to know of the numbers."""
-    settings = found.settings
+    settings, kinds = found.settings, set(found.timed_as.values())
     heads = f"{settings['heads']} heads of width {settings['head_dim']}"
     lines = [
         f"Position parameters are those of a decoder of one layer, {heads}, trained at "
@@ -203,7 +207,7 @@ def notes(found: Comparison) -> list[str]:
             "round: the median, and the quartiles. Quartiles on two sides of zero say that the price is lost in the "
             "noise.",
         ]
-        if "alibi" in found.methods:
+        if "alibi" in kinds:
             lines.append(
                 "ALiBi without its bias is this library's kernel built without it (`make bare`): same source, same "
                 "compiler, every key computed in both. What the horizon saves is in the rows of times, not in the "
@@ -213,19 +217,23 @@ def notes(found: Comparison) -> list[str]:
                 "away). This library's kernel subtracts slope times distance whatever the slope: slopes of zero take "
                 "no work away from it. `make bare` builds it without the subtraction, and `--bare` compares with that."
             )
-        if "rope" in found.methods:
+        if "rope" in kinds:
             lines.append(
                 "RoPE is turned in plain torch, before attention: once with halves, once as complex numbers; the "
                 "faster counts. Its cosines are made beforehand. A kernel that turns queries and keys as it loads them "
                 "would cost less. The rows of times take the faster of SDPA and this library's kernel."
             )
-        if "t5" in found.methods:
+        if "t5" in kinds:
             lines.append("T5's bias is this laboratory's, in blocks of rows, linear in memory.")
-        lines.append(
-            "Methods that only add to the embeddings do so once a model; in attention they are SDPA without positions."
-        )
+        if "" in kinds:
+            lines.append(
+                "Methods that only add to the embeddings do so once a model; in attention they are SDPA without "
+                "positions."
+            )
+        if any(kind == "alibi" and name != "alibi" for name, kind in found.timed_as.items()):
+            lines.append("Other slopes than the geometric ones run through the same kernel: its times are theirs.")
         shares_kept = [s for s in found.speed if s.kept_share is not None and s.phase != "decode"]
-        if shares_kept and "alibi" in found.methods:
+        if shares_kept and "alibi" in kinds:
             kept = ", ".join(f"{s.kept_share:.0%} at {short(s.length)}" for s in _by_length(shares_kept))
             lines.append(f"Within the horizon ALiBi computes, of the tiles a causal mask leaves: {kept}.")
     if found.memory:
@@ -264,7 +272,7 @@ def details(found: Comparison) -> str:
             for each in speed.timed
         ]
         parts.append(markdown(["", "a call", "rounds"], rows))
-        priced = [[f"{found.titles[s.price.method]}: {s.price.title}", s.text] for s in shares(found, speed)]
+        priced = [[f"{_WHOSE[s.price.method]}: {s.price.title}", s.text] for s in shares(found, speed)]
         if priced:
             parts.append(markdown(["price of positions", "share of attention time"], priced))
     if found.memory:
