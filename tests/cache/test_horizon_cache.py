@@ -407,6 +407,14 @@ def test_refusals() -> None:
         ),
         ({"tolerance": 0.0}, "tolerance: expected a share of softmax mass between 0 and 1, got 0.0"),
         ({"headroom": -1.0}, "headroom: expected nats, at least 0, got -1.0"),
+        (
+            {"headroom": 8.0, "mode": "guaranteed", "query_norm": 1.0, "key_norm": 1.0},
+            "headroom: expected for windows found by themselves in mode='audited', got it with mode='guaranteed'",
+        ),
+        (
+            {"headroom": 0.0, "window": 100},
+            "headroom: expected for windows found by themselves in mode='audited', got it with window; nothing would",
+        ),
         ({"window": [5, -1]}, r"window: expected a positive number, or one for each head, got \[5, -1\]"),
     ],
 )

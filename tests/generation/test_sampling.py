@@ -20,6 +20,8 @@ def test_probabilities_are_the_definition() -> None:
     torch.testing.assert_close(Sampling(top_p=0.6).probabilities(LOGITS), torch.tensor([0.0, 4 / 7, 0.0, 3 / 7]))
     torch.testing.assert_close(Sampling(top_p=0.75).probabilities(LOGITS), torch.tensor([0.0, 4 / 9, 2 / 9, 3 / 9]))
     torch.testing.assert_close(Sampling(top_p=1e-9).probabilities(LOGITS), torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    # Of tokens as likely as each other k stay, too.
+    assert int((Sampling(top_k=3).probabilities(torch.zeros(9)) > 0).sum()) == 3
     # top_p is taken of what temperature and top_k leave.
     both = Sampling(temperature=0.5, top_k=3, top_p=0.5).probabilities(LOGITS)
     torch.testing.assert_close(both, torch.tensor([0.0, 1.0, 0.0, 0.0]))

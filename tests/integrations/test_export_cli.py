@@ -63,7 +63,8 @@ def alibi(monkeypatch: pytest.MonkeyPatch) -> Invoke:
 @pytest.mark.parametrize("form", ["mpt", "bloom", "gguf"])
 def test_exports(alibi: Invoke, run: Path, tmp_path: Path, form: str, method: str) -> None:
     output = tmp_path / "models" / form
-    result = alibi("export", run / method, "--format", form, "--output", output, "--approximate")
+    accepting = [] if form == "gguf" else ["--approximate"]
+    result = alibi("export", run / method, "--format", form, "--output", output, *accepting)
     assert result.exit_code == 0, result.stderr
     assert f"alibi of {run}: 1 layers, 2 heads, width 16, 7,216 parameters, trained at 16 tokens" in result.stdout
     assert "for inputs of up to 64 tokens" in result.stdout
@@ -170,6 +171,10 @@ def test_the_other_gelu(alibi: Invoke, run: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert result.stderr.startswith("error: RUN: activation: expected 'gelu-tanh' for BLOOM")
     assert "--approximate" in result.stderr
+    result = alibi("export", run, "--format", "gguf", "--output", tmp_path / "out", "--approximate")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --approximate: expected for MPT and BLOOM folders, got it for GGUF, where ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_extra(alibi: Invoke, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from transformers import (
 from alibi_attention import alibi_slopes
 from alibi_attention.integrations.transformers import disable, enable, replace_positions
 
-CAUSAL = ("llama", "qwen3", "gpt2")
+CAUSAL = ("llama", "qwen3", "qwen3-sliding", "gpt2")
 BIDIRECTIONAL = ("bert", "modernbert")
 COMMON = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2,
@@ -47,7 +47,9 @@ def small(kind: str, **options: Any) -> PreTrainedModel:
     options = COMMON | options
     if kind == "llama":
         model = LlamaForCausalLM(LlamaConfig(intermediate_size=48, num_key_value_heads=2, **options))
-    elif kind == "qwen3":
+    elif kind in ("qwen3", "qwen3-sliding"):
+        if kind == "qwen3-sliding":  # from the second layer on
+            options |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
         config = Qwen3Config(intermediate_size=48, num_key_value_heads=2, head_dim=8, **options)
         model = Qwen3ForCausalLM(config)
     elif kind == "gpt2":
@@ -95,7 +97,8 @@ def test_every_layer_attends_by_content_and_distance_alone(kind: str, recorded: 
     model, ids = replace_positions(small(kind)), tokens(2, 30)
     recorded.clear()
     logits(model, ids)
-    assert len(recorded) == 2
+    windows = {"qwen3-sliding": [None, (7, None)], "modernbert": [None, (8, 8)]}
+    assert [options["window"] for *_, options, _ in recorded] == windows.get(kind, [None, None])
     for query, key, value, slopes, options, out in recorded:
         assert options["is_causal"] == (kind in CAUSAL)
         assert torch.equal(slopes, alibi_slopes(4))
@@ -145,6 +148,10 @@ def test_packed_sequences_do_not_see_each_other():
     bounds = torch.tensor([0, 7, 8, 20], dtype=torch.int32)
     packed = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 12, "max_length_k": 12}
     assert (logits(model, ids, use_cache=False, **packed) - expected).abs().max() <= 1e-4
+    with pytest.raises(
+        ValueError, match=r"attention_mask: expected none beside cu_seq_lens_q, got padding of shape \(1, 20\); packed"
+    ):
+        logits(model, ids, attention_mask=padding([15], 20, "right"), use_cache=False, **packed)
 
 
 @pytest.mark.parametrize("kind", CAUSAL)

@@ -53,7 +53,7 @@ class HorizonCache:
         query_norm: guaranteed: caps on |q|, one number or one for each query head.
         key_norm: guaranteed: caps on |k|, one number or one for each key head.
         window: audited: tokens to keep before a query, one number or one for each key head; found by itself by default.
-        headroom: audited: nats by which windows found by themselves are wider than the rows seen ask for.
+        headroom: audited: nats by which windows found by themselves are wider than the rows seen ask for; 8 by default.
         tolerance: the largest share of a row's softmax mass that evicted keys may hold, beside what attention itself
             may skip; None is rounding level, 2^-24 (2^-53 in float64).
         on_violation: audited: "raise" `HorizonViolation`, "warn" with `HorizonWarning` and go on, or "refetch": answer
@@ -73,7 +73,7 @@ class HorizonCache:
         query_norm: Many | None = None,
         key_norm: Many | None = None,
         window: Many | None = None,
-        headroom: float = 8.0,
+        headroom: float | None = None,
         tolerance: float | None = None,
         on_violation: Literal["raise", "warn", "refetch"] = "raise",
         backing: KVCache | Literal["cpu"] | None = None,
@@ -108,7 +108,7 @@ class HorizonCache:
 
     @property
     def bytes_held(self) -> int:
-        """Memory of all buffers, a full cache kept beside them not included."""
+        """Memory of keys, values and their summary; some numbers a head, the audit's books, and a full cache aside."""
         return 0 if self._store is None else self._store.bytes_held
 
     @property

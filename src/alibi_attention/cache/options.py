@@ -12,6 +12,7 @@ from torch import Tensor
 Many = float | Sequence[float] | Tensor
 MODES = ("audited", "guaranteed")
 REACTIONS = ("raise", "warn", "refetch")
+DEFAULT_HEADROOM = 8.0
 
 
 class Options(NamedTuple):
@@ -31,7 +32,7 @@ def make_options(
     query_norm: Many | None,
     key_norm: Many | None,
     window: Many | None,
-    headroom: float,
+    headroom: float | None,
     tolerance: float | None,
     on_violation: str,
     has_backing: bool,
@@ -58,11 +59,18 @@ def make_options(
             "window, on_violation, backing: expected with mode='audited' only; the caps give the windows, and a norm "
             "above its cap is refused"
         )
+    if headroom is not None and (mode == "guaranteed" or window is not None):
+        given = "mode='guaranteed'" if mode == "guaranteed" else "window"
+        raise ValueError(
+            f"headroom: expected for windows found by themselves in mode='audited', got it with {given}; nothing would "
+            "be widened by it: leave it out"
+        )
     if tolerance is not None and not 0.0 < tolerance < 1.0:
         raise ValueError(
             f"tolerance: expected a share of softmax mass between 0 and 1, got {tolerance!r}; with none allowed "
             "nothing can be forgotten: use KVCache"
         )
+    headroom = DEFAULT_HEADROOM if headroom is None else headroom
     if not 0.0 <= headroom < math.inf:
         raise ValueError(f"headroom: expected nats, at least 0, got {headroom!r}")
     return Options(

@@ -31,7 +31,7 @@ class HorizonCertificate:
         windows: (num_kv_heads,) int64, the last tokens, which are held.
         evicted: (num_kv_heads,) int64, tokens forgotten, all that the bound stands for; length less windows. The first
             64 tokens are among them, where sinks live, which are kept apart and read while they may matter.
-        bytes_held: memory of all buffers now, a full cache kept beside them not included.
+        bytes_held: memory of keys, values and their summary now, as `HorizonCache.bytes_held`.
         dropped_share: the largest bound of any row so far; in guaranteed mode the bound on any row ever.
         by_head: (num_heads,) float64, the same by query head.
         checked: rows (queries of one head) checked against evicted keys.

@@ -41,7 +41,7 @@ def export(
         ),
     ] = None,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Accept the other GELU where a format has but one.")
+        bool, typer.Option("--approximate", help="mpt, bloom: accept the other GELU where the format has but one.")
     ] = False,
 ) -> None:
     """Write a trained ALiBi decoder as an MPT or BLOOM folder for Transformers, or as GGUF for llama.cpp."""
@@ -62,7 +62,8 @@ def export(
     except ValueError as error:
         complaint, _, remedy = str(error).partition("; ")
         argument, _, complaint = complaint.partition(": ")
-        raise refuse("--output" if argument == "output" else f"RUN: {argument}", complaint, remedy) from None
+        flag = f"--{argument}" if argument in ("output", "approximate") else f"RUN: {argument}"
+        raise refuse(flag, complaint, remedy) from None
     numbers = decoder.embedding.numel() + decoder.final_norm.numel()
     numbers += sum(weight.numel() for block in decoder.blocks for weight in block)
     typer.echo(

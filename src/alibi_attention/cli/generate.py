@@ -41,7 +41,11 @@ def generate(
         bool, typer.Option("--past-end", help="Go on where the model ends a text.", rich_help_panel=_TEXT)
     ] = False,
     temperature: Annotated[
-        float, typer.Option(help="Divides the logits; 0 takes the likeliest token.", rich_help_panel=_TEXT)
+        float,
+        typer.Option(
+            help="Divides the logits; 0 takes the likeliest token, which no --top-k, --top-p or --seed changes.",
+            rich_help_panel=_TEXT,
+        ),
     ] = 0.8,
     top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0 for all.", rich_help_panel=_TEXT)] = 0,
     top_p: Annotated[

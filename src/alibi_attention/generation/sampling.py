@@ -15,7 +15,7 @@ class Sampling:
     """How the next token is drawn; the steps apply in this order.
 
     Attributes:
-        temperature: logits are divided by it; 0 takes the likeliest token.
+        temperature: logits are divided by it; 0 takes the likeliest token, which top_k and top_p always leave.
         top_k: only the k likeliest tokens; 0 for all.
         top_p: only the likeliest tokens that together have this probability, and at least one; 1 for all.
 
@@ -57,7 +57,8 @@ class Sampling:
         # Less the maximum first: a tiny temperature must not turn large logits into infinities.
         logits = (logits - logits.amax()) / self.temperature
         if 0 < self.top_k < len(logits):
-            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[-1], -torch.inf)
+            top = logits.topk(self.top_k)
+            logits = torch.full_like(logits, -torch.inf).scatter(0, top.indices, top.values)
         shares = logits.softmax(0)
         if self.top_p < 1.0:
             ranked, order = shares.sort(descending=True)

@@ -22,17 +22,22 @@ def write_gguf(decoder: DecoderWeights, output: Path, *, approximate: bool = Fal
     Args:
         decoder: what to write; its ``max_length`` becomes the context length.
         output: a new or empty folder.
-        approximate: says nothing here, see above.
+        approximate: refused: llama.cpp approximates in any case, see above.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: for a decoder that MPT cannot express, or an output that exists. Nothing is written then.
+        ValueError: for a decoder that MPT cannot express, ``approximate``, or an output that exists. Nothing is written
+            then.
 
     Source: the GGUF specification, and the keys llama.cpp's converter writes for MPT.
     """
-    del approximate
+    if approximate:
+        raise ValueError(
+            "approximate: expected for MPT and BLOOM folders, got it for GGUF, where llama.cpp computes GELU by its "
+            "tanh approximation whatever the file says; leave it out"
+        )
     decoder.refuse_unless_expressible("MPT in llama.cpp")
     with new_folder(output) as folder:
         _write(decoder, folder / FILE_NAME)

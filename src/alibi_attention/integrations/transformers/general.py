@@ -60,7 +60,12 @@ def alibi_forward(
     packed = kwargs.get("cu_seq_lens_q")
     if attention_mask is not None and attention_mask.dim() == 1:
         packed = attention_mask
-    mask = None if packed is not None else key_mask_of(attention_mask)
+    mask = None if attention_mask is packed else key_mask_of(attention_mask)
+    if packed is not None and mask is not None:
+        raise ValueError(
+            f"attention_mask: expected none beside cu_seq_lens_q, got padding of shape {tuple(mask.shape)}; packed "
+            "sequences hold no padding: leave one of them out"
+        )
     if not causal and query.shape[2] != key.shape[2]:
         raise ValueError(
             f"key: expected self-attention, as many keys as the {query.shape[2]} queries, got {key.shape[2]}; ALiBi "
