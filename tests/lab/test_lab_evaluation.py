@@ -186,9 +186,12 @@ def test_fixed_targets_have_their_context_in_one_document() -> None:
 @pytest.mark.parametrize("size", [33, 34, 50, 1000])
 def test_short_text_is_used_as_far_as_it_goes(size: int) -> None:
     held_out = of_bytes(np.zeros(size, dtype=np.uint8))
-    for ends in (target_ends(held_out, (8, 32), 64, 3), *(sliding_ends(held_out, (8, 32), 64, 0, n) for n in (8, 32))):
+    sliding = [sliding_ends(held_out, (8, 32), 64, 0, n) for n in (8, 32)]
+    for ends in (target_ends(held_out, (8, 32), 64, 3), *sliding):
         assert ends.ends
         assert all(32 <= end < size for end in ends.ends)
+    assert scored_at(sliding[0]) == scored_at(sliding[1])
+    assert len(scored_at(sliding[0])) == {33: 1, 34: 2, 50: 16, 1000: 16}[size]
 
 
 def test_a_variant_is_set_up_for_each_length() -> None:

@@ -229,11 +229,11 @@ def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
         tables = {table.name: table for table in report_tables(lines, found[0].config)}
         assert list(tables) == [
             "verdicts", "windows", "windows-against", "sliding", "sliding-against", "targets", "targets-against",
-            "recall", "recall-trained", "recall-longest", "costs",
+            "recall-farthest", "recall-trained", "recall", "costs",
         ]  # fmt: skip
         assert tables["recall-trained"].header == ["", "29"]
-        assert tables["recall-longest"].header == ["", "32", "64", "125"]
-        assert tables["recall"].header == ["", "29 of 32", "61 of 64", "125 of 128"]
+        assert tables["recall"].header == ["", "32", "64", "125"]
+        assert tables["recall-farthest"].header == ["", "29 of 32", "61 of 64", "125 of 128"]
         assert tables["verdicts"].header[1] == "by perplexity, sliding window"
         against = tables["windows-against"]
         assert [row[0] for row in against.rows] == ["ALiBi, NTK scaling", "learned"]
@@ -243,8 +243,8 @@ def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
         assert against.rows[0][1] == nothing
         assert ("too narrow" in against.note) == several
         assert ("by recall, each seed" in tables["verdicts"].header) == several
-        assert ("Median over seeds" in tables["recall-longest"].note) == several
-        assert tables["recall-longest"].rows[2][1:] == ["—"] * 3
+        assert ("Median over seeds" in tables["recall"].note) == several
+        assert tables["recall"].rows[2][1:] == ["—"] * 3
 
 
 def test_perplexity_is_of_tokens(runs: list[Path], tiny: MakeConfig, tmp_path: Path) -> None:
@@ -300,7 +300,8 @@ def test_study_is_of_everything() -> None:
         "alibi:linear", "alibi:ntk", "alibi-learned:linear", "alibi-learned:ntk", "rope:pi", "rope:dynamic", "rope:yarn"
     }  # fmt: skip
     assert config.protocols == ("windows", "sliding", "targets", "recall")
-    assert config.steps * config.batch_size * config.length == 600 * 4096
+    assert config.steps * config.batch_size * config.length == 900 * 4096
+    assert config.recall_share == 0.5
 
 
 def test_study_stops_in_time_and_goes_on(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

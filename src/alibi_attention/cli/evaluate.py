@@ -23,7 +23,7 @@ def evaluate(
     ] = None,
     eval_tokens: Annotated[
         int | None,
-        typer.Option(help="About how many held-out tokens to score a length.", show_default="as in the run"),
+        typer.Option(help="About how many held-out tokens to read a length.", show_default="as in the run"),
     ] = None,
     variants: Annotated[
         str | None,

@@ -87,7 +87,7 @@ def extrapolate(
             show_default="--length and its five doublings",
         ),
     ] = None,
-    eval_tokens: Annotated[int, _option(_EVALUATION, "About how many held-out tokens to score a length.")] = 131_072,
+    eval_tokens: Annotated[int, _option(_EVALUATION, "About how many held-out tokens to read a length.")] = 131_072,
     variants: Annotated[
         str,
         _option(

@@ -27,18 +27,18 @@ def sliding_ends(held_out: HeldOut, lengths: Sequence[int], budget: int, stride:
     A region is a stride of the longest length, and there are as many, evenly spread, as windows of that length make up
     the budget: what is counted is what is read, which is the length over the stride as much as is scored. For a stride
     of 0 it is a quarter of the length, or, so that all lengths meet at the ends of regions, the power of two below;
-    where a given stride is longer than a length, the longest divisor of it that is not.
+    where a given stride is longer than a length, the longest divisor of it that is not. Where the text ends before a
+    region does, the region is shorter.
     """
     longest = lengths[-1]
+    room = len(held_out.tokens) - longest
     region = min(stride, longest) or _power_of_two(max(1, longest // 4))
-    step = _divisor(region, max(1, min(stride, length) or length // 4))
-    room = len(held_out.tokens) - 1 - longest
     if room < region:
-        # Too little text for one region after a whole window: what there is.
-        return Ends([longest + step * i for i in range(1, room // step + 1)] or [len(held_out.tokens) - 1], step)
+        region = _power_of_two(room)
+    step = _divisor(region, max(1, min(stride, length) or length // 4))
     ends = []
     for start in segment_starts(room + 1, region, max(1, budget // longest) * region):
-        ends += [longest + start + step * i for i in range(1, region // step + 1)]
+        ends += [longest - 1 + start + step * i for i in range(1, region // step + 1)]
     return Ends(ends, step)
 
 

@@ -20,12 +20,13 @@ def recall_tables(lines: Sequence[Line], train_length: int) -> list[Table]:
         if asked
         else "Nothing could be asked."
     )
-    tables = [_table("recall", "Recall from the farthest distance of each length", note, lines, farthest)]
-    for length, name in {train_length: "trained", lengths[-1]: "longest"}.items():
+    tables = [_table("recall-farthest", "Recall from the farthest distance of each length", note, lines, farthest)]
+    # The last has the name of the figure, which shows the same.
+    for length, which, name in ((train_length, "trained", "recall-trained"), (lengths[-1], "longest", "recall")):
         cells = [point for point in lines[0].recall if point.length == length]
-        if cells:
-            title = f"Recall by distance at the {name} length, {length:,}"
-            tables.append(_table(f"recall-{name}", title, _meaning(lines), lines, cells))
+        if cells and (name == "recall" or length < lengths[-1]):
+            title = f"Recall by distance at the {which} length, {length:,}"
+            tables.append(_table(name, title, _meaning(lines), lines, cells))
     return tables
 
 

@@ -58,7 +58,7 @@ class RecallScore(BaseModel):
     Attributes:
         length: of the window, in tokens.
         distance: from the value told to the value asked for, in tokens.
-        asked, recalled: times; recalled means that every token of the value is the likeliest one.
+        asked, recalled: times; recalled means that the value is the likeliest token.
         interval: of recalled / asked, 95% (`wilson_interval`).
         note: why it was not asked.
     """
