@@ -60,7 +60,7 @@ class FusedBloomGelu(BloomGelu):  # type: ignore[misc]
 
 
 class LeanBloomMLP(BloomMLP):  # type: ignore[misc]
-    """BloomMLP, a thousand tokens at a time where no graph is kept.
+    """BloomMLP, some hundred tokens at a time where no graph is kept.
 
     Once nothing of length x length is there, a long prompt needs its memory for 4 * hidden_size numbers a token.
     """
@@ -92,7 +92,7 @@ class LeanBloomMLP(BloomMLP):  # type: ignore[misc]
         return out.add_(residual)
 
 
-_MLP_TOKENS = 1024
+_MLP_TOKENS = 512
 
 
 def _is_watched(module: nn.Module) -> bool:
