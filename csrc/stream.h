@@ -155,8 +155,7 @@ static void stream_piece_of(
                     away[i] = static_cast<float>(line.position - (first + j)) - static_cast<float>(i);
                     past[i] = i < here ? 0 : -1;
                 }
-                const Floats score =
-                    select(past, splat(-kInfinity), kBias ? dot - magnitude(away) * line.slope : dot);
+                const Floats score = select(past, splat(-kInfinity), kBias ? dot - magnitude(away) * line.slope : dot);
                 store(weights + j, score);
                 high = larger(score, high);
             }

@@ -65,7 +65,12 @@ def measure(trial: Trial, name: str) -> tuple[int, int]:
     torch.set_flush_denormal(True)
     with torch.set_grad_enabled(trial.case.mode == "training"):
         _call(replace(trial, keys=TINY), name)
-        return peak_beyond(make_inputs(trial, sys.maxsize), lambda inputs: _maker(trial, name)(inputs)())
+        inputs = make_inputs(trial, sys.maxsize)
+        peak, outputs = peak_beyond(inputs, lambda inputs: _maker(trial, name)(inputs)())
+    if trial.case.mode == "training":
+        # A call gives gradients alone, but what they are the gradients of is an output too.
+        outputs += sum(group.query.numel() * group.query.element_size() for group in inputs.groups)
+    return peak, outputs
 
 
 def peak_beyond(inputs: T, call: Callable[[T], Any]) -> tuple[int, int]:
