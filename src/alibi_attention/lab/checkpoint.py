@@ -84,4 +84,5 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         if kind == "optimizer":
             # AdamW keeps its step count on the CPU wherever the parameters are.
             device = tensor.device if entry == "step" else parameters[name].device
-            optimizer.state[parameters[name]][entry] = tensor.to(device)
+            # A copy: processes that train together are handed the same tensors, in memory they share.
+            optimizer.state[parameters[name]][entry] = tensor.to(device, copy=True)
