@@ -76,7 +76,7 @@ isas: $(tools) ## the tests of the CPU kernels under each instruction set this m
 	  if [ $$isa = $$best ]; then continue; fi; \
 	  if ! ALIBI_CPU_ISA=$$isa $(loaded) >/dev/null 2>&1; then echo "this machine has no $$isa"; continue; fi; \
 	  echo "The kernels as $$isa"; \
-	  ALIBI_CPU_ISA=$$isa ALIBI_CPU_CASES=40 $(BIN)/python -m pytest $(PYTEST_FLAGS) -q $(kernel_tests) || exit 1; \
+	  ALIBI_CPU_ISA=$$isa $(BIN)/python -m pytest $(PYTEST_FLAGS) -q $(kernel_tests) || exit 1; \
 	done
 
 sanitize: ## the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
