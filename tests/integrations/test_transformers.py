@@ -17,12 +17,14 @@ pytest.importorskip("transformers")
 import torch
 from hf_models import KINDS, padding, small, tokens
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, BloomConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.bloom.modeling_bloom import BloomGelu, BloomMLP
 from transformers.models.mpt import modeling_mpt
 
 from alibi_attention.integrations.transformers import disable, enable
+from alibi_attention.integrations.transformers.cache import KVLayer
 from alibi_attention.integrations.transformers.native import FusedBloomGelu, LeanBloomMLP
 from alibi_attention.integrations.transformers.versions import TESTED_VERSIONS, check
 
@@ -207,6 +209,36 @@ def test_memory_grows_with_the_length_and_not_its_square():
     model = enable(small("bloom"))
     short, long = (largest(model, tokens(1, length)) for length in (500, 2000))
     assert long <= 4.1 * short
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt"])
+def test_a_projection_is_gone_once_its_keys_and_values_are_in_the_cache(kind: str, monkeypatch: pytest.MonkeyPatch):
+    made, alive = [], []
+    attend = KVLayer.attend
+
+    def watched(self, *arguments):
+        alive.append(not made[-1].expired())
+        return attend(self, *arguments)
+
+    monkeypatch.setattr(KVLayer, "attend", watched)
+    model = enable(small(kind))
+    for name, module in model.named_modules():
+        if name.endswith(("query_key_value", "Wqkv")):
+            module.register_forward_hook(lambda _, __, out: made.append(StorageWeakRef(out.untyped_storage())))
+    with torch.no_grad():
+        model(tokens(1, 40), use_cache=True)
+    assert alive == [False] * model.config.num_hidden_layers
+
+
+def test_a_hook_on_blooms_output_projection_sees_what_stays_so():
+    """Without one the residual is added in place."""
+    model, seen = enable(small("bloom")), []
+    model.transformer.h[0].self_attention.dense.register_forward_hook(
+        lambda _, __, out: seen.append((out, out.clone()))
+    )
+    watched = logits(model, tokens(1, 9))
+    assert torch.equal(*seen[0])
+    torch.testing.assert_close(watched, logits(small("bloom"), tokens(1, 9)), atol=1e-4, rtol=0)
 
 
 # MPT: what Transformers leaves out

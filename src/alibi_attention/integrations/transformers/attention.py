@@ -14,9 +14,7 @@ from alibi_attention.ops import alibi_attention
 
 def attend(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    heads: list[Tensor],
     *,
     cache: Any,
     attention_mask: Tensor | None,
@@ -27,14 +25,16 @@ def attend(
 
     Args:
         module: has ``layer_idx`` and, from `give_slopes`, ``alibi_slopes``.
-        query: (batch, num_heads, tokens, head_dim).
-        key, value: (batch, num_kv_heads, tokens, head_dim).
+        heads: query (batch, num_heads, tokens, head_dim), key and value (batch, num_kv_heads, tokens, head_dim). Taken
+            out of the list: what a fused projection holds goes as soon as nothing here needs it.
         cache: a transformers.Cache or None.
         attention_mask: as `masks.padding_mask` made it.
 
     Returns:
         (batch, tokens, num_heads * head_dim).
     """
+    query, key, value = heads
+    heads.clear()
     mask, slopes = key_mask_of(attention_mask), slopes_of(module, query.device)
     if cache is None:
         out = alibi_attention(query, key, value, slopes, scale=scale, key_mask=mask, dropout_p=dropout_p)
@@ -45,7 +45,12 @@ def attend(
     )
     layer = own_layer(cache, index, key, mask, wants_graph)
     if layer is not None:
-        return joined(layer.attend(query, key, value, slopes, scale, mask))
+        layer.append(key, value, mask)
+        # The cache has its own copy. Queries of a prompt, a third of the projection, must not keep the rest of it.
+        del key, value
+        if query.shape[2] > 1:
+            query = query.contiguous()
+        return joined(layer.attend(query, slopes, scale))
     past = cache.get_seq_length(index)
     if isinstance(past, Tensor):
         # A static layer hands out its live counter, which update() moves.

@@ -28,10 +28,8 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]
         # (batch, tokens) bool as far as padding was ever spoken of; what came later was tokens.
         self._mask: Tensor | None = None
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, scale: float, mask: Tensor | None
-    ) -> Tensor:
-        """Append the keys and values of new tokens, and attend their queries to everything held.
+    def append(self, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+        """Add the keys and values of new tokens.
 
         Args:
             mask: (batch, tokens held and new) bool, or None.
@@ -40,6 +38,9 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]
             ValueError: for a mask that says something else of the tokens held than it did when they came.
         """
         self._append(key, value, self._of_new_tokens(mask))
+
+    def attend(self, query: Tensor, slopes: Tensor, scale: float) -> Tensor:
+        """Attend the queries of the newest tokens to everything held."""
         return self.cache.attend(query, slopes, scale=scale)
 
     def _append(self, key: Tensor, value: Tensor, key_mask: Tensor | None) -> None:

@@ -42,13 +42,16 @@ class ALiBiBloomAttention(BloomAttention):  # type: ignore[misc]
     ) -> tuple[Tensor, None]:
         """As BloomAttention; no weights are returned."""
         refuse_weights(output_attentions)
-        # Without names, queries, keys and values are gone when the next layer asks for memory.
         context = attend(
-            self, *self._reshape(self.query_key_value(hidden_states)), cache=layer_past,
+            self, list(self._reshape(self.query_key_value(hidden_states))), cache=layer_past,
             attention_mask=attention_mask, scale=self.inv_norm_factor,
             dropout_p=self.attention_dropout.p if self.training else 0.0,
         )  # fmt: skip
-        return dropout_add(self.dense(context), residual, self.hidden_dropout, self.training), None
+        out = self.dense(context)
+        del context
+        if self.training or torch.is_grad_enabled() or _is_watched(self.dense):
+            return dropout_add(out, residual, self.hidden_dropout, self.training), None
+        return out.add_(residual), None
 
 
 class FusedBloomGelu(BloomGelu):  # type: ignore[misc]
@@ -125,9 +128,10 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
         mixed = self.Wqkv(hidden_states)
         if self.clip_qkv:
             mixed = mixed.clamp(min=-self.clip_qkv, max=self.clip_qkv)
-        query, key, value = mixed.unflatten(-1, (3, self.n_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        heads = list(mixed.unflatten(-1, (3, self.n_heads, self.head_dim)).permute(2, 0, 3, 1, 4))
+        del mixed
         context = attend(
-            self, query, key, value, cache=past_key_values, attention_mask=attention_mask, scale=self.softmax_scale,
+            self, heads, cache=past_key_values, attention_mask=attention_mask, scale=self.softmax_scale,
             dropout_p=self.attn_dropout_p if self.training else 0.0,
         )  # fmt: skip
         return self.out_proj(context), None
@@ -171,12 +175,12 @@ class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
     ) -> tuple[Tensor, None]:
         """As FalconAttention; no weights are returned."""
         refuse_weights(output_attentions)
-        query, key, value = (part.transpose(1, 2) for part in self._heads(self.query_key_value(hidden_states)))
+        heads = [part.transpose(1, 2) for part in self._heads(self.query_key_value(hidden_states))]
         if self.reproduces_rounding:
             past = 0 if layer_past is None else layer_past.get_seq_length(self.layer_idx)
-            query, key = self._with_rounding(query, key, past, key_mask_of(attention_mask))
+            heads[:2] = self._with_rounding(heads[0], heads[1], past, key_mask_of(attention_mask))
         context = attend(
-            self, query, key, value, cache=layer_past, attention_mask=attention_mask, scale=self.inv_norm_factor,
+            self, heads, cache=layer_past, attention_mask=attention_mask, scale=self.inv_norm_factor,
             dropout_p=self.attention_dropout.p if self.training else 0.0,
         )  # fmt: skip
         return self.dense(context), None
