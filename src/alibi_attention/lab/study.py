@@ -32,7 +32,7 @@ STUDY: Mapping[str, Any] = {
 
 In a pilot under one seed, ALiBi alone, half of what was told 32 bytes before was recalled after 347 steps, and nothing
 above chance from 64 on. Here are more steps; how many the far ones take, and other methods, was not measured.
-Products in bfloat16 take a step from 1.1 to 0.6 s on one core with AVX512-BF16 (ALiBi; T5 bias from 1.5 to 1.0); what is
+Products in bfloat16 take a step from 1.1 to 0.6 s on one core with AVX512-BF16 (T5 bias from 1.5 to 1.0); what is
 trained is evaluated in float32.
 """
 
