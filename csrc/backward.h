@@ -6,7 +6,7 @@
 // depends on the number of threads at most.
 #pragma once
 
-#include "forward.h"
+#include "stream.h"
 
 namespace alibi {
 namespace ALIBI_TARGET {
@@ -21,6 +21,7 @@ struct BackwardSpace {
     float* grad_query;   // [head_dim][kBlock]
     float* key_stage;
     float* value_stage;
+    float* streamed;  // (row, padded head_dim), times scale * log2(e), where forward took rows so; or null
     // In bits, as a float and what it rounds off: lse may be large where all keys are far, and every weight of a row
     // would carry its rounding. inf where there is no mass, so that weights are 0.
     alignas(64) float lse[kBlock];
@@ -72,6 +73,7 @@ static void retrace(
     const bool dropping = call.dropout > 0.0;
     const float scale = drop_scale(call.dropout);
     // Weights
+    if (space.streamed) stream_tile(space.weights, space.streamed, call, block, tile, head);
     by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
         constexpr int V = decltype(vectors)::value;
         Floats lse[V], rest[V], unused[V];
@@ -86,7 +88,7 @@ static void retrace(
                 upper[v] = load_ints(tile.upper + lane + v * kWidth);
             }
         }
-        score<Is, V>(space.weights, unused, space.query, block, tile, head, call.head_dim, lane);
+        if (!space.streamed) score<Is, V>(space.weights, unused, space.query, block, tile, head, call.head_dim, lane);
         for (int key = 0; key < tile.keys; ++key)
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
@@ -202,7 +204,10 @@ static void backward_block(
     const char *query[kBlock], *flows[kBlock];
     for (int i = 0; i < block.rows; ++i)
         query[i] = row_of(call.query, call.type, share.batch, head, block.first_row + i);
-    pack_queries(space.query, call, block, query);
+    if (space.streamed)
+        for (int i = 0; i < block.rows; ++i) read_streamed(space.streamed + i * run.key_stride, call, query[i]);
+    else
+        pack_queries(space.query, call, block, query);
     __builtin_memset(space.lse_rest, 0, sizeof space.lse_rest);
     for (int i = 0; i < block.rows; ++i) {
         read_row(space.query_rows + i * run.key_stride, call.type, query[i], call.head_dim, run.key_stride, 1.0f);
@@ -276,8 +281,9 @@ static void backward_member(void* context, int64_t) {
     const Call& call = *run.call;
     const int64_t key_dim = run.key_stride, value_dim = run.value_stride;
     const bool widens = call.type != kFloat32, pairs = takes_pairs(call);
-    const int64_t floats = (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock + kTile * (key_dim + value_dim);
-    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 9 * 64)));
+    const int64_t floats =
+        (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock + kTile * (key_dim + value_dim) + kStreamRows * key_dim;
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 10 * 64)));
     if (!memory) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
@@ -293,6 +299,7 @@ static void backward_member(void* context, int64_t) {
     // The gradient of queries takes keys as floats; values are needed so only where there are no pairs.
     space.key_stage = widens ? floats_at(memory, kTile * key_dim) : nullptr;
     space.value_stage = widens && !pairs ? floats_at(memory, kTile * value_dim) : nullptr;
+    space.streamed = streams_rows(call) ? floats_at(memory, kStreamRows * key_dim) : nullptr;
     const int64_t group = call.heads / call.kv_heads;
     for (int64_t item = draw(run.next); item < run.number_of_shares; item = draw(run.next)) {
         const Share& share = run.shares[run.order[item]];

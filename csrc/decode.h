@@ -22,11 +22,6 @@ constexpr int64_t kMostNearTiles = 16;
 // knows nothing of waves.
 constexpr int64_t kWaveBytes = 8 << 20;
 
-ALIBI_INLINE bool streams_rows(const Call& call) {
-    return call.q_len * (call.heads / call.kv_heads) <= kStreamRows && call.head_dim >= kWidth &&
-           call.value_dim >= kWidth;
-}
-
 ALIBI_INLINE bool is_decoding(const Call& call) {
     if (call.dropout > 0.0 || call.q_len > (call.norms ? kFewQueries : kFewWithoutSummary)) return false;
     // Over few keys there is nothing to cut and nothing to skip: what is left to gain is full lanes.

@@ -10,6 +10,11 @@ namespace ALIBI_TARGET {
 // Rows up to which this is faster than rows in lanes, most of which would be empty.
 constexpr int kStreamRows = 8;
 
+ALIBI_INLINE bool streams_rows(const Call& call) {
+    return call.q_len * (call.heads / call.kv_heads) <= kStreamRows && call.head_dim >= kWidth &&
+           call.value_dim >= kWidth && !(call.dropout > 0.0);
+}
+
 // One query of one head.
 struct Line {
     int64_t batch, head, row, position, lower, upper;
@@ -103,6 +108,44 @@ ALIBI_INLINE Floats stream_scores(const Cover& at, const float* query, const cha
     return dot;
 }
 
+// The score of each key in bits, the first standing `away` before the row.
+ALIBI_INLINE Floats with_bias(Floats dot, float away, float slope) {
+    Floats distance;
+    for (int i = 0; i < kWidth; ++i) distance[i] = away - static_cast<float>(i);
+    return kBias ? dot - magnitude(distance) * slope : dot;
+}
+
+// Scores of a tile for the few rows of a block, the very numbers that forward had of them: added up in another order
+// they would differ from its lse by more than all that follows rounds.
+template <DataType type>
+static void stream_tile_of(
+    float* weights, const float* query, const Call& call, const Block& block, const Tile& tile, const KeyHead& head
+) {
+    const Cover at = cover(call.head_dim);
+    const int64_t query_stride = round_up(call.head_dim, kWidth);
+    const int lanes = static_cast<int>(round_up(block.rows, kWidth));
+    for (int key = 0; key < tile.keys; ++key)
+        for (int row = block.rows; row < lanes; ++row) weights[key * kBlock + row] = 0.0f;
+    for (int row = 0; row < block.rows; ++row)
+        for (int j = 0; j < tile.keys; j += kWidth) {
+            const int here = static_cast<int>(smallest(kWidth, tile.keys - j));
+            const Floats dot = stream_scores<type>(
+                at, query + row * query_stride, tile.raw_key + j * head.key_step, head.key_step, here
+            );
+            const Floats score =
+                with_bias(dot, block.stand[row] + tile.shift - static_cast<float>(j), block.slopes[row]);
+            for (int i = 0; i < here; ++i) weights[(j + i) * kBlock + row] = score[i];
+        }
+}
+
+static void stream_tile(
+    float* weights, const float* query, const Call& call, const Block& block, const Tile& tile, const KeyHead& head
+) {
+    if (call.type == kFloat32) return stream_tile_of<kFloat32>(weights, query, call, block, tile, head);
+    if (call.type == kBFloat16) return stream_tile_of<kBFloat16>(weights, query, call, block, tile, head);
+    stream_tile_of<kFloat16>(weights, query, call, block, tile, head);
+}
+
 // out = out * fade + weights @ values
 template <DataType type, int V>
 ALIBI_INLINE void stream_values(
@@ -149,13 +192,10 @@ static void stream_piece_of(
                 const Floats dot = stream_scores<type>(
                     keys_at, query + (unit.first_line + r) * query_stride, keys + j * key_step, key_step, here
                 );
-                Floats away;
                 Ints past;
-                for (int i = 0; i < kWidth; ++i) {
-                    away[i] = static_cast<float>(line.position - (first + j)) - static_cast<float>(i);
-                    past[i] = i < here ? 0 : -1;
-                }
-                const Floats score = select(past, splat(-kInfinity), kBias ? dot - magnitude(away) * line.slope : dot);
+                for (int i = 0; i < kWidth; ++i) past[i] = i < here ? 0 : -1;
+                const float away = static_cast<float>(line.position - (first + j));
+                const Floats score = select(past, splat(-kInfinity), with_bias(dot, away, line.slope));
                 store(weights + j, score);
                 high = larger(score, high);
             }

@@ -20,12 +20,19 @@ SIZES = [(300, 64), (1000, 64), (1000, 128), (2000, 64)]
 pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled library is not installed")
 
 
-def errors(length: int, head_dim: int, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+def errors(
+    length: int, head_dim: int, dtype: torch.dtype, queries: int | None = None, scale: float | None = None
+) -> dict[str, list[Tensor]]:
     """By contestant, the errors of output and gradients, signed, in float64."""
+    queries, scale = queries or length, scale or head_dim**-0.5
     generator = torch.Generator().manual_seed(length + head_dim)
-    *inputs, flow = (torch.randn(1, HEADS, length, head_dim, generator=generator).to(dtype) for _ in range(4))
-    slopes, bias = alibi_slopes(HEADS), build_alibi_bias(HEADS, length)[None]
-    exact_bias = build_alibi_bias(HEADS, length, dtype=torch.float64)[None]
+    rows = (length, length, queries, queries)
+    key, value, query, flow = (
+        torch.randn(1, HEADS, each, head_dim, generator=generator).to(dtype) for each in rows
+    )  # fmt: skip
+    inputs = query, key, value
+    slopes, bias = alibi_slopes(HEADS), build_alibi_bias(HEADS, length)[None, :, -queries:]
+    exact_bias = build_alibi_bias(HEADS, length, dtype=torch.float64)[None, :, -queries:]
 
     def results(function, dtype: torch.dtype) -> list[Tensor]:
         leaves = [t.to(dtype).requires_grad_() for t in inputs]
@@ -33,18 +40,20 @@ def errors(length: int, head_dim: int, dtype: torch.dtype) -> dict[str, list[Ten
         return [t.detach().double() for t in (out, *torch.autograd.grad(out, leaves, flow.to(out.dtype)))]
 
     def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), scale=scale)
 
     def truth(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return torch.softmax(query @ key.mT * head_dim**-0.5 + exact_bias, -1) @ value
+        return torch.softmax(query @ key.mT * scale + exact_bias, -1) @ value
 
     def in_float(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # With a mask in 16 bits the bias would be rounded, which is no fault of the arithmetic.
+        if torch.equal(bias.to(query.dtype), bias):
+            return sdpa(query, key, value)
         return sdpa(query.float(), key.float(), value.float()).to(query.dtype)
 
     exact = results(truth, torch.float64)
     found = {
-        "cpu": results(lambda *tensors: alibi_attention(*tensors, slopes, backend="cpu"), dtype),
+        "cpu": results(lambda *tensors: alibi_attention(*tensors, slopes, scale=scale, backend="cpu"), dtype),
         "SDPA": results(sdpa if dtype == torch.float32 else in_float, dtype),
     }
     return {name: [mine - truth for mine, truth in zip(each, exact, strict=True)] for name, each in found.items()}
@@ -61,6 +70,26 @@ def test_the_error_is_at_most_twice_that_of_sdpa(length: int, head_dim: int, dty
     for name, ours, theirs in zip(NAMES, found["cpu"], found["SDPA"], strict=True):
         assert rms(ours) <= 2 * rms(theirs), name
         assert ours.abs().max() <= 2 * theirs.abs().max(), name
+
+
+@pytest.mark.parametrize("queries", [1, 2, 8, 12, 100])
+@pytest.mark.parametrize(
+    ("length", "head_dim", "scale", "dtype"),
+    [
+        (420, 256, 1.0, torch.float32),
+        (3000, 128, 0.5, torch.float32),
+        # As far as bfloat16 holds the bias itself.
+        (256, 256, 1.0, torch.bfloat16),
+        (256, 64, 1.0, torch.bfloat16),
+    ],
+)
+def test_so_it_is_where_few_queries_have_large_scores(
+    length: int, head_dim: int, scale: float, dtype: torch.dtype, queries: int
+) -> None:
+    """Forward and backward add up their products in one order, or weights would carry the difference of two sums."""
+    found = errors(length, head_dim, dtype, queries, scale)
+    for name, ours, theirs in zip(NAMES, found["cpu"], found["SDPA"], strict=True):
+        assert rms(ours) <= 2 * rms(theirs), name
 
 
 def main() -> None:
