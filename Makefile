@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint isas sanitize gpu kernels bare clean
+.PHONY: help run test check lint isas cases sanitize gpu kernels bare clean
 
 # Only what is installed in the environment is imported.
 unexport PYTHONPATH
@@ -78,6 +78,9 @@ isas: $(tools) ## the tests of the CPU kernels under each instruction set this m
 	  echo "The kernels as $$isa"; \
 	  ALIBI_CPU_ISA=$$isa $(BIN)/python -m pytest $(PYTEST_FLAGS) -q $(kernel_tests) || exit 1; \
 	done
+
+cases: $(tools) ## 20,000 random calls of the CPU kernels against float64 (ten minutes on two cores)
+	ALIBI_CPU_CASES=20000 $(BIN)/python -m pytest $(PYTEST_FLAGS) -q tests/backends/test_cpu.py -k random_calls
 
 sanitize: ## the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 	$(MAKE) -C csrc/tests sanitize

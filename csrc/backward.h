@@ -130,7 +130,7 @@ static void retrace(
                     call.value_dim / 2
                 );
             else
-                multiply<kAlongSum>(
+                multiply_long(
                     product, tile.value + row * tile.value_stride, tile.value_stride, space.flow + lane, kBlock,
                     call.value_dim
                 );

@@ -7,6 +7,7 @@ namespace alibi {
 namespace ALIBI_TARGET {
 
 constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLargest = 3.40282347e38f;
 constexpr float kLn2 = 0.69314718055994531f;
 
 // Without, scores are products alone, whatever the slopes: what the bias costs is the difference to that build.
@@ -39,6 +40,12 @@ ALIBI_INLINE int64_t tiles_of(const Call& call) {
 
 ALIBI_INLINE float slope_of(const Call& call, int64_t batch, int64_t head) {
     return call.slopes[batch * call.slope_batch_stride + head * call.slope_head_stride];
+}
+
+// The same in bits, where it may pass the largest float.
+ALIBI_INLINE float slope_in_bits(const Call& call, int64_t batch, int64_t head) {
+    const float slope = slope_of(call, batch, head) * kLog2E;
+    return slope > kLargest ? kLargest : slope < -kLargest ? -kLargest : slope;
 }
 
 // Whether products of the call's rows are taken in pairs, from the rows as they are.
@@ -99,7 +106,7 @@ static void locate(Block& block, const Call& call, int64_t batch, int64_t head, 
     block.kv_head = head / (call.heads / call.kv_heads);
     block.first_row = number * kBlock;
     block.rows = static_cast<int>(smallest(kBlock, call.q_len - block.first_row));
-    block.slope = slope_of(call, batch, head) * kLog2E;
+    block.slope = slope_in_bits(call, batch, head);
     block.factor = static_cast<float>(call.scale * 1.4426950408889634);
     for (int i = 0; i < block.rows; ++i) {
         const Place at = place_of(call, batch, block.first_row + i);
@@ -220,8 +227,8 @@ ALIBI_INLINE bool sees(const Tile& tile, int row, int key) {
     return !tile.masked || (tile.lower[row] <= key && key < tile.upper[row]);
 }
 
-// Zeroes the probabilities that dropout drops. Four neighbouring keys share a counter, and tiles start at multiples
-// of 4.
+// Multiplies by 0 the probabilities that dropout drops: one that is not finite stays so, and with it its row. Four
+// neighbouring keys share a counter, and tiles start at multiples of 4.
 static void drop(float* weights, const Call& call, const Block& block, const Tile& tile, uint64_t threshold) {
     const uint64_t seed = static_cast<uint64_t>(*call.seed);
     const uint32_t stream = static_cast<uint32_t>(block.batch * call.heads + block.head);
@@ -238,7 +245,8 @@ static void drop(float* weights, const Call& call, const Block& block, const Til
                 float* at = weights + (key + i) * kBlock + lane;
                 // A threshold of 2^32, from a probability next to 1, drops every score.
                 const Ints kept = threshold >> 32 ? Ints{} : words[i] >= static_cast<uint32_t>(threshold);
-                store(at, select(kept, load(at), Floats{}));
+                const Floats weight = load(at);
+                store(at, select(kept, weight, weight * 0.0f));
             }
         }
     }

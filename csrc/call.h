@@ -7,7 +7,7 @@ namespace alibi {
 
 enum DataType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-enum Status : int64_t { kDone = 0, kWrongSize = 1, kNoMemory = 2, kWrongPlan = 3 };
+enum Status : int64_t { kDone = 0, kWrongSize = 1, kNoMemory = 2, kWrongPlan = 3, kWrongShape = 4 };
 
 // Raised whenever a caller of before would be misunderstood, be it at equal sizes.
 constexpr int64_t kInterface = 1;

@@ -344,7 +344,7 @@ static void make_lines(Decode& run, const int32_t* order, int64_t* filled) {
     for (int64_t i = 0; i < call.batch * call.heads; ++i) {
         const int64_t batch = order[i] / call.heads, head = order[i] % call.heads;
         const int64_t pair = batch * call.kv_heads + head / group;
-        const float slope = slope_of(call, batch, head) * kLog2E;
+        const float slope = slope_in_bits(call, batch, head);
         for (int64_t row = 0; row < call.q_len; ++row) {
             const Place at = place_of(call, batch, row);
             const int64_t index = pair * rows + filled[pair]++;

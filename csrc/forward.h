@@ -93,12 +93,12 @@ ALIBI_INLINE void score(
         if constexpr (Is::kPairs)
             multiply_pairs(dot, tile.raw_key + row * head.key_step, head.key_step, query + lane, head_dim / 2);
         else
-            multiply<kAlongSum>(dot, tile.key + row * tile.key_stride, tile.key_stride, query + lane, kBlock, head_dim);
+            multiply_long(dot, tile.key + row * tile.key_stride, tile.key_stride, query + lane, kBlock, head_dim);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
-                // Both terms are small integers, so the distance is exact at any position.
+                // Both terms are small integers, so the distance is exact wherever a query stands near keys it sees.
                 Floats distance = reach[v] - static_cast<float>(row + r);
                 if (Is::kTwoSided) distance = magnitude(distance);
                 // Float queries bear the factor already.

@@ -21,7 +21,7 @@
 namespace alibi {
 
 extern const Kernels kernels_baseline;
-#if defined(__x86_64__)
+#if defined(ALIBI_HAS_AVX2)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #if defined(ALIBI_HAS_AVX512BF16)
@@ -87,7 +87,7 @@ struct Choices {
 };
 
 Choices choices() {
-#if defined(__x86_64__)
+#if defined(ALIBI_HAS_AVX2)
     __builtin_cpu_init();
     // Of F16C compilers have known by name for few years only: CPUID itself is asked.
     unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -207,12 +207,20 @@ ALIBI_EXPORT const int64_t* alibi_layout() {
     return layout;
 }
 
+// Divisors and extents. What Python has checked cannot fail; what calls without it must not end the process.
+static bool is_sound(const alibi::Call& call) {
+    return call.batch > 0 && call.kv_heads > 0 && call.heads > 0 && call.heads % call.kv_heads == 0 && call.q_len > 0 &&
+           call.k_len > 0 && call.head_dim > 0 && call.value_dim > 0 && (call.seed || !(call.dropout > 0.0));
+}
+
 ALIBI_EXPORT int64_t alibi_forward(const alibi::Call* call) {
     if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
+    if (!is_sound(*call)) return alibi::kWrongShape;
     return alibi::chosen->kernels->forward(*call);
 }
 
 ALIBI_EXPORT int64_t alibi_backward(const alibi::Call* call) {
     if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
+    if (!is_sound(*call)) return alibi::kWrongShape;
     return alibi::chosen->kernels->backward(*call);
 }

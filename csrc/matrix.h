@@ -60,6 +60,14 @@ struct Accumulators {
 // How the scalars of a product lie: consecutive along the summed index, or along the rows.
 enum Lie { kAlongSum, kAlongRows };
 
+template <int Rows, int Vectors>
+ALIBI_INLINE void clear(Accumulators<Rows, Vectors>& sum) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) sum.at[r][v] = Floats{};
+}
+
 // sum += a @ b over `length` terms. The scalar of row r, term n is a[r * a_stride + n], or a[n * a_stride + r]; vector
 // v of term n starts at b[n * b_stride + v * kWidth].
 template <Lie lie, int Rows, int Vectors>
@@ -76,6 +84,27 @@ ALIBI_INLINE void multiply(
 #pragma GCC unroll 4
             for (int v = 0; v < Vectors; ++v) sum.at[r][v] += scalar * terms[v];
         }
+    }
+}
+
+// Terms that are added up one after the other; the error of a sum grows with the length of its chain.
+constexpr int64_t kChain = 128;
+
+// The same along the sum for any length: what is longer than a chain is added up by halves of one.
+template <int Rows, int Vectors>
+ALIBI_INLINE void multiply_long(
+    Accumulators<Rows, Vectors>& sum, const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t length
+) {
+    if (length <= kChain) return multiply<kAlongSum>(sum, a, a_stride, b, b_stride, length);
+    for (int64_t first = 0; first < length; first += kChain / 2) {
+        const int64_t terms = length - first < kChain / 2 ? length - first : kChain / 2;
+        Accumulators<Rows, Vectors> part;
+        clear(part);
+        multiply<kAlongSum>(part, a + first, a_stride, b + first * b_stride, b_stride, terms);
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) sum.at[r][v] += part.at[r][v];
     }
 }
 
@@ -97,14 +126,6 @@ ALIBI_INLINE void multiply_pairs(
             for (int v = 0; v < Vectors; ++v) sum.at[r][v] = add_pairs(sum.at[r][v], terms[v], scalar);
         }
     }
-}
-
-template <int Rows, int Vectors>
-ALIBI_INLINE void clear(Accumulators<Rows, Vectors>& sum) {
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) sum.at[r][v] = Floats{};
 }
 
 // to[r][lanes] += a @ b for all `rows`, where lanes are the first `lanes` of each row of `to` and of b.
@@ -197,7 +218,7 @@ struct Exchanges {
 
 constexpr Exchanges make_exchanges() {
     Exchanges to = {};
-    for (int round = 0; 1 << round < kWidth; ++round)
+    for (int round = 0; round < kHalvings; ++round)
         for (int lane = 0; lane < kWidth; ++lane) {
             const int reach = 1 << round;
             to.upper[round][lane] = lane & reach ? kWidth + lane - reach : lane;
@@ -211,7 +232,7 @@ static constexpr Exchanges kExchanges = make_exchanges();
 // A kWidth x kWidth transpose in registers: log2(kWidth) rounds of pairwise exchanges, each halving what is misplaced.
 ALIBI_INLINE void transpose(Floats (&x)[kWidth]) {
 #pragma GCC unroll 4
-    for (int round = 0; 1 << round < kWidth; ++round) {
+    for (int round = 0; round < kHalvings; ++round) {
         const Ints upper = load_ints(kExchanges.upper[round]), lower = load_ints(kExchanges.lower[round]);
 #pragma GCC unroll 16
         for (int i = 0; i < kWidth; ++i) {

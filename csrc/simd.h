@@ -122,13 +122,18 @@ ALIBI_INLINE Floats magnitude(Floats x) {
 
 // For each halving of a sum, the lanes that stand `reach` further on: a table, because compilers put vectors that are
 // computed lane by lane together again at every use.
+constexpr int log2_of(int n) {
+    return n > 1 ? 1 + log2_of(n / 2) : 0;
+}
+constexpr int kHalvings = log2_of(kWidth);
+
 struct Turns {
     alignas(64) int32_t lanes[4][kWidth];
 };
 
 constexpr Turns make_turns() {
     Turns to = {};
-    for (int round = 0; kWidth >> (round + 1) > 0; ++round)
+    for (int round = 0; round < kHalvings; ++round)
         for (int lane = 0; lane < kWidth; ++lane) to.lanes[round][lane] = (lane + (kWidth >> (round + 1))) % kWidth;
     return to;
 }
@@ -138,7 +143,7 @@ static constexpr Turns kTurns = make_turns();
 ALIBI_INLINE float sum_of(Floats x) {
     // By halves: as deep as the logarithm of the width, where lane after lane would be one long chain.
 #pragma GCC unroll 4
-    for (int round = 0; kWidth >> (round + 1) > 0; ++round) x += pick(x, x, load_ints(kTurns.lanes[round]));
+    for (int round = 0; round < kHalvings; ++round) x += pick(x, x, load_ints(kTurns.lanes[round]));
     return x[0];
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from alibi_attention.backends.saved import check_saved
+from alibi_attention.backends.handed import check_handed, check_saved
 from alibi_attention.call import autocast_is_on, call_arguments, problem_of
 from alibi_attention.dispatch import choose
 from alibi_attention.eager import PlainCall, is_ordinary, nothing_listens, plain_call
@@ -39,6 +39,7 @@ def _own_precision(device_type: str) -> AbstractContextManager[object]:
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
     problem, backend = problem_of(query, key, value, *call)
+    check_handed(problem, query, key, value, slopes)
     with _own_precision(query.device.type):
         out, lse, plan = choose(problem, backend).forward(problem, query, key, value, slopes)
     return out.contiguous(), lse.contiguous(), plan

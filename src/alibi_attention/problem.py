@@ -12,6 +12,9 @@ from torch import Tensor
 
 UNBOUNDED = -1
 FURTHEST = 1 << 40
+
+# Times log2(e) it is still a float.
+_STEEPEST = 2e38
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -204,8 +207,11 @@ def check_scalars(scale: float, dropout_p: float, tolerance: float) -> None:
     for name, value in (("scale", scale), ("dropout_p", dropout_p), ("tolerance", tolerance)):
         if not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
             raise ValueError(f"{name}: expected a number, got {value!r}")
-    if not -math.inf < scale < math.inf:
-        raise ValueError(f"scale: expected a finite number, got {scale!r}; the default is 1 / sqrt(head_dim)")
+    if not -_STEEPEST < scale < _STEEPEST:
+        raise ValueError(
+            f"scale: expected a number between -{_STEEPEST:g} and {_STEEPEST:g}, got {scale!r}; the default is "
+            "1 / sqrt(head_dim)"
+        )
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p: expected a probability in [0, 1), got {dropout_p!r}")
     if not 0.0 <= tolerance < 1.0:

@@ -15,7 +15,7 @@ from alibi_attention.backends import native
 
 HEADS = 8
 NAMES = ("out", "grad query", "grad key", "grad value")
-SIZES = [(300, 64), (1000, 64), (1000, 128), (2000, 64)]
+SIZES = [(300, 64), (1000, 64), (1000, 128), (2000, 64), (400, 256)]
 
 pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled library is not installed")
 

@@ -78,8 +78,14 @@ CASES = [
         "slopes: expected float32 (or float64), got torch.bfloat16; 16-bit slopes are rounded by up to 0.4%, "
         "whole nats at long range: keep them in float32",
     ),
-    ({"scale": math.nan}, "scale: expected a finite number, got nan; the default is 1 / sqrt(head_dim)"),
-    ({"scale": math.inf}, "scale: expected a finite number, got inf; the default is 1 / sqrt(head_dim)"),
+    (
+        {"scale": math.nan},
+        "scale: expected a number between -2e+38 and 2e+38, got nan; the default is 1 / sqrt(head_dim)",
+    ),
+    (
+        {"scale": math.inf},
+        "scale: expected a number between -2e+38 and 2e+38, got inf; the default is 1 / sqrt(head_dim)",
+    ),
     ({"dropout_p": 1.0}, "dropout_p: expected a probability in [0, 1), got 1.0"),
     ({"dropout_p": math.nan}, "dropout_p: expected a probability in [0, 1), got nan"),
     (

@@ -232,3 +232,35 @@ def test_slopes_by_batch_have_gradients_by_batch() -> None:
     (apart,) = torch.autograd.grad(alibi_attention(query, key, value, own).square().sum(), own)
     torch.testing.assert_close(apart.sum(0), together)
     assert apart.shape == (3, 2)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "blocked"])
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("query", torch.zeros(1, 4, 0, 16)),
+        ("key", torch.zeros(1, 0, 100, 16)),
+        ("key", torch.zeros(1, 2, 100, 16, dtype=torch.float16)),
+        ("value", torch.zeros(1, 2, 1, 16)),
+        ("query", torch.zeros(1, 3, 100, 16)),
+        ("slopes", torch.zeros(1)),
+        ("seed", None),
+        ("seed", torch.zeros(2, dtype=torch.int64)),
+        ("offsets", torch.zeros(3, dtype=torch.int64)),
+        ("key_mask", torch.ones(1, 7, dtype=torch.bool)),
+        ("key_center", torch.zeros(1, 2, 3)),
+        ("key_norms", torch.zeros(1, 2, 1, dtype=torch.float64)),
+        ("cu_seqlens", torch.zeros(1, dtype=torch.int32)),
+    ],
+)
+def test_the_operator_called_by_hand_refuses_what_does_not_fit(name: str, wrong: torch.Tensor | None, backend: str):
+    """A kernel would read past the ends of it, or divide by zero."""
+    query, key, value = (torch.randn(1, heads, 100, 16) for heads in (4, 2, 2))
+    tensors = {"query": query, "key": key, "value": value, "slopes": alibi_slopes(4)}
+    optional = dict.fromkeys(("offsets", "key_mask", "cu_seqlens", "cu_seqlens_k", "seed", "key_center", "key_norms"))
+    optional["seed"] = torch.zeros((), dtype=torch.int64)
+    call = {**tensors, **optional}
+    rest = (True, 0.25, 0, -1, -1, 0.5, 0.0, False, backend)
+    torch.ops.alibi_attention.forward(*call.values(), *rest)
+    with pytest.raises(ValueError, match=": expected "):
+        torch.ops.alibi_attention.forward(*{**call, name: wrong}.values(), *rest)

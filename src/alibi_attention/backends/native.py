@@ -27,7 +27,10 @@ _INSTALL = (
 )
 # Choosing an instruction set changes what kernels run: it must happen once, before the first of them.
 _LOADING = threading.Lock()
-_STATUS = {1: "the compiled library is of another version", 2: "out of memory"}
+_STATUS = {
+    1: "the compiled library is of another version",
+    4: "the compiled library was handed a call without rows, or heads that key heads do not divide",
+}
 
 
 class Native(NamedTuple):
