@@ -248,6 +248,23 @@ def test_a_page_gets_its_tables(tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8") == text, "filling twice changes nothing"
 
 
+def test_a_page_says_where_a_peer_is_faster_and_where_its_numbers_are_from(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    marks = "".join(f"<!-- numbers: {name} -->\n<!-- end of numbers -->\n" for name in ("slower", "files"))
+    page.write_text(marks, encoding="utf-8")
+    lost, won = trial(1024, [2.0], {"sdpa": [1.0]}), trial(2048, [1.0], {"sdpa": [2.0]})
+    fill(page, [run([won], "2001-02-03T04:05:06+00:00"), run([lost], "2001-02-03T05:05:06+00:00")])
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if "0.500x" in line] == [
+        f"| {lost.title}, D = 64, 1K | {lost.entries[-1].title} | 0.500x |"
+    ]
+    assert not any("2K" in line for line in lines)
+    assert sum(lost.case in line for line in lines) == 2
+    assert any("| 2001-02-03 04:05 |" in line for line in lines)
+    fill(page, [run([won], "2001-02-03T04:05:06+00:00")])
+    assert "nowhere in these files" in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("text", "got"), [("no marks", "'none'|none"), ("<!-- numbers: odd -->\n<!-- end of numbers -->", "'odd'")]
 )

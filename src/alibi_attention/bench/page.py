@@ -12,7 +12,8 @@ What stands between is replaced. Trials of several files count together; ratios 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from alibi_attention.bench.case import short
@@ -27,7 +28,8 @@ from alibi_attention.lab.files import write_text
 _ROW, _PLAIN = "sdpa-row", "sdpa"
 _MARKED = re.compile(r"(<!-- numbers: ([a-z0-9-]+) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 
-_PASSES = {"forward-dense": "forward", "training-dense": "forward and backward", "layer": "layer"}
+_DENSE = {"forward-dense": "forward", "training-dense": "forward and backward", "layer": "layer"}
+_SKIPPING = {"forward-horizon": "forward", "training-horizon": "forward and backward", "decode": "one query"}
 
 Trials = Sequence[TrialResult]
 
@@ -58,15 +60,17 @@ def fill(page: Path, results: Sequence[Results]) -> list[str]:
         got = f"{page} ({error.strerror})"
         raise BenchError("page", expected="a page in Markdown", got=got, remedy="name one") from None
     names = [match[2] for match in _MARKED.finditer(text)]
-    wrong = [name for name in names if name not in TABLES]
+    wrong = [name for name in names if name not in TABLES and name != FILES]
     if wrong or not names:
         got = f"{page}, which marks {', '.join(map(repr, wrong)) or 'none'}"
-        remedy = f"write <!-- numbers: NAME --> and <!-- end of numbers --> with a name of {', '.join(TABLES)}"
+        remedy = (
+            f"write <!-- numbers: NAME --> and <!-- end of numbers --> with a name of {', '.join([*TABLES, FILES])}"
+        )
         raise BenchError("page", expected="a page that marks tables", got=got, remedy=remedy)
     trials = latest(results)
 
     def table(match: re.Match[str]) -> str:
-        made = TABLES[match[2]](trials)
+        made = _files(results) if match[2] == FILES else TABLES[match[2]](trials)
         return match[1] + (made.markdown() if made.rows else "Not measured yet.\n") + match[3]
 
     write_text(page, _MARKED.sub(table, text))
@@ -219,9 +223,8 @@ def _bloom(trials: Trials) -> Table:
     return Table("", ["", "alibi-attention", "every pair computed"], rows)
 
 
-def _peers(trials: Trials) -> Table:
-    """Medians against every peer, by length: dense passes and layers."""
-    cases = ("forward-dense", "training-dense", "layer")
+def _peers(trials: Trials, cases: Mapping[str, str]) -> Table:
+    """Medians against every peer of these cases, by length."""
     lengths = _lengths(trials, *cases)
     found: dict[tuple[str, int, str], dict[int, str]] = {}
     for trial in trials:
@@ -232,9 +235,34 @@ def _peers(trials: Trials) -> Table:
     rows = [
         [words, *(cells.get(length, NONE) for length in lengths)]
         for (case, dim, peer), cells in found.items()
-        for words in [f"{_PASSES[case]}, D = {dim}, {peer}"]
+        for words in [f"{cases[case]}, D = {dim}, {peer}"]
     ]
     return Table("", ["", *map(short, lengths)], rows)
+
+
+def _slower(trials: Trials) -> Table:
+    """Every size at which a peer is faster than what a call takes unasked."""
+    rows = [
+        [f"{trial.title}, D = {trial.head_dim}, {short(trial.keys)}", each.peer.title, _cell(each)]
+        for trial in trials
+        for each in comparisons(trial)
+        if each.ours.default and each.slower
+    ]
+    return Table("", ["", "than", "our speed"], rows or [["nowhere in these files", NONE, NONE]], labels=2)
+
+
+def _files(results: Sequence[Results]) -> Table:
+    """What was measured when, of which version, and how busy the machine was at the time."""
+    rows = []
+    for each in sorted(results, key=lambda each: str(each.machine["date"])):
+        # The contestants' own threads count, so a size is judged by what the first found.
+        load, commit = each.machine.get("load"), str(each.machine.get("commit") or "unknown")
+        changed = " + changes" if commit.endswith("+ changes") else ""
+        cases = ", ".join(dict.fromkeys(trial.case for trial in each.trials))
+        rows.append([
+            cases, str(each.machine["date"])[:16].replace("T", " "), commit[:9] + changed, NONE if load is None else f"{load:g}",
+        ])  # fmt: skip
+    return Table("", ["cases", "UTC", "commit", "load before"], rows, labels=3)
 
 
 def target_table(trials: Trials) -> Table:
@@ -262,6 +290,9 @@ TABLES: dict[str, Callable[[Trials], Table]] = {
     "bf16": _bf16,
     "overhead": _overhead,
     "bloom-176b": _bloom,
-    "peers": _peers,
+    "peers": partial(_peers, cases=_DENSE),
+    "peers-horizon": partial(_peers, cases=_SKIPPING),
+    "slower": _slower,
     "targets": target_table,
 }
+FILES = "files"
