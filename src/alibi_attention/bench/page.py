@@ -259,9 +259,8 @@ def _files(results: Sequence[Results]) -> Table:
         load, commit = each.machine.get("load"), str(each.machine.get("commit") or "unknown")
         changed = " + changes" if commit.endswith("+ changes") else ""
         cases = ", ".join(dict.fromkeys(trial.case for trial in each.trials))
-        rows.append([
-            cases, str(each.machine["date"])[:16].replace("T", " "), commit[:9] + changed, NONE if load is None else f"{load:g}",
-        ])  # fmt: skip
+        date = str(each.machine["date"])[:16].replace("T", " ")
+        rows.append([cases, date, commit[:9] + changed, NONE if load is None else f"{load:g}"])
     return Table("", ["cases", "UTC", "commit", "load before"], rows, labels=3)
 
 
