@@ -83,7 +83,7 @@ cases: $(tools) ## 20,000 random calls of the CPU kernels against float64 (ten m
 	ALIBI_CPU_CASES=20000 $(BIN)/python -m pytest $(PYTEST_FLAGS) -q tests/backends/test_cpu.py -k random_calls
 
 sanitize: ## the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
-	$(MAKE) -C csrc/tests sanitize
+	$(MAKE) -j2 -C csrc/tests sanitize
 
 gpu: ## check and measure the GPU kernels on this machine's GPU, under eight minutes; torch and Triton are all it needs
 	$(PYTHON) benchmarks/gpu.py
