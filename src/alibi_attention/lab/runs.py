@@ -14,6 +14,7 @@
         trained.json         how long that took
         evaluation/          one file for each variant and protocol, once evaluated
         result.json          once all are
+        inside/              what alibi dissect saw; inside-VARIANT/ of a variant
       table.md  figure.png  figure.svg
       results.json           last of all: where it exists, the run is complete
 """
@@ -95,6 +96,9 @@ class RunFolder:
 
     def evaluation(self, method: str, variant: str | None, protocol: str) -> Path:
         return self.root / method / "evaluation" / f"{variant or 'plain'}-{protocol}.json"
+
+    def inside(self, method: str, variant: str | None) -> Path:
+        return self.root / method / ("inside" if variant is None else f"inside-{variant}")
 
     def logs(self, method: str) -> Path:
         return self.root / method / "tensorboard"
