@@ -28,7 +28,9 @@ def dissect(
     tolerance: Annotated[
         float | None, typer.Option(help="Share of a row's mass that may be skipped.", show_default="2^-24")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="RUN/METHOD/inside, or inside-VARIANT")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write to.", show_default="RUN/METHOD/inside, or inside-VARIANT")
+    ] = None,
 ) -> None:
     """Attention mass by distance and head, and for ALiBi the certified horizon and the tiles that are computed.
 
@@ -37,7 +39,7 @@ def dissect(
     """
     asked = whole_numbers("--lengths", lengths)
     require("lab")
-    with laboratory_errors(run):
+    with laboratory_errors(run, names={"run": "RUN", "methods": "--method", "variants": "--method"}):
         from rich.console import Console
 
         from alibi_attention.lab.dissection import dissect_run

@@ -149,7 +149,7 @@ def _finding(evaluations: Sequence[Evaluation]) -> str:
 
 def _dress(axes: Axes, lengths: Sequence[int], config: ExperimentConfig) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     unit = "bits per masked byte" if config.objective == "masked" else "bits per byte"
     axes.set_ylabel(f"{unit}, lower is better")
@@ -168,10 +168,17 @@ def _dress(axes: Axes, lengths: Sequence[int], config: ExperimentConfig) -> None
     )
 
 
-def name_lines(figure: Figure, axes: Axes) -> None:
-    """Each line's name beside its right end, or, of many, in a legend to the right of the axes."""
+def name_lines(figure: Figure, axes: Axes, *, below: bool = False) -> None:
+    """Each line's name beside its right end, or, of many, in a legend to the right of the axes; or a legend below."""
     lines = [line for line in axes.get_lines() if len(line.get_ydata()) > 0 and not _is_mark(line)]  # type: ignore[arg-type]
-    if len(lines) > MOST_LABELS or any(len(str(line.get_label())) > LONG_NAME for line in lines):
+    if below:
+        columns = 1 if any(len(str(line.get_label())) > LONG_NAME for line in lines) else 2
+        rows = -(-len(lines) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * rows)
+        figure.legend(
+            handles=lines, loc="outside lower left", frameon=False, fontsize=9.5, handlelength=3.0, ncols=columns
+        )
+    elif len(lines) > MOST_LABELS or any(len(str(line.get_label())) > LONG_NAME for line in lines):
         figure.set_size_inches(8.0 + LEGEND_WIDTH, max(figure.get_figheight(), 1.4 + 0.24 * len(lines)))
         figure.legend(handles=lines, loc="outside right center", frameon=False, fontsize=9, handlelength=3.0)
     else:
