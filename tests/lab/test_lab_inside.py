@@ -17,7 +17,7 @@ from alibi_attention.lab.dissection import dissect_run, read_inside
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.experiment import start_experiment
 from alibi_attention.lab.inside import Inside, Tiles, attention_inputs, bin_edges, look_inside, mass_by_distance
-from alibi_attention.lab.inside_figures import draw_mass, tile_map
+from alibi_attention.lab.inside_figures import draw_mass, every_key, tile_map
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import DecoderShape, position_methods
 from alibi_attention.lab.trained import load_trained
@@ -98,6 +98,13 @@ def test_tile_map() -> None:
     ranges = (((0, 64, False), (128, 256, True), (256, 320, False)),)
     tiles = Tiles(length=320, layer=0, block_q=128, block_k=64, ranges=ranges)
     assert tile_map(tiles, 0).tolist() == [[2, 1, 0, 0, 0], [2, 1, 2, 2, 0], [1, 1, 1, 1, 2]]
+
+
+def test_every_key() -> None:
+    # One block that the text does not fill; two; two and a half.
+    assert every_key(64, 128) == 64
+    assert every_key(256, 128) == (128 + 256) / 2
+    assert every_key(320, 128) == (128 + 256 + 320) / 3
 
 
 def test_dissect_run(tiny: Callable[..., ExperimentConfig], tmp_path: Path) -> None:

@@ -75,8 +75,7 @@ def draw_horizon(inside: Inside, unit: str = "tokens", *, narrow: bool = False) 
     # Neither end of the map, which would be lost on a dark page or on a white one.
     colours = mpl.colormaps["viridis"](np.linspace(0.25, 0.85, heads))
     lengths = sorted({cell.length for cell in inside.horizon})
-    # What a block needs when nothing is skipped: the keys up to its end, half the length on average.
-    every = [(n + inside.tiles[0].block_q) / 2 for n in lengths]
+    every = [every_key(n, inside.tiles[0].block_q) for n in lengths]
     for layer, axes in enumerate(panels[:layers]):
         for head in range(heads):
             cells = [cell for cell in inside.horizon if (cell.layer, cell.head) == (layer, head)]
@@ -102,6 +101,11 @@ def draw_horizon(inside: Inside, unit: str = "tokens", *, narrow: bool = False) 
     else:
         figure.legend(handles=named, loc="outside right center", frameon=False, fontsize=9)
     return figure
+
+
+def every_key(length: int, block: int) -> float:
+    """Keys that blocks of queries need when nothing is skipped, those up to their ends: their mean."""
+    return float(np.mean([min(first + block, length) for first in range(0, length, block)]))
 
 
 def draw_tiles(tiles: Tiles, unit: str = "tokens", *, narrow: bool = False) -> Figure:
