@@ -217,6 +217,20 @@ def test_labels_of_lines_that_end_together_stand_apart(tiny: MakeConfig) -> None
     assert all(b - a > 0.04 * (high - low) for a, b in pairwise(heights))
 
 
+def test_the_finding_fits_above_the_axes(tiny: MakeConfig) -> None:
+    names = ("ALiBi", "RoPE", "sinusoidal", "T5 bias")
+    for unit in ("next", "masked"):
+        results = [result(name, name, 2.0 + 0.1 * i, 2.0 + 0.2 * i) for i, name in enumerate(names)]
+        many = [
+            r.model_copy(update={"evaluations": tuple(e.model_copy(update={"objective": unit}) for e in r.evaluations)})
+            for r in results
+        ]
+        figure = draw_figure(many, tiny(length=256))
+        figure.draw_without_rendering()
+        (text,) = [text for text in figure.axes[0].texts if text.get_text().startswith("Change in ")]
+        assert text.get_window_extent().x1 <= figure.bbox.width
+
+
 def test_many_lines_are_named_in_a_legend(tiny: MakeConfig) -> None:
     variants = [evaluation(f"rope:{i}", f"RoPE {i}", 2.0, 2.0 + i) for i in range(7)]
     many = [RESULTS[0].model_copy(update={"evaluations": tuple(variants)}), result("learned", "learned", 2.5, None)]
