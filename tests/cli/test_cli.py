@@ -317,7 +317,7 @@ def test_evaluate(alibi: Invoke, book: str) -> None:
     assert "error: --output: expected a new or empty folder, got more, which exists\n" in again.stderr
     missing = alibi("evaluate", "nowhere", "--output=other")
     assert missing.exit_code == 2
-    assert missing.stderr.startswith("error: --output: expected the folder of a run, got nowhere, which has no config")
+    assert missing.stderr.startswith("error: RUN: expected the folder of a run, got nowhere, which has no config")
 
 
 def test_bad_text(alibi: Invoke, tmp_path: Path) -> None:

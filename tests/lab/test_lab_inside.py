@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from alibi_attention import alibi_slopes, certify
 from alibi_attention.lab.config import ExperimentConfig
-from alibi_attention.lab.dissection import dissect_run
+from alibi_attention.lab.dissection import dissect_run, read_inside
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.experiment import start_experiment
 from alibi_attention.lab.inside import Inside, Tiles, attention_inputs, bin_edges, look_inside, mass_by_distance
-from alibi_attention.lab.inside_figures import draw_mass, tile_map
+from alibi_attention.lab.inside_figures import draw_mass, every_key, tile_map
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import DecoderShape, position_methods
 from alibi_attention.lab.trained import load_trained
@@ -99,13 +100,21 @@ def test_tile_map() -> None:
     assert tile_map(tiles, 0).tolist() == [[2, 1, 0, 0, 0], [2, 1, 2, 2, 0], [1, 1, 1, 1, 2]]
 
 
+def test_every_key() -> None:
+    # One block that the text does not fill; two; two and a half.
+    assert every_key(64, 128) == 64
+    assert every_key(256, 128) == (128 + 256) / 2
+    assert every_key(320, 128) == (128 + 256 + 320) / 3
+
+
 def test_dissect_run(tiny: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
     root = tmp_path / "run"
     start_experiment(tiny(methods=("alibi", "learned"), tokenizer="bpe", vocabulary=280, eval_lengths=(16, 24)), root)
-    inside = dissect_run(root, "alibi:ntk", (32, 64), tmp_path / "look", mass_length=32)
+    inside, folder = dissect_run(root, "alibi:ntk", (32, 64), tmp_path / "look", mass_length=32)
+    assert folder == tmp_path / "look"
     kept = json.loads((tmp_path / "look" / "inside.json").read_text(encoding="utf-8"))
     del kept["schema_version"]
-    assert Inside.model_validate(kept) == inside
+    assert Inside.model_validate(kept) == inside == read_inside(folder)
     assert {path.name for path in (tmp_path / "look").iterdir()} == {
         "inside.json", *(f"{name}.{kind}" for name in ("mass", "horizon", "tiles") for kind in ("png", "svg")),
     }  # fmt: skip
@@ -120,6 +129,25 @@ def test_dissect_run(tiny: Callable[..., ExperimentConfig], tmp_path: Path) -> N
         dissect_run(root, "alibi", (100_000,), tmp_path / "other", mass_length=16)
     with pytest.raises(LabError, match=r"^lengths: expected ascending lengths of at least 1, got 64,32 and a mass"):
         dissect_run(root, "alibi", (64, 32), tmp_path / "other", mass_length=16)
+
+
+def test_each_variant_is_kept_apart(whole_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole_run, tmp_path / "run")
+    plain, folder = dissect_run(tmp_path / "run", "alibi", (32,), mass_length=16)
+    assert folder == tmp_path / "run" / "alibi" / "inside"
+    assert read_inside(folder) == plain
+    scaled, other = dissect_run(tmp_path / "run", "alibi:ntk", (32,), mass_length=16)
+    assert other == tmp_path / "run" / "alibi" / "inside-ntk"
+    assert (read_inside(folder), read_inside(other)) == (plain, scaled)
+    assert read_inside(tmp_path) is None
+    for damaged in ("{", "[]", '{"schema_version": 1}', '{"schema_version": 3, "method": "alibi"}'):
+        (folder / "inside.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(LabError) as error:
+            read_inside(folder)
+        assert str(error.value) == (
+            f"inside: expected a file as this version writes it, got {folder / 'inside.json'}; "
+            "run alibi dissect again, or delete this file"
+        )
 
 
 def test_load_trained(whole_run: Path, tmp_path: Path) -> None:

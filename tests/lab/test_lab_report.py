@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -19,9 +20,11 @@ from lab_cases import TINY, write_texts
 from typer.testing import CliRunner
 
 from alibi_attention.cli.app import app
+from alibi_attention.cli.study import study
 from alibi_attention.lab.bootstrap import bootstrap_interval
 from alibi_attention.lab.config import ExperimentConfig, make_config
 from alibi_attention.lab.config_file import read_config_file
+from alibi_attention.lab.dissection import dissect_run
 from alibi_attention.lab.errors import LabError, RunInterrupted
 from alibi_attention.lab.experiment import start_experiment
 from alibi_attention.lab.interruption import OUT_OF_TIME, Interruption
@@ -29,12 +32,15 @@ from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.report import write_report
-from alibi_attention.lab.report_figures import enlarged
+from alibi_attention.lab.report_figures import draw_report_figures, enlarged
+from alibi_attention.lab.report_html import html_page
+from alibi_attention.lab.report_table import Table
 from alibi_attention.lab.report_tables import report_tables
 from alibi_attention.lab.runs import evaluations_of
 from alibi_attention.lab.scores import LossVerdict, RecallScore
 from alibi_attention.lab.study import run_study, study_config
 from alibi_attention.lab.summary import RecallPoint, read_runs, summarise
+from alibi_attention.lab.tables import signed
 
 MakeConfig = Callable[..., ExperimentConfig]
 
@@ -117,6 +123,8 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.text: list[str] = []
         self.tags: list[str] = []
+        self.classes: list[str] = []
+        self.labels: dict[str, list[str]] = {}
         self.feed(text)
         self.close()
 
@@ -129,6 +137,10 @@ class Page(HTMLParser):
                 self.requests.append(f"{tag} {name}={value}")
             if name == "id":
                 self.ids.append(value or "")
+            if name == "class":
+                self.classes.append(value or "")
+            if name == "aria-label":
+                self.labels.setdefault(tag, []).append(value or "")
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attributes)
@@ -151,7 +163,11 @@ def test_page_is_whole_and_asks_nothing_of_the_network(runs: list[Path], tmp_pat
     assert "script" not in page.tags
     assert "url(http" not in text
     assert "@import" not in text
-    assert page.tags.count("svg") == page.tags.count("figure") == 5
+    # Of each figure the page shows one of two drawings, by the width of the screen.
+    assert page.tags.count("figure") == 5
+    assert page.tags.count("svg") == 10
+    assert [kind for kind in page.classes if kind in ("broad", "narrow")] == ["broad", "narrow"] * 5
+    assert all("the table below has the numbers" in words.lower() for words in page.labels["svg"])
     assert len(page.ids) == len(set(page.ids))
     # What is referred to is there.
     references = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
@@ -160,8 +176,10 @@ def test_page_is_whole_and_asks_nothing_of_the_network(runs: list[Path], tmp_pat
     for phrase in (
         "ALiBi, NTK scaling",
         "Usable length",
-        "Recall by distance at the longest length, 128",
-        "Fixed targets: minus ALiBi",
+        "Recall by distance at the longest length, 128 bytes",
+        "Fixed targets: bits per byte less ALiBi's",
+        "Bits per byte by position in the longest window",
+        "lower is better, and guessing bytes blindly costs 8",
         "of the windows lie in one document",
         "learned: its positions end at 32.",
     ):
@@ -228,18 +246,29 @@ def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
         lines = summarise(found)
         tables = {table.name: table for table in report_tables(lines, found[0].config)}
         assert list(tables) == [
-            "verdicts", "windows", "windows-against", "sliding", "sliding-against", "targets", "targets-against",
-            "recall-farthest", "recall-trained", "recall", "costs",
+            "verdicts", "windows", "windows-against", "positions", "sliding", "sliding-against", "targets",
+            "targets-against", "recall-farthest", "recall-trained", "recall", "costs",
         ]  # fmt: skip
-        assert tables["recall-trained"].header == ["", "29"]
-        assert tables["recall"].header == ["", "32", "64", "125"]
-        assert tables["recall-farthest"].header == ["", "29 of 32", "61 of 64", "125 of 128"]
+        assert tables["recall-trained"].header == ["distance (bytes)", "29"]
+        assert tables["recall"].header == ["distance (bytes)", "32", "64", "125"]
+        assert tables["recall-farthest"].header == ["distance (bytes)", "29 of 32", "61 of 64", "125 of 128"]
+        assert tables["windows"].header == ["window (bytes)", "32", "64", "128"]
+        positions = tables["positions"]
+        assert positions.header == [
+            "position (bytes)",
+            "0",
+            "1",
+            *(f"{n}\u2013{2 * n - 1}" for n in (2, 4, 8, 16, 32, 64)),
+        ]
+        # Learned positions end at 32.
+        assert [cell == "—" for cell in positions.rows[2][1:]] == [False] * 6 + [True] * 2
+        assert positions.rows[0][-1] == f"{lines[0].by_position[-1][2]:.3f}"
         assert tables["verdicts"].header[1] == "by perplexity, sliding window"
         against = tables["windows-against"]
         assert [row[0] for row in against.rows] == ["ALiBi, NTK scaling", "learned"]
         # NTK scaling leaves the trained length alone.
         several = len(roots) > 1
-        nothing = "+0.000 ± 0.000 (+0.000 to +0.000)" if several else "+0.000 ± 0.000"
+        nothing = "0.000 ± 0.000 (0.000 to 0.000)" if several else "0.000 ± 0.000"
         assert against.rows[0][1] == nothing
         assert ("too narrow" in against.note) == several
         assert ("by recall, each seed" in tables["verdicts"].header) == several
@@ -258,7 +287,7 @@ def test_perplexity_is_of_tokens(runs: list[Path], tiny: MakeConfig, tmp_path: P
     assert [row[0] for row in tables["windows-perplexity"].rows] == ["RoPE", "NoPE"]
     assert "targets-perplexity" in tables
     # Without ALiBi the first method is what others are compared with.
-    assert tables["windows-against"].title == "Windows: minus RoPE"
+    assert tables["windows-against"].title == "Non-overlapping windows: bits per byte less RoPE's"
     in_bytes = read_runs(runs)
     assert not any("perplexity" in t.name for t in report_tables(summarise(in_bytes), in_bytes[0].config))
 
@@ -275,6 +304,72 @@ def test_what_is_small_is_enlarged() -> None:
     assert enlarged([(line, [], [])], 256) is None
 
 
+def test_numbers_with_a_sign() -> None:
+    assert [signed(x) for x in (0.0126, -0.0126, 0.0004, -0.0004, -0.0)] == [
+        "+0.013", "\u22120.013", "0.000", "0.000", "0.000"
+    ]  # fmt: skip
+
+
+def test_page_of_long_cells() -> None:
+    """Where lines may end, and which columns are read from the left."""
+    header = ["length", "change", "verdict", "share"]
+    table = Table("t", "T", "", header, [["<A>", "1.0 ± 0.1 (−1 to +1)", "not learned; none (1 b)", "5% (1%–9%)"]])
+    page = html_page("T", [], [], [table], {}, "", "")
+    for cell in (
+        '<th scope="row">&lt;A&gt;</th>',
+        '<td>1.0&nbsp;±&nbsp;0.1 <span class="keep">(−1 to +1)</span></td>',
+        '<td class="words"><span class="keep">not learned;</span> <span class="keep">none (1 b)</span></td>',
+        '<td>5% <span class="whole">(1%–9%)</span></td>',
+        '<th scope="col" class="words">verdict</th>',
+    ):
+        assert cell in page, cell
+
+
+def test_a_figure_fits_the_width_of_a_phone(runs: list[Path]) -> None:
+    lines = summarise(read_runs(runs))
+    for name, picture in draw_report_figures(lines * 5, 32, "bytes").items():
+        # Shown 358 pixels wide on a phone of 390, a letter of 9.5 points has ten of them.
+        assert picture.narrow.get_figwidth() == 4.6
+        (legend,) = picture.narrow.legends
+        picture.narrow.draw_without_rendering()
+        box, bottom = legend.get_window_extent(), picture.narrow.axes[-1].xaxis.get_tightbbox()
+        assert bottom is not None
+        assert box.x0 >= 0, name
+        assert box.x1 <= picture.narrow.bbox.width, name
+        assert 0 <= box.y0 < box.y1 <= bottom.y0, name
+
+
+def test_what_is_inside_is_reported(runs: list[Path], tmp_path: Path) -> None:
+    for root in runs:
+        shutil.copytree(root, tmp_path / root.name)
+    roots = [tmp_path / root.name for root in runs]
+    dissect_run(tmp_path / "seed-1", "alibi", (64, 128), mass_length=64)
+    dissect_run(tmp_path / "seed-0", "alibi:ntk", (64, 128), mass_length=64, tolerance=1e-3)
+    dissect_run(tmp_path / "seed-0", "learned", (16,), mass_length=32)
+    text = write_report(roots, tmp_path / "report").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert page.requests == []
+    assert len(page.ids) == len(set(page.ids))
+    assert set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text)) <= set(page.ids)
+    drawn = {path.stem for path in (tmp_path / "report" / "figures").glob("inside-*.svg")}
+    kinds = ("mass", "horizon", "tiles")
+    assert drawn == {*(f"inside-{n}-{k}" for n in ("alibi", "alibi-ntk") for k in kinds), "inside-learned-mass"}
+    said = "".join(page.text)
+    for phrase in (
+        "Inside ALiBi: attention by distance",
+        "Inside ALiBi, NTK scaling: keys each head needs",
+        "Inside learned: attention by distance",
+        "How far back each head looks. The model of seed 1, ",
+        "1.0e-03 was allowed",
+        "alibi dissect again/seed-1 --method alibi --lengths 64,128 --mass-length 64 --tolerance 5.960464477",
+        "alibi dissect again/seed-0 --method alibi:ntk --lengths 64,128 --mass-length 64 --tolerance 0.001\n",
+        "alibi dissect again/seed-0 --method learned --lengths 32 --mass-length 32\n",
+    ):
+        assert phrase in said, phrase
+    assert "](figures/inside-alibi-tiles.png)" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
 def test_report_command(runs: list[Path], tmp_path: Path) -> None:
     arguments = ["report", *map(str, runs), "--output", str(tmp_path / "page")]
     result = CliRunner().invoke(app, arguments, prog_name="alibi")
@@ -285,7 +380,7 @@ def test_report_command(runs: list[Path], tmp_path: Path) -> None:
     )
     refused = CliRunner().invoke(app, ["report", str(tmp_path)], prog_name="alibi")
     assert refused.exit_code == 2
-    assert refused.stderr.startswith("error: --output: expected the folder of a run, got ")
+    assert refused.stderr.startswith("error: RUNS...: expected the folder of a run, got ")
 
 
 # The study
@@ -302,6 +397,14 @@ def test_study_is_of_everything() -> None:
     assert config.protocols == ("windows", "sliding", "targets", "recall")
     assert config.steps * config.batch_size * config.length == 900 * 4096
     assert config.recall_share == 0.5
+
+
+def test_help_of_the_study_has_the_study_s_defaults() -> None:
+    shown = {name: parameter.default for name, parameter in inspect.signature(study).parameters.items()}
+    config = study_config().model_dump()
+    assert {name: shown[name] for name in ("length", "steps", "eval_tokens", "device")} == {
+        name: config[name] for name in ("length", "steps", "eval_tokens", "device")
+    }
 
 
 def test_study_stops_in_time_and_goes_on(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

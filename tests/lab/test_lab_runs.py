@@ -136,13 +136,13 @@ def test_resume_refuses_another_schema(tiny: MakeConfig, tmp_path: Path) -> None
     start_experiment(tiny(methods=("rope",)), root)
     start = json.loads((root / "config.json").read_text(encoding="utf-8"))
     (root / "config.json").write_text(json.dumps({**start, "schema_version": 99}), encoding="utf-8")
-    with pytest.raises(LabError, match=r"^output: expected a run folder of schema version 3, got version 99 in "):
+    with pytest.raises(LabError, match=r"^run: expected a run folder of schema version 3, got version 99 in "):
         resume_experiment(root)
 
 
 def test_resume_refuses_a_spoilt_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(LabError, match=r"^output: expected a config.json as it was written, got .*; start a new run$"):
+    with pytest.raises(LabError, match=r"^run: expected a config.json as it was written, got .*; start a new run$"):
         resume_experiment(tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_table() -> None:
     assert markdown_table(RESULTS) == (
         "| bits per byte at | 256 | 512 | 1024 | 256 → 1024 |\n"
         "| --- | ---: | ---: | ---: | ---: |\n"
-        "| ALiBi | 2.129 | 2.100 | 2.090 | -0.039 |\n"
+        "| ALiBi | 2.129 | 2.100 | 2.090 | −0.039 |\n"
         "| RoPE | 2.080 | 3.000 | 4.600 | +2.520 |\n"
         "\n"
         "| usable length by | perplexity, windows | recall |\n"
@@ -215,6 +215,20 @@ def test_labels_of_lines_that_end_together_stand_apart(tiny: MakeConfig) -> None
     heights = sorted(text.xy[1] for text in axes.texts if text.get_text() in "ABC")
     low, high = axes.get_ylim()
     assert all(b - a > 0.04 * (high - low) for a, b in pairwise(heights))
+
+
+def test_the_finding_fits_above_the_axes(tiny: MakeConfig) -> None:
+    names = ("ALiBi", "RoPE", "sinusoidal", "T5 bias")
+    for unit in ("next", "masked"):
+        results = [result(name, name, 2.0 + 0.1 * i, 2.0 + 0.2 * i) for i, name in enumerate(names)]
+        many = [
+            r.model_copy(update={"evaluations": tuple(e.model_copy(update={"objective": unit}) for e in r.evaluations)})
+            for r in results
+        ]
+        figure = draw_figure(many, tiny(length=256))
+        figure.draw_without_rendering()
+        (text,) = [text for text in figure.axes[0].texts if text.get_text().startswith("Change in ")]
+        assert text.get_window_extent().x1 <= figure.bbox.width
 
 
 def test_many_lines_are_named_in_a_legend(tiny: MakeConfig) -> None:
@@ -396,7 +410,7 @@ def test_damaged_results_are_refused_and_made_again(tiny: MakeConfig, tmp_path: 
     root = tmp_path / "run"
     first = start_experiment(tiny(methods=("rope",)), root)
     (root / "rope" / name).write_text(content, encoding="utf-8")
-    with pytest.raises(LabError, match=r"^output: .*; delete this file and --resume: only what it held is done again$"):
+    with pytest.raises(LabError, match=r"^run: .*; delete this file and --resume: only what it held is done again$"):
         resume_experiment(root)
     (root / "rope" / name).unlink()
     # Weights and evaluations are read; even their seconds are those of the first time.

@@ -143,7 +143,7 @@ def test_the_second_schema_is_read_for_its_weights(copy: Path, whole_run: Path) 
     (copy / "config.json").write_text(json.dumps(start))
     old, new = (load_trained(folder, "rope")[0].state_dict() for folder in (copy, whole_run))
     assert all(torch.equal(old[name], tensor) for name, tensor in new.items())
-    with pytest.raises(LabError, match="output: expected a run folder of schema version 3, got version 2 in"):
+    with pytest.raises(LabError, match="run: expected a run folder of schema version 3, got version 2 in"):
         resume_experiment(copy)
 
 
@@ -151,7 +151,7 @@ def test_but_not_continued(copy: Path) -> None:
     as_schema_1(copy)
     for call in (lambda: resume_experiment(copy), RunFolder(copy).read_results):
         refused: Callable[[], Any] = call
-        with pytest.raises(LabError, match="output: expected a run folder of schema version 3, got version 1 in"):
+        with pytest.raises(LabError, match="run: expected a run folder of schema version 3, got version 1 in"):
             refused()
 
 

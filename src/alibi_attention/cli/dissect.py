@@ -28,21 +28,23 @@ def dissect(
     tolerance: Annotated[
         float | None, typer.Option(help="Share of a row's mass that may be skipped.", show_default="2^-24")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="RUN/METHOD/inside")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write to.", show_default="RUN/METHOD/inside, or inside-VARIANT")
+    ] = None,
 ) -> None:
     """Attention mass by distance and head, and for ALiBi the certified horizon and the tiles that are computed.
 
-    Writes inside.json and figures (PNG and SVG). The certificate is about each layer's attention on this text.
+    Writes inside.json and figures (PNG and SVG); alibi report shows what lies in the run's own folder. The certificate
+    is about each layer's attention on this text.
     """
     asked = whole_numbers("--lengths", lengths)
     require("lab")
-    with laboratory_errors(run):
+    with laboratory_errors(run, names={"run": "RUN", "methods": "--method", "variants": "--method"}):
         from rich.console import Console
 
         from alibi_attention.lab.dissection import dissect_run
 
-        folder = output or run / method.partition(":")[0] / "inside"
-        inside = dissect_run(run, method, asked, folder, mass_length=mass_length, tolerance=tolerance)
+        inside, folder = dissect_run(run, method, asked, output, mass_length=mass_length, tolerance=tolerance)
         console = Console()
         _print_mass(console, inside)
         if inside.horizon:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import typer
 
@@ -21,19 +22,23 @@ def refuse(flag: str, complaint: str, remedy: str) -> typer.Exit:
 
 
 @contextmanager
-def laboratory_errors(run: Path, *, again: str | None = None) -> Iterator[None]:
+def laboratory_errors(
+    run: Path, *, again: str | None = None, names: Mapping[str, str] = MappingProxyType({"run": "--output"})
+) -> Iterator[None]:
     """Around a command of the laboratory: wrong input and interruptions end it in words, without a traceback.
 
     Args:
         run: the folder in which an interrupted run can be continued.
         again: what continues it, where that is not `alibi extrapolate --resume`.
+        names: what the command calls arguments that are no flags of their own name.
     """
     from alibi_attention.lab.errors import LabError, RunInterrupted
 
     try:
         yield
     except LabError as error:
-        raise refuse(f"--{error.argument.replace('_', '-')}", error.complaint, error.remedy) from None
+        flag = names.get(error.argument, f"--{error.argument.replace('_', '-')}")
+        raise refuse(flag, error.complaint, error.remedy) from None
     except RunInterrupted as stopped:
         typer.echo(f"Stopped. {_how_to_continue(run, again)}", err=True)
         raise typer.Exit(128 + stopped.signal_number) from None

@@ -18,7 +18,7 @@ def report(
 ) -> None:
     """One self-contained HTML page and Markdown from run folders, with every figure as SVG and PNG."""
     require("lab")
-    with laboratory_errors(output):
+    with laboratory_errors(output, names=dict.fromkeys(("run", "runs", "inside"), "RUNS...")):
         from alibi_attention.lab.report import write_report
 
         print_report(output, write_report(runs, output))

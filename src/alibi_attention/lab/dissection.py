@@ -10,7 +10,7 @@ import torch
 
 from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.files import write_json
+from alibi_attention.lab.files import read_json, write_json
 from alibi_attention.lab.inside import Inside, look_inside
 from alibi_attention.lab.inside_figures import save_inside_figures
 from alibi_attention.lab.positions import split_name
@@ -18,17 +18,23 @@ from alibi_attention.lab.runs import RunFolder
 from alibi_attention.lab.schema import SCHEMA_VERSION
 from alibi_attention.lab.trained import load_trained, read_run
 
+_FILE = "inside.json"
+
 
 def dissect_run(
-    root: Path, name: str, lengths: Sequence[int], folder: Path, *, mass_length: int, tolerance: float | None = None
-) -> Inside:
+    root: Path, name: str, lengths: Sequence[int], folder: Path | None = None, *, mass_length: int,
+    tolerance: float | None = None,
+) -> tuple[Inside, Path]:  # fmt: skip
     """Look inside one method of a run, on the beginning of its held-out text, and write what is found.
 
     Args:
         root: of the run.
         name: ``"alibi"`` or ``"alibi:ntk"``.
         lengths, mass_length, tolerance: as in `look_inside`.
-        folder: gets ``inside.json`` and the figures.
+        folder: gets ``inside.json`` and the figures; by default the run's own, where `alibi report` finds them.
+
+    Returns:
+        What is found, and the folder.
 
     Raises:
         LabError: for a run, a method or lengths that cannot be used.
@@ -38,6 +44,7 @@ def dissect_run(
         remedy = "such as 1024,2048,4096"
         raise LabError("lengths", expected="ascending lengths of at least 1", got=got, remedy=remedy)
     method, variant = split_name(name)
+    folder = folder or RunFolder(root).inside(method, variant)
     if read_run(RunFolder(root)).objective != "next":
         expected = "a decoder, whose attention is looked at by how far back it goes"
         got = f"{root}, an encoder trained by masked prediction"
@@ -49,6 +56,25 @@ def dissect_run(
     inside = look_inside(
         decoder, method, tokens, lengths, mass_length=mass_length, variant=variant, tolerance=tolerance
     )
-    write_json(folder / "inside.json", {"schema_version": SCHEMA_VERSION, **inside.model_dump(mode="json")})
+    write_json(folder / _FILE, {"schema_version": SCHEMA_VERSION, **inside.model_dump(mode="json")})
     save_inside_figures(inside, folder)
-    return inside
+    return inside, folder
+
+
+def read_inside(folder: Path) -> Inside | None:
+    """What `dissect_run` wrote there; None where it did not.
+
+    Raises:
+        LabError: for a file that is damaged, or of another version.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return None
+    try:
+        value = read_json(path)
+        if value.pop("schema_version") == SCHEMA_VERSION:
+            return Inside.model_validate(value)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        pass
+    remedy = "run alibi dissect again, or delete this file"
+    raise LabError("inside", expected="a file as this version writes it", got=str(path), remedy=remedy)

@@ -91,6 +91,10 @@ def resume_experiment(
         RunInterrupted: as in `start_experiment`.
     """
     folder = RunFolder(root)
+    if not folder.config.is_file():
+        got = f"{root}, which has no config.json"
+        remedy = "name the folder of an interrupted run with --output, or start one without --resume"
+        raise LabError("output", expected="the folder of a run", got=got, remedy=remedy)
     config = folder.read_config()
     wanted = make_config({**config.model_dump(), **(expected or {})})
     for name in expected or {}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ LABEL_GAP = 0.055
 
 # How many methods the line under the title has room for.
 MAX_IN_FINDING = 4
-MAX_NAMES = 40
+MAX_LETTERS = 90
 
 
 def save_figures(results: Sequence[MethodResult], config: ExperimentConfig, paths: Sequence[Path]) -> None:
@@ -139,17 +139,22 @@ def _finding(evaluations: Sequence[Evaluation]) -> str:
         first, last = evaluation.scores[0].bits_per_byte, evaluation.scores[-1].bits_per_byte
         if first is not None and last is not None:
             changes[evaluation.title] = last - first
-    if len(changes) > MAX_IN_FINDING or sum(map(len, changes)) > MAX_NAMES:
+    text = _changes(evaluations, changes)
+    if len(changes) > MAX_IN_FINDING or len(text) > MAX_LETTERS:
         ranked = sorted(changes, key=lambda title: changes[title])
-        changes = {title: changes[title] for title in (ranked[0], ranked[-1])}
-    first_length, last_length = evaluations[0].scores[0].length, evaluations[0].scores[-1].length
+        text = _changes(evaluations, {title: changes[title] for title in (ranked[0], ranked[-1])})
+    return text
+
+
+def _changes(evaluations: Sequence[Evaluation], changes: Mapping[str, float]) -> str:
+    first, last = evaluations[0].scores[0].length, evaluations[0].scores[-1].length
     listed = ", ".join(f"{title} {change:+.2f}".replace("-", "\N{MINUS SIGN}") for title, change in changes.items())
-    return f"Change in {evaluations[0].unit} from {first_length} to {last_length}: {listed or 'none measured'}"
+    return f"Change in {evaluations[0].unit} from {first} to {last}: {listed or 'none measured'}"
 
 
 def _dress(axes: Axes, lengths: Sequence[int], config: ExperimentConfig) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     unit = "bits per masked byte" if config.objective == "masked" else "bits per byte"
     axes.set_ylabel(f"{unit}, lower is better")
@@ -168,10 +173,17 @@ def _dress(axes: Axes, lengths: Sequence[int], config: ExperimentConfig) -> None
     )
 
 
-def name_lines(figure: Figure, axes: Axes) -> None:
-    """Each line's name beside its right end, or, of many, in a legend to the right of the axes."""
+def name_lines(figure: Figure, axes: Axes, *, below: bool = False) -> None:
+    """Each line's name beside its right end, or, of many, in a legend to the right of the axes; or a legend below."""
     lines = [line for line in axes.get_lines() if len(line.get_ydata()) > 0 and not _is_mark(line)]  # type: ignore[arg-type]
-    if len(lines) > MOST_LABELS or any(len(str(line.get_label())) > LONG_NAME for line in lines):
+    if below:
+        columns = 1 if any(len(str(line.get_label())) > LONG_NAME for line in lines) else 2
+        rows = -(-len(lines) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * rows)
+        figure.legend(
+            handles=lines, loc="outside lower left", frameon=False, fontsize=9.5, handlelength=3.0, ncols=columns
+        )
+    elif len(lines) > MOST_LABELS or any(len(str(line.get_label())) > LONG_NAME for line in lines):
         figure.set_size_inches(8.0 + LEGEND_WIDTH, max(figure.get_figheight(), 1.4 + 0.24 * len(lines)))
         figure.legend(handles=lines, loc="outside right center", frameon=False, fontsize=9, handlelength=3.0)
     else:

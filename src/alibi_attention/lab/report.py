@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import html
-import io
 import json
-import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.config_file import write_config_file
@@ -20,42 +16,12 @@ from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.figures import save_figure
 from alibi_attention.lab.files import write_json, write_text
 from alibi_attention.lab.report_figures import draw_report_figures
-from alibi_attention.lab.report_table import Table
-from alibi_attention.lab.report_tables import report_tables
+from alibi_attention.lab.report_html import html_page
+from alibi_attention.lab.report_inside import Look, find_looks, inside_parts, look_command
+from alibi_attention.lab.report_table import Picture, Table
+from alibi_attention.lab.report_tables import report_tables, unit_of
 from alibi_attention.lab.summary import Line, RecallPoint, Run, machine_differences, read_runs, summarise
 from alibi_attention.lab.tables import markdown
-
-_STYLE = """
-:root { color-scheme: light dark; --text: #1a1a1a; --soft: #5a5a5a; --line: #d8d8d8; --page: #ffffff; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e8e8e8; --soft: #a8a8a8; --line: #3c3c3c; --page: #161616; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--page); color: var(--text);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; line-height: 1.25; }
-p.note, figcaption, dt { color: var(--soft); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th:first-child { text-align: left; white-space: nowrap; position: sticky; left: 0; background: var(--page); }
-figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; max-width: 56rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
-pre { overflow-x: auto; padding: 0.7rem; border: 1px solid var(--line); }
-@media (max-width: 44rem) {
-  dl { grid-template-columns: 1fr; } dt { margin-top: 0.4rem; }
-  th:first-child { white-space: normal; min-width: 7.5rem; max-width: 8.5rem; }
-  th, td { padding: 0.3rem 0.4rem; }
-  figure { overflow-x: auto; } figure svg { min-width: 44rem; }
-}
-@media print {
-  :root { --text: #000000; --soft: #333333; --line: #999999; --page: #ffffff; }
-  body { max-width: none; font-size: 10pt; } h2 { break-after: avoid; }
-  figure, tr { break-inside: avoid; } .wide { overflow: visible; } table { font-size: 7.5pt; }
-  th, td { padding: 0.15rem 0.3rem; } th:first-child { white-space: normal; }
-}
-"""
 
 
 def write_report(roots: Sequence[Path], folder: Path) -> Path:
@@ -80,20 +46,25 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
         got = f"masked prediction in {roots[0]}"
         raise LabError("runs", expected="runs of next-token prediction, whose protocols the page explains", got=got,
                        remedy=remedy)  # fmt: skip
-    unit = "bytes" if config.tokenizer == "bytes" else "tokens"
-    with mpl.rc_context({"font.size": 11.0}):
-        figures = draw_report_figures(lines, config.length, unit)
-        for name, figure in figures.items():
-            save_figure(figure, [folder / "figures" / f"{name}.{suffix}" for suffix in ("png", "svg")])
-        inline = {name: inline_svg(figure, name) for name, figure in figures.items()}
+    looks = find_looks(runs, lines)
     tables = report_tables(lines, config)
+    with mpl.rc_context({"font.size": 11.0}):
+        pictures = draw_report_figures(lines, config.length, unit_of(config))
+        inside_tables, inside_pictures = inside_parts(looks, unit_of(config))
+        tables += inside_tables
+        pictures |= inside_pictures
+        for name, picture in pictures.items():
+            save_figure(picture.broad, [folder / "figures" / f"{name}.{suffix}" for suffix in ("png", "svg")])
+        title, lead, facts = _title(config, len(runs)), _lead(lines, config), _facts(runs)
+        command = _command(runs, looks)
+        settings = json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        page = html_page(title, lead, facts, tables, pictures, command, settings)
     for run in runs:
         write_config_file(folder / _config_name(run), run.config)
     write_json(folder / "summary.json", summary_json(runs, lines))
-    write_text(folder / "report.md", markdown_report(runs, tables, list(figures)))
-    page = folder / "report.html"
-    write_text(page, html_report(runs, tables, inline))
-    return page
+    write_text(folder / "report.md", _markdown(title, lead, facts, tables, pictures, command))
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def summary_json(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, object]:
@@ -124,24 +95,34 @@ def _recall_json(point: RecallPoint) -> dict[str, object]:
     return {"length": point.length, "distance": point.distance, "median": point.median, "by_seed": by_seed}
 
 
-def inline_svg(figure: Figure, name: str) -> str:
-    """A figure as an element of a page: its black is the page's text, its names are its own."""
-    text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "alibi", "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = svg.replace("#000000", "currentColor").replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
-    svg = svg.replace("</defs>", "</defs><style>text { fill: currentColor; }</style>", 1)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
-
-
 def _title(config: ExperimentConfig, seeds: int) -> str:
-    unit = "bytes" if config.tokenizer == "bytes" else "tokens"
-    return f"Trained at {config.length} {unit}, tested to {config.eval_lengths[-1]:,}: {_count(seeds, 'seed')}"
+    return (
+        f"Trained at {config.length} {unit_of(config)}, tested to {config.eval_lengths[-1]:,}: {_count(seeds, 'seed')}"
+    )
+
+
+def _lead(lines: Sequence[Line], config: ExperimentConfig) -> list[str]:
+    """For who sees such a page for the first time."""
+    unit = unit_of(config)
+    said = [
+        f"Each model learned to predict text in windows of {config.length:,} {unit}, and then read windows of up to "
+        f"{config.eval_lengths[-1]:,}. The models differ in how they know where a {unit[:-1]} stands, their position "
+        "method; text, its order, and the weights they began with are the same."
+    ]
+    variants = [line.title for line in lines if ":" in line.name]
+    if variants:
+        said.append(f"Used in another way, and not trained again: {'; '.join(variants)}.")
+    if lines[0].losses:
+        said.append(
+            "Bits per byte are what a byte of text costs a model that predicts it: lower is better, and guessing "
+            "bytes blindly costs 8. With a method that extrapolates, long windows cost no more than those of the "
+            "trained length."
+        )
+    if lines[0].recall:
+        said.append(
+            "Recall is another question: whether a value that was told far back is found again when it is asked for."
+        )
+    return said
 
 
 def _count(number: int, what: str) -> str:
@@ -156,7 +137,7 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     facts = [
         ("corpus", f"{corpus['source']}; {corpus['split']}; sha256 {corpus['fingerprint'][:12]}"),
         ("tokens", f"{corpus['tokens']}; {tokens:,} seen in training"),
-        ("model", f"{config.layers} layers, {config.heads} heads, width {config.width}"),
+        ("model", f"{_count(config.layers, 'layer')}, {_count(config.heads, 'head')}, width {config.width}"),
         ("recall in training", f"in {config.recall_share:.0%} of the sequences"),
         ("seeds", ", ".join(str(run.config.seed) for run in runs)),
         ("machine", ", ".join([*machine, f"Python {where['python']}", f"alibi-attention {where['alibi_attention']}"])),
@@ -171,62 +152,29 @@ def _config_name(run: Run) -> str:
     return f"config-seed-{run.config.seed}.yaml"
 
 
-def _command(runs: Sequence[Run]) -> str:
+def _command(runs: Sequence[Run], looks: Sequence[Look]) -> str:
     """What repeats the runs and the report, in the report's own folder, which may be all that is left of them."""
     roots = [f"again/seed-{run.config.seed}" for run in runs]
     commands = [
         shlex.join(["alibi", "extrapolate", "--config", _config_name(run), "--output", root])
         for run, root in zip(runs, roots, strict=True)
     ]
+    commands += [look_command(look, f"again/seed-{look.seed}") for look in looks]
     return "\n".join([*commands, shlex.join(["alibi", "report", *roots, "--output", "again"])])
 
 
-def markdown_report(runs: Sequence[Run], tables: Sequence[Table], figures: Sequence[str]) -> str:
+def _markdown(
+    title: str, lead: Sequence[str], facts: Sequence[tuple[str, str]], tables: Sequence[Table],
+    pictures: Mapping[str, Picture], command: str,
+) -> str:  # fmt: skip
     """Tables and links to the figures, readable where Markdown is."""
-    parts = [f"# {_title(runs[0].config, len(runs))}\n"]
-    parts.append("".join(f"- {name}: {text}\n" for name, text in _facts(runs)))
-    shown = set()
+    parts = [f"# {title}\n", *(f"{text}\n" for text in lead), "".join(f"- {name}: {text}\n" for name, text in facts)]
     for table in tables:
         parts.append(f"## {table.title}\n")
-        if table.name in figures:
-            parts.append(f"![{table.title}](figures/{table.name}.png)\n")
-            shown.add(table.name)
-        parts += [markdown(table.header, table.rows), f"{table.note}\n"]
-    parts += [f"![{name}](figures/{name}.png)\n" for name in figures if name not in shown]
-    parts.append(f"## Repeat it\n\n```bash\n{_command(runs)}\n```\n")
+        if table.name in pictures:
+            parts.append(f"![{pictures[table.name].words}](figures/{table.name}.png)\n")
+        if table.rows:
+            parts.append(markdown(table.header, table.rows))
+        parts.append(f"{table.note}\n")
+    parts.append(f"## Repeat it\n\n```bash\n{command}\n```\n")
     return "\n".join(parts)
-
-
-def html_report(runs: Sequence[Run], tables: Sequence[Table], figures: dict[str, str]) -> str:
-    """One page that asks nothing of the network."""
-    title = html.escape(_title(runs[0].config, len(runs)))
-    facts = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in _facts(runs))
-    parts = [f"<h1>{title}</h1>", f"<dl>{facts}</dl>"]
-    left = dict(figures)
-    for table in tables:
-        parts.append(f"<h2>{html.escape(table.title)}</h2>")
-        if table.name in left:
-            parts.append(f"<figure>{left.pop(table.name)}</figure>")
-        parts += [_html_table(table), f'<p class="note">{html.escape(table.note)}</p>']
-    parts += [f"<figure>{svg}</figure>" for svg in left.values()]
-    parts.append(f"<h2>Repeat it</h2><pre>{html.escape(_command(runs))}</pre>")
-    settings = html.escape(json.dumps(runs[0].config.model_dump(mode="json"), indent=1, ensure_ascii=False))
-    parts.append(f"<details><summary>Every setting</summary><pre>{settings}</pre></details>")
-    body = "\n".join(parts)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{title}</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head>\n'
-        f"<body>\n{body}\n</body></html>\n"
-    )
-
-
-def _html_table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.header)
-    rows = []
-    for first, *others in table.rows:
-        # A number and its spread stay on one line; before the change a line may end.
-        cells = "".join(f"<td>{html.escape(cell).replace(' ± ', '&nbsp;±&nbsp;')}</td>" for cell in others)
-        rows.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
-    body = "".join(rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

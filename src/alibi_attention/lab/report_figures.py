@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alibi_attention.lab.figures import line_styles, name_lines
+from alibi_attention.lab.report_table import Picture
 from alibi_attention.lab.scores import LossProtocol
-from alibi_attention.lab.summary import Line
+from alibi_attention.lab.summary import Line, longest_bins
 
 _TITLES: dict[LossProtocol, str] = {
     "windows": "Non-overlapping windows",
@@ -18,17 +19,35 @@ _TITLES: dict[LossProtocol, str] = {
 }
 
 
-def draw_report_figures(lines: Sequence[Line], train_length: int, unit: str) -> dict[str, Figure]:
-    """A figure for every protocol that was evaluated, by name."""
-    figures: dict[str, Figure] = {}
+def draw_report_figures(lines: Sequence[Line], train_length: int, unit: str) -> dict[str, Picture]:
+    """A picture for every protocol that was evaluated, by the name of the table that has its numbers."""
+    pictures: dict[str, Picture] = {}
     for protocol in ("windows", "sliding", "targets"):
         if protocol in lines[0].losses:
-            figures[protocol] = _draw_losses(lines, protocol, train_length, unit)
-    if lines[0].by_position:
-        figures["positions"] = _draw_positions(lines, train_length, unit)
+            lengths = [point.length for point in lines[0].losses[protocol]]
+            broad, narrow = (_draw_losses(lines, protocol, train_length, unit, narrow=n) for n in (False, True))
+            words = _words(lines, f"bits per byte against the length of the window, {_span(lengths)} {unit}")
+            pictures[protocol] = Picture(broad, narrow, words)
+        if protocol == "windows" and (bins := longest_bins(lines)):
+            longest = bins[-1][1]
+            broad, narrow = (_draw_positions(lines, train_length, unit, narrow=n) for n in (False, True))
+            words = _words(lines, f"bits per byte against the position in the window, to {longest:,} {unit}")
+            pictures["positions"] = Picture(broad, narrow, words)
     if lines[0].recall:
-        figures["recall"] = _draw_recall(lines, train_length, unit)
-    return figures
+        longest = max(point.length for point in lines[0].recall)
+        broad, narrow = (_draw_recall(lines, train_length, unit, narrow=n) for n in (False, True))
+        words = f"the share of values recalled against the distance they were told at, windows of {longest:,} {unit}"
+        pictures["recall"] = Picture(broad, narrow, _words(lines, words))
+    return pictures
+
+
+def _words(lines: Sequence[Line], what: str) -> str:
+    of = f"one line for each of {len(lines)} methods and variants" if len(lines) > 1 else f"of {lines[0].title}"
+    return f"Line chart: {what}, {of}. The table below has the numbers."
+
+
+def _span(lengths: Sequence[int]) -> str:
+    return f"{lengths[0]:,}" if len(lengths) == 1 else f"{lengths[0]:,} to {lengths[-1]:,}"
 
 
 Curve = tuple[Line, list[int], list[float]]
@@ -38,10 +57,12 @@ Curve = tuple[Line, list[int], list[float]]
 ENLARGED = 0.05
 
 
-def _figure(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(8.0, 4.6 if panels == 1 else 7.6), layout="constrained")
+def _figure(title: str, panels: int = 1, *, narrow: bool = False) -> tuple[Figure, list[Axes]]:
+    size = (4.6, 3.4 if panels == 1 else 6.0) if narrow else (8.0, 4.6 if panels == 1 else 7.6)
+    figure = Figure(figsize=size, layout="constrained")
     axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
-    axes[0].set_title(title, loc="left", weight="bold")
+    if not narrow:  # where there is no room beside the heading it stands under
+        axes[0].set_title(title, loc="left", weight="bold")
     for panel in axes:
         panel.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
@@ -52,9 +73,10 @@ def _mark_training(axes: Axes, train_length: int) -> None:
     axes.axvline(train_length, color="#888888", linestyle=":", linewidth=1.2)
 
 
-def _doublings(axes: Axes, lengths: Sequence[int]) -> None:
+def _doublings(axes: Axes, lengths: Sequence[int], *, narrow: bool) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [str(length) for length in lengths], rotation=45 if len(lengths) > 8 else 0)
+    crowded = len(lengths) > (5 if narrow else 8)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=45 if crowded else 0)
     axes.minorticks_off()
 
 
@@ -69,55 +91,60 @@ def enlarged(curves: Sequence[Curve], train_length: int) -> tuple[float, float] 
     return (low - margin, high) if max(values) > high + (high - low) else None
 
 
-def _draw_bits(title: str, curves: Sequence[Curve], ticks: Sequence[int], train_length: int, label: str) -> Figure:
+def _draw_bits(
+    title: str, curves: Sequence[Curve], ticks: Sequence[int], train_length: int, label: str, *, narrow: bool
+) -> Figure:
     """Means over seeds as lines. No bands: most of an interval is that documents differ, which lines have in common."""
     zoom = enlarged(curves, train_length)
-    figure, axes = _figure(title, panels=1 if zoom is None else 2)
+    figure, axes = _figure(title, panels=1 if zoom is None else 2, narrow=narrow)
     styles = line_styles([line for line, _, _ in curves])
     for panel in axes:
         for (line, lengths, values), style in zip(curves, styles, strict=True):
             panel.plot(lengths, values, markersize=4, label=line.title, **style)
-        _doublings(panel, ticks)
+        _doublings(panel, ticks, narrow=narrow)
         _mark_training(panel, train_length)
-        panel.set_ylabel("bits per byte")
+        panel.set_ylabel("bits per byte, lower is better")
     axes[-1].set_xlabel(label)
     if zoom is not None:
         axes[1].set_ylim(zoom)
         axes[1].set_title(f"enlarged: to {ENLARGED:.0%} above the best at the trained length", loc="left", fontsize=10)
-    name_lines(figure, axes[0])
+    name_lines(figure, axes[0], below=narrow)
     return figure
 
 
-def _draw_losses(lines: Sequence[Line], protocol: LossProtocol, train_length: int, unit: str) -> Figure:
+def _draw_losses(
+    lines: Sequence[Line], protocol: LossProtocol, train_length: int, unit: str, *, narrow: bool
+) -> Figure:
     curves: list[Curve] = []
     for line in lines:
         points = [(point.length, point.mean) for point in line.losses[protocol] if point.mean is not None]
         curves.append((line, [length for length, _ in points], [mean for _, mean in points]))
     ticks = [point.length for point in lines[0].losses[protocol]]
-    return _draw_bits(_TITLES[protocol], curves, ticks, train_length, f"window ({unit}); dotted: trained length")
+    label = f"window ({unit}); dotted: trained length"
+    return _draw_bits(_TITLES[protocol], curves, ticks, train_length, label, narrow=narrow)
 
 
-def _draw_positions(lines: Sequence[Line], train_length: int, unit: str) -> Figure:
+def _draw_positions(lines: Sequence[Line], train_length: int, unit: str, *, narrow: bool) -> Figure:
     # The first bin begins at 0, which a logarithmic axis has not got.
     curves: list[Curve] = [
         (line, [end for _, end, _ in line.by_position], [bits for _, _, bits in line.by_position]) for line in lines
     ]
-    ticks = [end for _, end, _ in lines[0].by_position]
-    title = "Loss by position in the longest window"
-    return _draw_bits(title, curves, ticks, train_length, f"position up to ({unit}); dotted: trained length")
+    ticks = [end for _, end, _ in longest_bins(lines)]
+    label = f"position up to ({unit}); dotted: trained length"
+    return _draw_bits("Loss by position in the longest window", curves, ticks, train_length, label, narrow=narrow)
 
 
-def _draw_recall(lines: Sequence[Line], train_length: int, unit: str) -> Figure:
+def _draw_recall(lines: Sequence[Line], train_length: int, unit: str, *, narrow: bool) -> Figure:
     """Share recalled by distance, in windows of the longest length: the median over seeds."""
     longest = max(point.length for point in lines[0].recall)
-    figure, (axes,) = _figure(f"Values recalled by distance, in windows of {longest:,}")
+    figure, (axes,) = _figure(f"Values recalled by distance, in windows of {longest:,} {unit}", narrow=narrow)
     for line, style in zip(lines, line_styles(lines), strict=True):
         points = [(p.distance, p.median) for p in line.recall if p.length == longest and p.median is not None]
         axes.plot([d for d, _ in points], [share for _, share in points], markersize=4, label=line.title, **style)
-    _doublings(axes, [point.distance for point in lines[0].recall if point.length == longest])
+    _doublings(axes, [point.distance for point in lines[0].recall if point.length == longest], narrow=narrow)
     _mark_training(axes, train_length)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(f"distance ({unit}); dotted: trained length")
     axes.set_ylabel("share recalled" + (", median seed" if len(lines[0].seeds) > 1 else ""))
-    name_lines(figure, axes)
+    name_lines(figure, axes, below=narrow)
     return figure

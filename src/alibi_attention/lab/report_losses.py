@@ -7,45 +7,48 @@ from collections.abc import Sequence
 from alibi_attention.lab.pairs import Difference
 from alibi_attention.lab.report_table import Table
 from alibi_attention.lab.scores import LossProtocol
-from alibi_attention.lab.summary import Line, Point, reference_name
-from alibi_attention.lab.tables import NONE, PROTOCOL_NAMES
+from alibi_attention.lab.summary import Line, Point, longest_bins, reference_name
+from alibi_attention.lab.tables import NONE, signed
 
 _LOSSES: tuple[tuple[LossProtocol, str, str], ...] = (
     (
         "windows",
-        "Non-overlapping windows: bits per byte",
+        "Non-overlapping windows",
         "Each window is read on its own; all lengths score the same tokens. Part of what is gained with length is that "
         "fewer tokens stand near the beginning of a window.",
     ),
     (
         "sliding",
-        "Sliding window: bits per byte",
+        "Sliding window",
         "Every scored token has at least the length less one stride before it, so that no token suffers from standing "
         "at a beginning.",
     ),
     (
         "targets",
-        "Fixed targets: bits per byte",
+        "Fixed targets",
         "The same tokens, read with more and more text before them: the only one of the three that isolates use of "
         "context.",
     ),
 )
 
 
-def loss_tables(lines: Sequence[Line], *, perplexity: bool) -> list[Table]:
+def loss_tables(lines: Sequence[Line], unit: str) -> list[Table]:
     """Of every protocol that was evaluated; perplexity per token where tokens are more than bytes."""
     tables = []
     for protocol, title, note in _LOSSES:
         if protocol in lines[0].losses:
-            tables.append(_losses(lines, protocol, title, note))
+            header = [f"window ({unit})", *(f"{point.length:,}" for point in lines[0].losses[protocol])]
+            tables.append(_losses(lines, protocol, title, note, header))
             if len(lines) > 1:
-                tables.append(_against(lines, protocol))
-            if perplexity:
-                tables.append(_perplexity(lines, protocol))
+                tables.append(_against(lines, protocol, title, header))
+            if unit != "bytes":
+                tables.append(_perplexity(lines, protocol, title, header))
+            if protocol == "windows" and longest_bins(lines):
+                tables.append(_positions(lines, unit))
     return tables
 
 
-def _losses(lines: Sequence[Line], protocol: LossProtocol, title: str, note: str) -> Table:
+def _losses(lines: Sequence[Line], protocol: LossProtocol, title: str, note: str, header: list[str]) -> Table:
     points = lines[0].losses[protocol]
     scored = max(point.scored_bytes for point in points)
     note += (
@@ -57,14 +60,14 @@ def _losses(lines: Sequence[Line], protocol: LossProtocol, title: str, note: str
         note += f" At {points[-1].length:,}, {points[-1].whole_context:.0%} of the windows lie in one document."
     rows = [[line.title, *map(_cell, line.losses[protocol])] for line in lines]
     reasons = sorted({f"{line.title}: {p.note}." for line in lines for p in line.losses[protocol] if p.note})
-    return Table(protocol, title, " ".join([note, *reasons]), ["", *(f"{p.length:,}" for p in points)], rows)
+    return Table(protocol, f"{title}: bits per byte", " ".join([note, *reasons]), header, rows)
 
 
 def _cell(point: Point) -> str:
     if point.mean is None:
         return NONE
     if point.change is not None:
-        return f"{point.mean:.3f} ({point.change.mean:+.3f}{_half(point.change.interval)})"
+        return f"{point.mean:.3f} ({signed(point.change.mean)}{_half(point.change.interval)})"
     return f"{point.mean:.3f}{_half(point.interval)}"
 
 
@@ -72,7 +75,7 @@ def _half(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.3f}"
 
 
-def _against(lines: Sequence[Line], protocol: LossProtocol) -> Table:
+def _against(lines: Sequence[Line], protocol: LossProtocol, title: str, header: list[str]) -> Table:
     reference = next(line for line in lines if line.name == reference_name(lines))
     seeds = len(lines[0].seeds)
     note = (
@@ -91,24 +94,35 @@ def _against(lines: Sequence[Line], protocol: LossProtocol) -> Table:
         for line in lines
         if line is not reference
     ]
-    title = f"{PROTOCOL_NAMES[protocol].capitalize()}: minus {reference.title}"
-    header = ["", *(f"{point.length:,}" for point in lines[0].losses[protocol])]
-    return Table(f"{protocol}-against", title, note, header, rows)
+    return Table(f"{protocol}-against", f"{title}: bits per byte less {reference.title}'s", note, header, rows)
 
 
 def _difference(difference: Difference | None, seeds: int) -> str:
     if difference is None:
         return NONE
-    cell = f"{difference.mean:+.3f}{_half(difference.interval)}"
-    return cell if seeds == 1 else f"{cell} ({min(difference.by_seed):+.3f} to {max(difference.by_seed):+.3f})"
+    cell = f"{signed(difference.mean)}{_half(difference.interval)}"
+    return cell if seeds == 1 else f"{cell} ({signed(min(difference.by_seed))} to {signed(max(difference.by_seed))})"
 
 
-def _perplexity(lines: Sequence[Line], protocol: LossProtocol) -> Table:
-    points = lines[0].losses[protocol]
+def _perplexity(lines: Sequence[Line], protocol: LossProtocol, title: str, header: list[str]) -> Table:
     note = "Per token of this vocabulary, mean over seeds: comparable between methods here, not between vocabularies."
     rows = [
         [line.title, *(NONE if p.perplexity is None else f"{p.perplexity:,.2f}" for p in line.losses[protocol])]
         for line in lines
     ]
-    title = f"{PROTOCOL_NAMES[protocol].capitalize()}: perplexity"
-    return Table(f"{protocol}-perplexity", title, note, ["", *(f"{p.length:,}" for p in points)], rows)
+    return Table(f"{protocol}-perplexity", f"{title}: perplexity", note, header, rows)
+
+
+def _positions(lines: Sequence[Line], unit: str) -> Table:
+    bins = longest_bins(lines)
+    rows = []
+    for line in lines:
+        bits = {(first, end): mean for first, end, mean in line.by_position}
+        rows.append([line.title, *(f"{bits[a, b]:.3f}" if (a, b) in bits else NONE for a, b, _ in bins)])
+    header = [f"position ({unit})", *(f"{a:,}" if b == a + 1 else f"{a:,}\N{EN DASH}{b - 1:,}" for a, b, _ in bins)]
+    note = (
+        "What the tokens at these positions cost, counted from 0 at the beginning of a window, in windows that do not "
+        f"overlap, of {bins[-1][1]:,} {unit} or of the longest a method can read. Mean over seeds. Positions past the "
+        "trained length are those it never met in training."
+    )
+    return Table("positions", "Bits per byte by position in the longest window", note, header, rows)

@@ -10,7 +10,7 @@ from alibi_attention.lab.summary import Line, RecallPoint
 from alibi_attention.lab.tables import NONE
 
 
-def recall_tables(lines: Sequence[Line], train_length: int) -> list[Table]:
+def recall_tables(lines: Sequence[Line], train_length: int, unit: str) -> list[Table]:
     """The farthest distance of each length, then every distance at the trained length and at the longest."""
     lengths = sorted({point.length for point in lines[0].recall})
     farthest = [[p for p in lines[0].recall if p.length == length][-1] for length in lengths]
@@ -20,23 +20,28 @@ def recall_tables(lines: Sequence[Line], train_length: int) -> list[Table]:
         if asked
         else "Nothing could be asked."
     )
-    tables = [_table("recall-farthest", "Recall from the farthest distance of each length", note, lines, farthest)]
+    tables = [
+        _table("recall-farthest", "Recall from the farthest distance of each length", note, lines, farthest, unit)
+    ]
     # The last has the name of the figure, which shows the same.
     for length, which, name in ((train_length, "trained", "recall-trained"), (lengths[-1], "longest", "recall")):
         cells = [point for point in lines[0].recall if point.length == length]
         if cells and (name == "recall" or length < lengths[-1]):
-            title = f"Recall by distance at the {which} length, {length:,}"
-            tables.append(_table(name, title, _meaning(lines), lines, cells))
+            title = f"Recall by distance at the {which} length, {length:,} {unit}"
+            tables.append(_table(name, title, _meaning(lines), lines, cells, unit))
     return tables
 
 
-def _table(name: str, title: str, note: str, lines: Sequence[Line], cells: Sequence[RecallPoint]) -> Table:
+def _table(name: str, title: str, note: str, lines: Sequence[Line], cells: Sequence[RecallPoint], unit: str) -> Table:
     rows = []
     for line in lines:
         found = {(point.length, point.distance): point for point in line.recall}
         rows.append([line.title, *(_cell(found[cell.length, cell.distance]) for cell in cells)])
     several = len({cell.length for cell in cells}) > 1
-    header = ["", *(f"{c.distance:,} of {c.length:,}" if several else f"{c.distance:,}" for c in cells)]
+    header = [
+        f"distance ({unit})",
+        *(f"{c.distance:,} of {c.length:,}" if several else f"{c.distance:,}" for c in cells),
+    ]
     return Table(name, title, note, header, rows)
 
 

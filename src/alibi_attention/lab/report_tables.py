@@ -14,20 +14,26 @@ from alibi_attention.lab.tables import NONE, by_loss
 from alibi_attention.lab.verdicts import SLACK
 
 
+def unit_of(config: ExperimentConfig) -> str:
+    """What lengths are counted in."""
+    return "bytes" if config.tokenizer == "bytes" else "tokens"
+
+
 def report_tables(lines: Sequence[Line], config: ExperimentConfig) -> list[Table]:
     """Verdicts first, then tables for each protocol, then what each method costs."""
-    tables = [_verdicts(lines, config)]
-    tables += loss_tables(lines, perplexity=config.tokenizer != "bytes")
+    unit = unit_of(config)
+    tables = [_verdicts(lines, config, unit)]
+    tables += loss_tables(lines, unit)
     if lines[0].recall:
-        tables += recall_tables(lines, config.length)
+        tables += recall_tables(lines, config.length, unit)
     tables.append(_costs(lines))
     return tables
 
 
-def _verdicts(lines: Sequence[Line], config: ExperimentConfig) -> Table:
+def _verdicts(lines: Sequence[Line], config: ExperimentConfig, unit: str) -> Table:
     several = len(lines[0].seeds) > 1
     judged = {line.usable_by_perplexity.protocol for line in lines if line.usable_by_perplexity is not None}
-    header = ["", f"by {by_loss(next(iter(judged), None))}"]
+    header = [f"length ({unit})", f"by {by_loss(next(iter(judged), None))}"]
     header += ["by recall, median seed", "by recall, each seed"] if several else ["by recall"]
     rows = []
     for line in lines:
@@ -54,7 +60,7 @@ def _words(verdict: RecallVerdict | None) -> str:
 
 
 def _costs(lines: Sequence[Line]) -> Table:
-    header = ["", "parameters", "of positions", "training, s", "evaluation, s"]
+    header = ["method", "parameters", "of positions", "training (s)", "evaluation (s)"]
     rows = []
     for line in lines:
         if ":" not in line.name:

@@ -14,6 +14,7 @@
         trained.json         how long that took
         evaluation/          one file for each variant and protocol, once evaluated
         result.json          once all are
+        inside/              what alibi dissect saw; inside-VARIANT/ of a variant
       table.md  figure.png  figure.svg
       results.json           last of all: where it exists, the run is complete
 """
@@ -96,6 +97,9 @@ class RunFolder:
     def evaluation(self, method: str, variant: str | None, protocol: str) -> Path:
         return self.root / method / "evaluation" / f"{variant or 'plain'}-{protocol}.json"
 
+    def inside(self, method: str, variant: str | None) -> Path:
+        return self.root / method / ("inside" if variant is None else f"inside-{variant}")
+
     def logs(self, method: str) -> Path:
         return self.root / method / "tensorboard"
 
@@ -168,7 +172,7 @@ class RunFolder:
             return MethodResult.model_validate(self._read_part(path)["result"])
         except (ValidationError, KeyError):
             remedy = "delete this file and --resume: only what it held is done again"
-            raise LabError("output", expected="a result of this version", got=str(path), remedy=remedy) from None
+            raise LabError("run", expected="a result of this version", got=str(path), remedy=remedy) from None
 
     def read_results(self) -> list[MethodResult]:
         """Of a complete run.
@@ -213,7 +217,7 @@ class RunFolder:
         except (OSError, ValueError, AttributeError):
             pass
         remedy = "delete this file and --resume: only what it held is done again"
-        raise LabError("output", expected="a file as this version writes it", got=str(path), remedy=remedy)
+        raise LabError("run", expected="a file as this version writes it", got=str(path), remedy=remedy)
 
     def write_results(self, results: list[MethodResult]) -> None:
         start = self.read_start()
@@ -225,24 +229,24 @@ class RunFolder:
         With ``older``, for those who only want the trained weights, earlier schemas are read as well: what else lies in
         such a folder is in forms that this version does not continue.
         """
-        remedy = "name the folder of an interrupted run with --output, or start one without --resume"
         if not self.config.is_file():
             got = f"{self.root}, which has no config.json"
-            raise LabError("output", expected="the folder of a run", got=got, remedy=remedy)
+            remedy = "name one that alibi extrapolate wrote"
+            raise LabError("run", expected="the folder of a run", got=got, remedy=remedy)
         expected = "a config.json as it was written"
         try:
             start: Any = read_json(self.config)
         except ValueError as error:
             got = f"{self.config} ({error})"
-            raise LabError("output", expected=expected, got=got, remedy="start a new run") from None
+            raise LabError("run", expected=expected, got=got, remedy="start a new run") from None
         if not isinstance(start, dict):
             got = f"{self.config}, which holds something else"
-            raise LabError("output", expected=expected, got=got, remedy="start a new run")
+            raise LabError("run", expected=expected, got=got, remedy="start a new run")
         if older:
             start = brought_up_to_date(start)
         version = start.get("schema_version")
         if version != SCHEMA_VERSION:
             expected = f"a run folder of schema version {SCHEMA_VERSION}"
             remedy = "continue it with the version of alibi-attention that started it"
-            raise LabError("output", expected=expected, got=f"version {version} in {self.root}", remedy=remedy)
+            raise LabError("run", expected=expected, got=f"version {version} in {self.root}", remedy=remedy)
         return dict(start)

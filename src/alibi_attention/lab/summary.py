@@ -236,3 +236,8 @@ def _by_position(evaluations: Sequence[Evaluation]) -> tuple[tuple[int, int, flo
         return ()
     bins = zip(*(scores[0].by_position for scores in longest), strict=True)
     return tuple((some[0].first, some[0].end, fmean(b.bits_per_byte for b in some)) for some in bins)
+
+
+def longest_bins(lines: Sequence[Line]) -> tuple[tuple[int, int, float], ...]:
+    """Those of the line that goes farthest: not every method can be evaluated at every length."""
+    return max((line.by_position for line in lines), key=lambda bins: bins[-1][1] if bins else 0)

@@ -18,6 +18,12 @@ NONE = "—"
 """Where there is no number."""
 
 
+def signed(number: float) -> str:
+    """With three digits after the point and its sign, which what rounds to nothing has not."""
+    text = f"{number:+.3f}"
+    return text[1:] if float(text) == 0.0 else text.replace("-", "\N{MINUS SIGN}")
+
+
 def table_rows(results: Sequence[MethodResult]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one row per evaluation, one column of bits per byte per evaluation length, and the change."""
     evaluations = evaluations_of(results)
@@ -29,7 +35,7 @@ def table_rows(results: Sequence[MethodResult]) -> tuple[list[str], list[list[st
 def change(scores: Sequence[Score]) -> str:
     """From the first length to the last, with its sign."""
     first, last = scores[0].bits_per_byte, scores[-1].bits_per_byte
-    return NONE if first is None or last is None else f"{last - first:+.3f}"
+    return NONE if first is None or last is None else signed(last - first)
 
 
 def _bits(score: Score) -> str:
