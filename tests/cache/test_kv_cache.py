@@ -253,6 +253,9 @@ def test_refusals() -> None:
         cache.attend(query)
     with pytest.raises(ValueError, match="capacity: expected at least 1 token, got 0"):
         KVCache(0)
+    for wrong in ("a", 2.5, True):
+        with pytest.raises(ValueError, match=rf"^capacity: expected at least 1 token, got {wrong!r}; leave it out"):
+            KVCache(capacity=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="key: expected a tensor without a gradient"):
         cache.append(key.clone().requires_grad_(), value)
     with pytest.raises(ValueError, match="value: expected the batch, heads and tokens of key"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -245,6 +246,57 @@ def test_a_transformers_directory(tmp_path: Path, family: str) -> None:
         assert f"({family}): 40 tokens in" in done.stderr
     refused = invoke(tmp_path, "x", "--method", "alibi")
     assert "error: --method: expected none for a Transformers directory, got alibi" in refused.stderr
+
+
+def ends_of(folder: Path, prompt: str = "hé", count: int = 40) -> tuple[str, str]:
+    """The text up to where it ends, and what ended it, by the command; held against the model's own generate()."""
+    import transformers
+
+    done = invoke(folder, prompt, "--max-tokens", count, "--temperature", 0)
+    assert done.exit_code == 0, done.stderr
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    out = model.generate(ids, max_new_tokens=count, do_sample=False)[0, ids.shape[1] :].tolist()
+    ends = model.generation_config.eos_token_id
+    if out[-1] in (ends if isinstance(ends, list) else [ends]):
+        out.pop()
+    text = done.stdout_bytes.decode()
+    assert text == tokenizer.decode(out, skip_special_tokens=True)
+    return text, done.stderr
+
+
+def test_the_end_of_a_text_is_that_of_generate(tmp_path: Path) -> None:
+    """generation_config.json decides, one token or several; without it config.json does."""
+    model = save_model(tmp_path, "mpt")
+    import transformers
+
+    # Weights large enough that it does not say the same token all the time: what it says by and by is made the end.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    model.save_pretrained(tmp_path)
+    settings, config = tmp_path / "generation_config.json", tmp_path / "config.json"
+    saved, plain = json.loads(settings.read_text()), json.loads(config.read_text())
+    assert plain["eos_token_id"] == 0
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("hé")["input_ids"]
+    said = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False, eos_token_id=10**6)[0].tolist()
+    fresh = [token for at, token in enumerate(said) if at >= len(ids) and token not in said[len(ids) : at]]
+    assert len(fresh) > 1
+    last = fresh[-1]
+    for ends in (last, [last], [250, last], [last, fresh[0]]):
+        settings.write_text(json.dumps({**saved, "eos_token_id": ends}))
+        text, figures = ends_of(tmp_path)
+        assert "ended by end of text" in figures
+        assert (text == "") == (isinstance(ends, list) and fresh[0] in ends)
+    # Not what config.json says, while there is the other.
+    config.write_text(json.dumps({**plain, "eos_token_id": fresh[0]}))
+    settings.write_text(json.dumps({**saved, "eos_token_id": None}))
+    assert "ended by length" in ends_of(tmp_path)[1]
+    settings.unlink()
+    text, figures = ends_of(tmp_path)
+    assert text == ""
+    assert "ended by end of text" in figures
 
 
 def test_a_falcon_forgets(tmp_path: Path) -> None:

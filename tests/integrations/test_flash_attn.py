@@ -288,8 +288,12 @@ def test_a_refused_call_leaves_the_cache_as_it_was() -> None:
     q, k, v = tensors(1, 1)
     _, k_cache, v_cache = tensors(1, 4)
     before = k_cache.clone(), v_cache.clone()
-    for options in ({"window_size": 3}, {"softcap": 1.0}, {"alibi_slopes": SLOPES[:1]}, {"cache_seqlens": 4}):
-        with pytest.raises((ValueError, NotImplementedError)):
+    for options in (
+        {"window_size": 3}, {"softcap": 1.0}, {"alibi_slopes": SLOPES[:1]}, {"cache_seqlens": 4},
+        {"softmax_scale": math.inf}, {"softmax_scale": math.nan}, {"alibi_slopes": SLOPES * math.nan},
+        {"alibi_slopes": SLOPES.clone().requires_grad_()},
+    ):  # fmt: skip
+        with pytest.raises((ValueError, NotImplementedError), match=rf"^{next(iter(options))}: expected"):
             ours.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **{"cache_seqlens": 0, **options})
     assert torch.equal(k_cache, before[0])
     assert torch.equal(v_cache, before[1])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from alibi_attention import alibi_slopes, certify
+from alibi_attention import HorizonCache, alibi_slopes, certify
 from alibi_attention.integrations.inspect import AlibiModel, NotAlibi, describe, report
 from alibi_attention.integrations.inspect.description import rounding_of_positions
 
@@ -70,6 +70,14 @@ SIZES: list[tuple[str, dict[str, Any], tuple[int, int, int, int, bool, int | Non
     ("DNABERT-2", DNABERT, (12, 12, 12, 64, False, 512)),
     ("data2vec 2", DATA2VEC, (8, 12, 12, 64, False, None)),
 ]
+
+UNKNOWN = {
+    "model_type": "newcomer", "alibi": True, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+}  # fmt: skip
+
+
+def of_mpt(**attention: Any) -> dict[str, Any]:
+    return {**MPT, "attn_config": {"alibi": True, **attention}}
 
 
 def codes(model: AlibiModel) -> set[str]:
@@ -220,6 +228,34 @@ def test_models_without_linear_biases(config: dict[str, Any], text: str) -> None
         ([], "config: expected a JSON object, got list"),
         ({**BLOOM, "n_head": "many"}, "n_head: expected an integer of at least 1, got 'many'"),
         ({**BLOOM, "n_embed": 100}, "n_embed: expected a multiple of the 112 heads, got 100"),
+        ({**BLOOM, "n_head": 0}, "n_head: expected an integer of at least 1, got 0"),
+        ({**BLOOM, "n_head": -16}, "n_head: expected an integer of at least 1, got -16"),
+        ({**BLOOM, "n_head": True}, "n_head: expected an integer of at least 1, got True"),
+        ({**BLOOM, "n_head": 10**7, "n_embed": 10**7}, "n_head: expected an integer of at most 1,024, got 10000000"),
+        ({**BLOOM, "seq_length": -1}, "seq_length: expected an integer of at least 1, got -1"),
+        ({**BLOOM, "seq_length": "2048"}, "seq_length: expected an integer of at least 1, got '2048'"),
+        ({**BLOOM, "seq_length": 2**41}, "seq_length: expected an integer of at most 1,099,511,627,776, got 2199"),
+        ({**BLOOM, "dtype": 7}, "dtype: expected the name of a dtype, such as 'bfloat16', got 7"),
+        ({**MPT, "attn_config": "alibi"}, "attn_config: expected an object, got 'alibi'"),
+        ({**MPT, "attn_config": [1]}, "attn_config: expected an object, got [1]"),
+        (of_mpt(alibi="yes"), "attn_config.alibi: expected true or false, got 'yes'"),
+        (of_mpt(alibi_bias_max="8"), "attn_config.alibi_bias_max: expected a number above 0 and at most 126, got '8'"),
+        (of_mpt(alibi_bias_max=0), "attn_config.alibi_bias_max: expected a number above 0 and at most 126, got 0"),
+        (of_mpt(alibi_bias_max=True), "attn_config.alibi_bias_max: expected a number above 0 and at most 126, got Tr"),
+        (of_mpt(alibi_bias_max=math.nan), "attn_config.alibi_bias_max: expected a number above 0 and at most 126"),
+        (of_mpt(alibi_bias_max=10**400), "attn_config.alibi_bias_max: expected a number above 0 and at most 126"),
+        (of_mpt(kv_n_heads=5), "attn_config.kv_n_heads: expected a number that divides the 32 heads of queries, got 5"),
+        (of_mpt(kv_n_heads=64), "attn_config.kv_n_heads: expected a number that divides the 32 heads of queries"),
+        ({**FALCON, "alibi": "true"}, "alibi: expected true or false, got 'true'"),
+        ({**FALCON, "multi_query": "no"}, "multi_query: expected true or false, got 'no'"),
+        ({**JAIS, "alibi_scaling": 4.0}, "alibi_scaling: expected an object, got 4.0"),
+        ({**JAIS, "alibi_scaling": {"factor": 0}}, "alibi_scaling.factor: expected a number above 0, got 0"),
+        ({**JAIS, "alibi_scaling": {"factor": -2.0}}, "alibi_scaling.factor: expected a number above 0, got -2.0"),
+        ({**JAIS, "alibi_scaling": {"factor": "two"}}, "alibi_scaling.factor: expected a number above 0, got 'two'"),
+        ({**JAIS, "alibi_scaling": {"train_seq_len": "x"}}, "train_seq_len: expected an integer of at least 1, got"),
+        ({**DATA2VEC, "alibi_scale": -1, "use_alibi_encoder": True}, "alibi_scale: expected a number above 0, got -1"),
+        ({**UNKNOWN, "num_key_value_heads": 3}, "num_key_value_heads: expected a number that divides the 4 heads"),
+        ({**UNKNOWN, "alibi": "True"}, "alibi: expected true or false, got 'True'"),
         ({"model_type": "bloom"}, "n_head: expected in the configuration, got none"),
     ],
 )
@@ -228,6 +264,8 @@ def test_damaged_configurations(config: Any, text: str) -> None:
         describe(config)
     assert not isinstance(error.value, NotAlibi)
     assert str(error.value).startswith(text)
+    if config:
+        assert str(error.value).endswith("; mend the configuration")
 
 
 def test_a_model_inside_a_model() -> None:
@@ -262,17 +300,53 @@ def test_memory() -> None:
     result = report(describe({**REPLIT, "dtype": "bfloat16"}), lengths=[64, 10**6])
     short, long = result.memory
     token = 2 * 32 * 128 * 2
-    assert short.full == short.horizon == token * 8 * 64
+    assert short.full == token * 8 * 64
     assert short.keys_read < 64
     assert long.full == token * 8 * 10**6
-    # Each key head keeps what the flattest of its three query heads needs, in tiles of 64 and the one being filled.
+    # At least what each key head needs for the flattest of its three query heads.
     widest = result.guaranteed.view(8, 3).amax(1)
-    assert long.horizon == token * sum(64 * (math.ceil(float(window) / 64) + 1) for window in widest)
+    assert token * float(widest.sum()) < long.horizon < long.full
     assert long.keys_read == pytest.approx(float(result.typical.mean()))
     assert result.element_bytes == 2
     assert report(describe({**REPLIT, "dtype": "float32"}), lengths=[1]).memory[0].full == 2 * token * 8
     assert report(describe(JINA)).memory == ()
     assert [m.length for m in report(describe(MPT)).memory] == [65536, 4 * 65536, 16 * 65536, 64 * 65536]
+    assert report(describe({**MPT, "torch_dtype": "float64"})).tolerance == 2.0**-53
+
+
+SMALL = {
+    "model_type": "mpt", "d_model": 64, "n_heads": 8, "n_layers": 3, "max_seq_len": 2048,
+    "attn_config": {"alibi": True, "alibi_bias_max": 7, "kv_n_heads": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_memory_is_what_a_horizon_cache_allocates(dtype: str) -> None:
+    """To the byte: at every length, before, while and after its windows fill."""
+    model = describe({**SMALL, "torch_dtype": dtype})
+    lengths = (100, 1000, 2048, 3000, 4608, 7000, 9000)
+    reckoned = report(model, lengths=lengths, logit_bound=1.5)
+    assert reckoned.chunk == 512
+    caps = {"query_norm": 3.0, "key_norm": 0.5 / model.scale}
+    draw = torch.Generator().manual_seed(0)
+    held = {}
+    for length in lengths:
+        cache = HorizonCache("guaranteed", **caps)
+        for at in range(0, length, 512):
+            tokens = min(512, length - at)
+            unit = torch.randn(1, 8, tokens, 8, generator=draw, dtype=torch.float64)
+            # A little below their caps, which bfloat16 would round some above.
+            unit = (0.99 * torch.nn.functional.normalize(unit, dim=-1)).to(getattr(torch, dtype))
+            # Keys in pairs of opposites: their mean is 0, exactly.
+            key = unit[:, :4]
+            key = torch.cat([key[:, :, : tokens // 2], -key[:, :, : tokens // 2]], 2) * caps["key_norm"]
+            cache.append(key, key)
+            cache.attend(unit * caps["query_norm"], model.slopes, scale=model.scale)
+        assert cache.length == length
+        held[length] = cache.bytes_held
+    assert bool((cache.certificate().evicted > 0).all())  # every window is full
+    assert [memory.horizon for memory in reckoned.memory] == [model.layers * held[length] for length in lengths]
+    assert reckoned.memory[-1].horizon == reckoned.memory[-2].horizon  # and stays
 
 
 @pytest.mark.parametrize(
@@ -280,6 +354,7 @@ def test_memory() -> None:
     [
         ({"lengths": []}, "lengths: expected one or more"),
         ({"lengths": [0]}, "lengths: expected one or more"),
+        ({"lengths": [10**30]}, "lengths: expected one or more numbers of tokens, each from 1 to 2^46, got [1000"),
         ({"logit_bound": -1.0}, "logit_bound: expected a number of at least 0, got -1.0"),
         ({"logit_bound": math.nan}, "logit_bound: expected a number of at least 0, got nan"),
     ],

@@ -48,14 +48,15 @@ def test_tells_slopes_windows_memory_and_traps(alibi: Invoke, tmp_path: Path) ->
         "16 of 32 heads, from the steepest to the flattest; the mean is over all",
         "beyond which lies at most 2^-24 of a row's weight",
         "scale |q| |k| is at most 11.31 (--logit-bound)",
-        "Cache of one sequence, 2 bytes a number",
+        "Cache of one sequence, 2 bytes a number\n",
+        "HorizonCache: all that it allocates, in mode='guaranteed' with caps on\nnorms that keep to the bound, 512",
         "alibi_bias_max is 16, which Transformers' own MPT does not read",
         "fails beyond max_seq_len = 65,536 tokens",
     ):
         assert line in result.stdout
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["0", "0.707107", "1", "7", "14", "39", "56"] in rows
-    assert ["65,536", "32", "GiB", "14", "GiB", "44%", "26,475"] in rows
+    assert ["65,536", "32", "GiB", "46.3", "GiB", "145%", "26,475"] in rows
 
 
 def test_options_change_the_reckoning(alibi: Invoke, tmp_path: Path) -> None:
@@ -80,7 +81,18 @@ def test_json_has_every_head(alibi: Invoke, tmp_path: Path) -> None:
     )
     assert value["horizon"]["tolerance"] == 2.0**-24
     assert value["cache"][0]["full_bytes"] == 2 * 32 * 32 * 128 * 2 * 1024
+    # Nothing is forgotten yet, and the buffer is as long as the text: summary and center, held twice, are more.
+    extra = 32 * 32 * (8 * 1024 // 64 + 2 * 4 * 128)
+    assert value["cache"][0]["horizon_bytes"] == value["cache"][0]["full_bytes"] + extra
+    assert value["chunk"] == 512
     assert [trap["code"] for trap in value["traps"]] == ["bias-max-ignored", "length-cap"]
+
+
+def test_a_dtype_that_no_cache_has_is_told_from_one(alibi: Invoke, tmp_path: Path) -> None:
+    assumed = "2 bytes a number (assumed)\n"
+    for dtype, line in (("float32", "4 bytes a number\n"), ("int8", assumed), (None, assumed)):
+        path = written(tmp_path / "config.json", {**STORYWRITER, "torch_dtype": dtype})
+        assert line in alibi(path).stdout
 
 
 def test_a_model_without_linear_biases_ends_with_1(alibi: Invoke, tmp_path: Path) -> None:
@@ -115,12 +127,14 @@ def test_input_that_is_no_model(alibi: Invoke, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "damaged.json").write_text('{"model_type": "bloom", "n_head": 0}')
+    written(tmp_path / "odd.json", {**STORYWRITER, "attn_config": "on; off"})
     for name, words in (
         ("none.json", "expected a file or folder, got none.json, which does not exist\n  name a config.json"),
         ("empty/model", "expected a file or folder, got empty/model, which does not exist"),
         ("empty", "expected a folder with a config.json, got empty\n  name a model's folder or file"),
         ("broken.json", "expected JSON, got broken.json"),
         ("list.json", "config: expected a JSON object, got list"),
+        ("odd.json", "attn_config: expected an object, got 'on; off'\n  mend the configuration"),
         ("damaged.json", "n_head: expected an integer of at least 1, got 0\n  mend the configuration"),
     ):
         result = alibi(name)

@@ -14,11 +14,10 @@ from alibi_attention.cache.common import check_append, check_index, outside_comp
 from alibi_attention.cache.kv import KVCache
 from alibi_attention.cache.options import Many, make_options
 from alibi_attention.cache.proof import HorizonCertificate
-from alibi_attention.cache.rings import PIECE
+from alibi_attention.cache.run import PIECE, dealt_from
 from alibi_attention.cache.sizes import group_heads
 from alibi_attention.cache.store import Store
 from alibi_attention.call import autocast_is_on
-from alibi_attention.horizon.tiles import BLOCK_K
 from alibi_attention.problem import check_key_mask, check_tensors, default_tolerance
 from alibi_attention.slopes import alibi_slopes
 
@@ -176,7 +175,7 @@ class HorizonCache:
         assert self._judge is not None
         reaches = self._judge.reaches(store)
         if not self._is_settled:
-            if min(reaches) + BLOCK_K + PIECE > position:
+            if position < dealt_from(reaches):
                 return
             store.deal(group_heads(reaches))
             self._is_settled = True

@@ -44,12 +44,12 @@ class KVCache:
         capacity: tokens to make room for at once; it grows when they are used up. By default it grows from 256.
 
     Raises:
-        ValueError: for a capacity below 1.
+        ValueError: for a capacity that is no integer of at least 1.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
-        if capacity is not None and capacity < 1:
-            raise ValueError(f"capacity: expected at least 1 token, got {capacity}")
+        if capacity is not None and (not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1):
+            raise ValueError(f"capacity: expected at least 1 token, got {capacity!r}; leave it out to let it grow")
         self._capacity = capacity
         self._length = 0
         self._key: Tensor | None = None

@@ -89,7 +89,9 @@ def _describe(model: str) -> AlibiModel:
     except NotAlibi:
         raise
     except ValueError as error:
-        complaint, _, remedy = str(error).partition("; ")
+        # A value that is quoted may hold a semicolon too.
+        text, _, remedy = str(error).rpartition("; ")
+        complaint, remedy = (text, remedy) if text else (remedy, "")
         raise refuse("MODEL", complaint, remedy or "name the config.json of a model") from None
 
 
@@ -152,6 +154,7 @@ def _as_json(result: Report) -> dict[str, Any]:
             for memory in result.memory
         ],
         "element_bytes": result.element_bytes,
+        "chunk": result.chunk,
         "traps": [{"code": trap.code, "text": trap.text} for trap in model.traps],
     }
 
@@ -221,10 +224,10 @@ def _print_memory(console: Console, result: Report) -> None:
     if not result.memory:
         console.print("No cache: an encoder reads each text once.\n")
         return
-    assumed = "" if result.model.dtype else " (assumed)"
+    assumed = " (assumed)" if result.element_is_assumed else ""
     console.print(f"Cache of one sequence, {result.element_bytes} bytes a number{assumed}")
     table = Table(box=None, pad_edge=False)
-    for title in ("  tokens", "full", "guaranteed horizon", "keys a head reads for a token"):
+    for title in ("  tokens", "full", "HorizonCache", "keys a head reads for a token"):
         table.add_column(title, justify="right")
     for memory in result.memory:
         share = f"{memory.horizon / memory.full:.0%}"
@@ -232,7 +235,9 @@ def _print_memory(console: Console, result: Report) -> None:
             f"{memory.length:,}", _bytes(memory.full), f"{_bytes(memory.horizon)} {share:>5}", _tokens(memory.keys_read)
         )
     console.print(table)
-    console.print()
+    console.print("\nfull: all keys and values. HorizonCache: all that it allocates, in mode='guaranteed' with caps on")
+    console.print(f"norms that keep to the bound, {result.chunk} tokens appended at a time, the first of mean key 0.")
+    console.print("It makes room ahead: while windows fill it may take more than all keys would.\n")
 
 
 def _tokens(number: float) -> str:

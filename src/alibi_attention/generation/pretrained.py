@@ -72,11 +72,13 @@ class PretrainedSource:
             raise _no_device(device, error) from None
         make = ours.horizon_cache if cache == "horizon" else ours.kv_cache
         self._cache: Any = make(self._model)
-        config = self._model.config
-        ends = config.eos_token_id
+        # What generate() goes by: generation_config.json, or where there is none what config.json says.
+        settings = self._model.generation_config
+        ends = settings.eos_token_id
         self.end = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
-        self._begin = config.bos_token_id if config.bos_token_id is not None else min(self.end, default=0)
-        self.name = f"{path} ({config.model_type})"
+        begin = self._model.config.bos_token_id if settings.bos_token_id is None else settings.bos_token_id
+        self._begin = min(self.end, default=0) if begin is None else begin
+        self.name = f"{path} ({self._model.config.model_type})"
 
     def encode(self, prompt: str) -> list[int]:
         tokens: list[int] = self._tokenizer(prompt)["input_ids"] if prompt else []

@@ -236,7 +236,7 @@ def flash_attn_with_kvcache(
     for name, tensor in (("rotary_cos", rotary_cos), ("rotary_sin", rotary_sin)):
         arguments.refuse(name, tensor, "rotary embedding", "ALiBi takes its place; or turn q and k beforehand")
     arguments.refuse("block_table", block_table, "a paged cache", "give each sequence a row of its own")
-    rows = arguments.check_cache(q, k_cache, v_cache, k, v, cache_batch_idx)
+    rows = arguments.check_cache(q, k_cache, v_cache, k, v, alibi_slopes, cache_batch_idx)
     slopes = arguments.slopes_for(q, alibi_slopes, sequences=q.shape[0])
     window = arguments.window_of(window_size)
     held = arguments.held_tokens(q, k_cache, k, cache_seqlens, cache_leftpad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +49,8 @@ def check_options(
         raise ValueError(f"dropout_p: expected a probability in [0, 1), got {dropout_p!r}")
     if softmax_scale is not None and not _is_number(softmax_scale):
         raise ValueError(f"softmax_scale: expected a number, got {softmax_scale!r}; None is 1 / sqrt(headdim)")
+    if softmax_scale is not None and not -math.inf < softmax_scale < math.inf:  # type: ignore[operator]
+        raise ValueError(f"softmax_scale: expected a finite number, got {softmax_scale!r}; None is 1 / sqrt(headdim)")
     if probs and dropout_p:
         raise NotImplementedError(
             "return_attn_probs: expected with dropout_p 0, where the lse alone is returned; the probabilities that "
@@ -142,6 +145,8 @@ def slopes_for(q: Tensor, slopes: object, *, sequences: int) -> Tensor:
         raise ValueError(f"alibi_slopes: expected float32, got {slopes.dtype}; keep slopes in full precision")
     if slopes.device != q.device:
         raise ValueError(f"alibi_slopes: expected the device of q, {q.device}, got {slopes.device}")
+    if values_can_be_read(slopes.device) and not bool(slopes.isfinite().all()):
+        raise ValueError(f"alibi_slopes: expected finite numbers, got {slopes.flatten().tolist()[:8]}")
     return slopes
 
 
@@ -185,7 +190,13 @@ def check_cumulative(
 
 
 def check_cache(
-    q: Any, k_cache: Any, v_cache: Any, k: Tensor | None, v: Tensor | None, cache_batch_idx: Tensor | None
+    q: Any,
+    k_cache: Any,
+    v_cache: Any,
+    k: Tensor | None,
+    v: Tensor | None,
+    slopes: Any,
+    cache_batch_idx: Tensor | None,
 ) -> Tensor | None:
     """Tensors of a call with a cache; the rows of the cache to use as int64, or None for the first ones in order."""
     check_tensors(q, k_cache, v_cache, dims=4, names=("k_cache", "v_cache"))
@@ -197,8 +208,8 @@ def check_cache(
         tensors |= {"k": k, "v": v}
         if k.shape[2] != k_cache.shape[2]:
             raise ValueError(f"k: expected the heads of k_cache, {k_cache.shape[2]}, got shape {tuple(k.shape)}")
-    for name, tensor in tensors.items():
-        if torch.is_grad_enabled() and tensor.requires_grad:
+    for name, tensor in {**tensors, "alibi_slopes": slopes}.items():
+        if torch.is_grad_enabled() and isinstance(tensor, Tensor) and tensor.requires_grad:
             raise ValueError(
                 f"{name}: expected a tensor without a gradient, got one that requires it; attention over a cache has "
                 "no backward pass: run under torch.no_grad()"

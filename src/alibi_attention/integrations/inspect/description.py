@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,28 +67,90 @@ class AlibiModel:
     traps: tuple[Trap, ...]
 
 
-def number(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
+MOST_HEADS = 1024
+LONGEST = 2**40
+"""What no model has is a slip, and would take for ever to reckon with."""
+
+
+def number(config: Mapping[str, Any], *keys: str, default: int | None = None, most: int | None = None) -> int:
     """The first of the keys that is there, as an integer of at least 1.
 
     Raises:
-        ValueError: if none is there and there is no default, or it is no such integer.
+        ValueError: if none is there and there is no default, or it is no such integer, or above ``most``.
     """
     for key in keys:
         value = config.get(key)
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{key}: expected an integer of at least 1, got {value!r}; mend the configuration")
+            raise _wrong(key, "an integer of at least 1", value)
+        if most is not None and value > most:
+            raise _wrong(key, f"an integer of at most {most:,}", value)
         return value
     if default is None:
         raise ValueError(f"{keys[0]}: expected in the configuration, got none; mend the configuration")
     return default
 
 
+def positive(config: Mapping[str, Any], key: str, default: float, *, most: float = math.inf, inside: str = "") -> float:
+    """A number above 0.
+
+    Raises:
+        ValueError: for anything else; ``inside`` is the part of the configuration that the key is in.
+    """
+    value = config.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most or value == math.inf:
+        limit = f" and at most {most:g}" if most < math.inf else ""
+        raise _wrong(f"{inside}{key}", f"a number above 0{limit}", value)
+    return value
+
+
+def flag(config: Mapping[str, Any], key: str, default: bool, *, inside: str = "") -> bool:
+    """True or false.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise _wrong(f"{inside}{key}", "true or false", value)
+    return value
+
+
+def part(config: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    """An object within the configuration; None where there is none.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    value = config.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        raise _wrong(key, "an object", value)
+    return value
+
+
 def dtype_of(config: Mapping[str, Any]) -> str | None:
-    """What the configuration calls dtype, or torch_dtype before version 5 of Transformers."""
-    value = config.get("dtype") or config.get("torch_dtype")
-    return value.removeprefix("torch.") if isinstance(value, str) else None
+    """What the configuration calls dtype, or torch_dtype before version 5 of Transformers.
+
+    Raises:
+        ValueError: for what is no name.
+    """
+    for key in ("dtype", "torch_dtype"):
+        value = config.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise _wrong(key, "the name of a dtype, such as 'bfloat16'", value)
+        return value.removeprefix("torch.")
+    return None
+
+
+def _wrong(key: str, expected: str, got: Any) -> ValueError:
+    return ValueError(f"{key}: expected {expected}, got {reprlib.repr(got)}; mend the configuration")
 
 
 def rounding_of_positions(slopes: Tensor, length: int, dtype: torch.dtype) -> float:

@@ -13,10 +13,23 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from alibi_attention.integrations.inspect import traps as known
-from alibi_attention.integrations.inspect.description import AlibiModel, NotAlibi, Trap, dtype_of, number
+from alibi_attention.integrations.inspect.description import (
+    LONGEST,
+    MOST_HEADS,
+    AlibiModel,
+    NotAlibi,
+    Trap,
+    dtype_of,
+    flag,
+    number,
+    part,
+    positive,
+)
 from alibi_attention.slopes import alibi_slopes
 
 Config = Mapping[str, Any]
+
+_MOST_BIAS = 126.0  # what alibi_slopes takes
 
 
 class _Shape(NamedTuple):
@@ -52,7 +65,7 @@ def describe(config: object) -> AlibiModel:
     kind = str(config.get("model_type", "")).lower()
     if kind in _READERS:
         return _READERS[kind](config)
-    if config.get("position_embedding_type") == "alibi" or config.get("alibi") is True:
+    if config.get("position_embedding_type") == "alibi" or flag(config, "alibi", False):
         return _read_unknown(config)
     name = f"model_type {kind!r}" if kind else "a configuration without model_type"
     raise NotAlibi(
@@ -63,20 +76,27 @@ def describe(config: object) -> AlibiModel:
 
 def _model(
     config: Config, family: str, shape: _Shape, *, causal: bool = True, kv_heads: int | None = None,
-    bias_max: float = 8.0, factor: float = 1.0, note: str = "", scale_power: float = 0.5,
+    kv_key: str = "kv_heads", bias_max: float = 8.0, factor: float = 1.0, note: str = "", scale_power: float = 0.5,
     slopes: Tensor | None = None, extra: tuple[Trap, ...] = (),
 ) -> AlibiModel:  # fmt: skip
-    heads, width = number(config, *shape.heads), number(config, *shape.width)
+    heads, width = number(config, *shape.heads, most=MOST_HEADS), number(config, *shape.width)
+    kv_heads = kv_heads or heads
     if width % heads:
-        raise ValueError(f"{shape.width[0]}: expected a multiple of the {heads} heads, got {width}")
-    length = next((config[key] for key in shape.length if isinstance(config.get(key), int)), None)
-    length_key = next((key for key in shape.length if isinstance(config.get(key), int)), "")
+        key = next(key for key in shape.width if config.get(key) is not None)
+        raise ValueError(f"{key}: expected a multiple of the {heads} heads, got {width}; mend the configuration")
+    if heads % kv_heads:
+        raise ValueError(
+            f"{kv_key}: expected a number that divides the {heads} heads of queries, got {kv_heads}; mend the "
+            "configuration"
+        )
+    length_key = next((key for key in shape.length if config.get(key) is not None), "")
+    length = number(config, length_key, most=LONGEST) if length_key else None
     slopes = alibi_slopes(heads, "interleaved", bias_max) if slopes is None else slopes
     return AlibiModel(
         family=family,
         layers=number(config, *shape.layers),
         heads=heads,
-        kv_heads=kv_heads or heads,
+        kv_heads=kv_heads,
         head_dim=width // heads,
         slopes=slopes * factor,
         scheme="interleaved",
@@ -98,38 +118,39 @@ def _read_bloom(config: Config) -> AlibiModel:
 
 
 def _read_mpt(config: Config) -> AlibiModel:
-    attention = config.get("attn_config") or config
-    if attention.get("alibi", "attn_config" not in config or config["attn_config"] is None) is not True:
+    inner = part(config, "attn_config")
+    attention, inside = (config, "") if inner is None else (inner, "attn_config.")
+    if not flag(attention, "alibi", inner is None, inside=inside):
         raise NotAlibi(
             "MPT with attn_config.alibi off: learned positions instead of linear biases. Transformers' own MPT does "
             "not read this key and would apply linear biases all the same"
         )
     shape = _Shape(("n_layers",), ("n_heads",), ("d_model",), ("max_seq_len",))
-    heads = number(config, "n_heads")
+    heads = number(config, "n_heads", most=MOST_HEADS)
     kv_heads = number(attention, "kv_n_heads", default=heads)
     if attention.get("attn_type") == "multiquery_attention":
         kv_heads = 1
-    bias_max = attention.get("alibi_bias_max", 8)
+    bias_max = positive(attention, "alibi_bias_max", 8, most=_MOST_BIAS, inside=inside)
     name = "Replit" if "replit" in str(config.get("_name_or_path", "")).lower() else "MPT"
     if config.get("model_type") == "replit_lm":
         name = "Replit"
-    model = _model(config, name, shape, kv_heads=kv_heads, bias_max=bias_max)
+    model = _model(config, name, shape, kv_heads=kv_heads, kv_key=f"{inside}kv_n_heads", bias_max=bias_max)
     return known.add(model, *known.of_mpt(config, attention, model))
 
 
 def _read_falcon(config: Config) -> AlibiModel:
-    if config.get("alibi") is not True:
+    if not flag(config, "alibi", False):
         raise NotAlibi("Falcon with alibi off: rotary embedding instead of linear biases")
-    heads = number(config, "n_head", "num_attention_heads")
+    heads = number(config, "n_head", "num_attention_heads", most=MOST_HEADS)
     width = number(config, "hidden_size")
     kv_heads = heads
-    if config.get("new_decoder_architecture"):
+    if flag(config, "new_decoder_architecture", False):
         kv_heads = number(config, "num_kv_heads", "n_head_kv", default=heads)
-    elif config.get("multi_query", True):
+    elif flag(config, "multi_query", True):
         kv_heads = 1
-    root = math.sqrt(width // heads)
+    root = math.sqrt(max(1, width // heads))
     note = f"divided by sqrt(head_dim) = {root:g}, as its code divides the sum of scores and bias"
-    model = _model(config, "Falcon", _GPT, kv_heads=kv_heads, factor=1 / root, note=note)
+    model = _model(config, "Falcon", _GPT, kv_heads=kv_heads, kv_key="num_kv_heads", factor=1 / root, note=note)
     return known.add(model, *known.of_falcon(model))
 
 
@@ -146,21 +167,22 @@ def _read_cerebras(config: Config) -> AlibiModel:
     family = {"jais": "Jais", "btlm": "BTLM"}[str(config["model_type"]).lower()]
     if config.get("position_embedding_type") != "alibi":
         raise NotAlibi(f"{family} with position_embedding_type {config.get('position_embedding_type')!r}, not 'alibi'")
-    by_d = bool(config.get("mup_scale_qk_dot_by_d", config.get("scale_qk_dot_by_d", False)))
+    by_d = flag(config, "mup_scale_qk_dot_by_d", flag(config, "scale_qk_dot_by_d", False))
     extra = (known.SCALED_BY_D,) if by_d else ()
-    scaling = config.get("alibi_scaling") or {}
+    scaling = part(config, "alibi_scaling") or {}
     factor, note = 1.0, ""
-    if scaling.get("factor"):
-        factor, note = 1.0 / float(scaling["factor"]), f"divided by alibi_scaling.factor = {scaling['factor']}"
-    elif scaling.get("train_seq_len"):
-        extra = (*extra, known.scaled_by_length(int(scaling["train_seq_len"])))
+    if scaling.get("factor") is not None:
+        divisor = positive(scaling, "factor", 1.0, inside="alibi_scaling.")
+        factor, note = 1.0 / divisor, f"divided by alibi_scaling.factor = {divisor}"
+    elif scaling.get("train_seq_len") is not None:
+        extra = (*extra, known.scaled_by_length(number(scaling, "train_seq_len", most=LONGEST)))
     return _model(
         config, family, _GPT, factor=factor, note=note, scale_power=1.0 if by_d else 0.5, extra=extra
     )  # fmt: skip
 
 
 def _read_refact(config: Config) -> AlibiModel:
-    return _model(config, "Refact", _GPT, kv_heads=1 if config.get("multi_query", True) else None)
+    return _model(config, "Refact", _GPT, kv_heads=1 if flag(config, "multi_query", True) else None)
 
 
 def _read_bert(config: Config) -> AlibiModel:
@@ -182,18 +204,18 @@ def _data2vec(config: Config) -> Config | None:
 
 
 def _read_data2vec(config: Config) -> AlibiModel:
-    part = _data2vec(config)
-    assert part is not None
+    biases = _data2vec(config)
+    assert biases is not None
     outer = config.get("model") if isinstance(config.get("model"), Mapping) else config
-    merged = {**(outer if isinstance(outer, Mapping) else {}), **part}
+    merged = {**(outer if isinstance(outer, Mapping) else {}), **biases}
     shape = _Shape(
         ("model_depth", "depth", "encoder_layers", "num_hidden_layers"),
         ("num_alibi_heads", "num_heads", "num_attention_heads", "encoder_attention_heads"),
         ("embed_dim", "hidden_size", "encoder_embed_dim"),
         ("alibi_max_pos",),
     )
-    learned = any(part.get(key) for key in ("learned_alibi", "learned_alibi_scale"))
-    factor = float(part.get("alibi_scale", 1.0))
+    learned = any(flag(biases, key, False) for key in ("learned_alibi", "learned_alibi_scale"))
+    factor = positive(biases, "alibi_scale", 1.0)
     note = f"times alibi_scale = {factor:g}" if factor != 1.0 else ""
     extra = (known.LEARNED_SCALE,) if learned else ()
     return _model(merged, "data2vec 2", shape, causal=False, factor=factor, note=note, extra=extra)
@@ -205,8 +227,10 @@ def _read_unknown(config: Config) -> AlibiModel:
         ("n_embd", "hidden_size", "d_model"), ("n_positions", "max_position_embeddings", "max_seq_len"),
     )  # fmt: skip
     name = str(config.get("model_type") or "unnamed")
-    kv_heads = config.get("num_key_value_heads")
-    return _model(config, name, shape, kv_heads=kv_heads, extra=(known.guessed(name),))
+    kv_heads = number(config, "num_key_value_heads", default=number(config, *shape.heads))
+    return _model(
+        config, name, shape, kv_heads=kv_heads, kv_key="num_key_value_heads", extra=(known.guessed(name),)
+    )  # fmt: skip
 
 
 _READERS: dict[str, Callable[[Config], AlibiModel]] = {

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alibi_attention.horizon import BLOCK_K
-from alibi_attention.integrations.inspect.description import AlibiModel
-from alibi_attention.problem import default_tolerance
+from alibi_attention.cache.forecast import CHUNK, bytes_after, reaches_of_caps
+from alibi_attention.integrations.inspect.description import LONGEST, AlibiModel
+from alibi_attention.problem import SUPPORTED_DTYPES, default_tolerance
 from alibi_attention.slopes import slope_spans
 
 NATS = (1.0, 5.0, 10.0)
 DEFAULT_LENGTH = 2048
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_DTYPES = {str(each).removeprefix("torch."): each for each in SUPPORTED_DTYPES}
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class Memory:
 
     Attributes:
         length: in tokens.
-        full: bytes of all keys and values.
-        horizon: bytes of those within the guaranteed windows, in whole tiles.
+        full: bytes of all keys and values, and nothing else.
+        horizon: `HorizonCache.bytes_held` of all layers, in guaranteed mode under caps on the norms whose product times
+            the scale is the logit bound, where the mean of the keys appended first is zero: buffers with their room
+            and summaries, after a text appended `CHUNK` tokens at a time. Beyond `full` where windows are not full yet.
         keys_read: mean number of keys a head reads for one decoded token, typically.
     """
 
@@ -49,6 +51,8 @@ class Report:
         guaranteed: (heads,) float64, keys within the horizon of any queries and keys that keep to the bound.
         memory: by length; empty for an encoder, which keeps no cache.
         element_bytes: of a cached number.
+        element_is_assumed: where the configuration names no dtype that a cache has.
+        chunk: tokens appended at a time, where memory is reckoned.
     """
 
     model: AlibiModel
@@ -59,6 +63,8 @@ class Report:
     guaranteed: Tensor
     memory: tuple[Memory, ...]
     element_bytes: int
+    element_is_assumed: bool
+    chunk: int
 
 
 def report(
@@ -71,6 +77,9 @@ def report(
         guaranteed   (2 B + ln 1/eps) / m               for whatever norms keep scale |q| |k| <= B
         typical      (B + ln 1/eps - 1/2) / m           where logits also have variance 1, so that a row's mass is
                                                         about e^(1/2) / (1 - e^-m)
+
+    `HorizonCache` holds each key head a little farther back than that (`cache.sizes`): its bound is on the sum of all
+    that it has let go, and must hold whatever the kernels round.
 
     Args:
         model: as `describe` gives it.
@@ -86,15 +95,22 @@ def report(
         raise ValueError(f"logit_bound: expected a number of at least 0, got {logit_bound!r}")
     own = model.length or DEFAULT_LENGTH
     lengths = [own * factor for factor in (1, 4, 16, 64)] if lengths is None else lengths
-    if not lengths or min(lengths) < 1:
-        raise ValueError(f"lengths: expected one or more numbers of tokens, each at least 1, got {list(lengths)}")
-    tolerance = default_tolerance(torch.float32)
+    if not lengths or min(lengths) < 1 or max(lengths) > 64 * LONGEST:
+        raise ValueError(
+            f"lengths: expected one or more numbers of tokens, each from 1 to 2^{math.log2(64 * LONGEST):g}, got "
+            f"{list(lengths)}"
+        )
+    # What is no dtype of a cache is cached as bfloat16, as other dtypes of weights are.
+    dtype = _DTYPES.get(model.dtype or "", torch.bfloat16)
+    tolerance = default_tolerance(dtype)
     needed = -math.log(tolerance)
     falling = model.slopes.double()
     typical = torch.where(falling > 0, (bound + needed - 0.5) / falling, torch.inf).ceil()
     guaranteed = torch.where(falling > 0, (2 * bound + needed) / falling, torch.inf).ceil()
-    element = _BYTES.get(model.dtype or "", 2)
-    memory = tuple(_memory(model, length, typical, guaranteed, element) for length in lengths) if model.causal else ()
+    memory: tuple[Memory, ...] = ()
+    if model.causal:
+        reaches = reaches_of_caps(bound, model.slopes, model.kv_heads, tolerance=tolerance)
+        memory = tuple(_memory(model, length, typical, reaches, dtype) for length in lengths)
     return Report(
         model=model,
         tolerance=tolerance,
@@ -103,19 +119,16 @@ def report(
         typical=typical,
         guaranteed=guaranteed,
         memory=memory,
-        element_bytes=element,
+        element_bytes=dtype.itemsize,
+        element_is_assumed=model.dtype not in _DTYPES,
+        chunk=CHUNK,
     )
 
 
-def _memory(model: AlibiModel, length: int, typical: Tensor, guaranteed: Tensor, element: int) -> Memory:
-    token = 2 * model.layers * model.head_dim * element
-    # A key head keeps what the flattest of its query heads needs, in whole tiles, and the tile being filled.
-    widest = guaranteed.view(model.kv_heads, -1).amax(1)
-    tiles = (widest / BLOCK_K).ceil() + 1
-    kept = (tiles * BLOCK_K).clamp_max(length)
+def _memory(model: AlibiModel, length: int, typical: Tensor, reaches: list[float], dtype: torch.dtype) -> Memory:
     return Memory(
         length=length,
-        full=token * model.kv_heads * length,
-        horizon=int(token * float(kept.sum())),
+        full=2 * model.layers * model.kv_heads * model.head_dim * dtype.itemsize * length,
+        horizon=model.layers * bytes_after(length, reaches, model.head_dim, dtype),
         keys_read=float(typical.clamp_max(length).mean()),
     )
