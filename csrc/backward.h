@@ -130,7 +130,7 @@ static void retrace(
                     call.value_dim / 2
                 );
             else
-                multiply_long(
+                multiply_rows<Is::kInChains>(
                     product, tile.value + row * tile.value_stride, tile.value_stride, space.flow + lane, kBlock,
                     call.value_dim
                 );
@@ -259,7 +259,7 @@ static void backward_block(
             __builtin_memset(grad_value, 0, static_cast<size_t>(height * run.value_stride) * 4);
             share.touched[at - share.low] = 1;
         }
-        by_kind(call.two_sided, tile.masked, pairs, [&](auto kind) __attribute__((always_inline)) {
+        by_kind(call, tile.masked, [&](auto kind) __attribute__((always_inline)) {
             retrace<decltype(kind)>(
                 space, call, block, tile, keys, grad_key, grad_value, run.key_stride, run.value_stride
             );

@@ -40,28 +40,30 @@ ALIBI_INLINE Floats base_of(Floats peak) {
     return select(magnitude(peak) == kInfinity, Floats{}, peak);
 }
 
-// What the compiler is to know of a tile.
-template <bool two_sided, bool masked, bool pairs>
+// What the compiler is to know of a tile. Long rows are kinds of their own: sums by chains take registers that code for
+// short ones would have to give up too.
+template <bool two_sided, bool masked, bool pairs, bool in_chains>
 struct Kind {
-    static constexpr bool kTwoSided = two_sided, kMasked = masked, kPairs = pairs;
+    static constexpr bool kTwoSided = two_sided, kMasked = masked, kPairs = pairs, kInChains = in_chains;
 };
 
-// Calls body(Kind<...>) with what holds.
-template <class Body>
-ALIBI_INLINE void by_kind(bool two_sided, bool masked, bool pairs, const Body& body) {
-    if constexpr (kHasPairs) {
-        if (pairs) {
-            if (two_sided)
-                masked ? body(Kind<true, true, true>{}) : body(Kind<true, false, true>{});
-            else
-                masked ? body(Kind<false, true, true>{}) : body(Kind<false, false, true>{});
-            return;
-        }
-    }
+template <bool pairs, bool in_chains, class Body>
+ALIBI_INLINE void by_sides(bool two_sided, bool masked, const Body& body) {
     if (two_sided)
-        masked ? body(Kind<true, true, false>{}) : body(Kind<true, false, false>{});
+        masked ? body(Kind<true, true, pairs, in_chains>{}) : body(Kind<true, false, pairs, in_chains>{});
     else
-        masked ? body(Kind<false, true, false>{}) : body(Kind<false, false, false>{});
+        masked ? body(Kind<false, true, pairs, in_chains>{}) : body(Kind<false, false, pairs, in_chains>{});
+}
+
+// Calls body(Kind<...>) with what holds of a tile of the call.
+template <class Body>
+ALIBI_INLINE void by_kind(const Call& call, bool masked, const Body& body) {
+    const bool two_sided = call.two_sided;
+    if constexpr (kHasPairs) {
+        if (takes_pairs(call)) return by_sides<true, false>(two_sided, masked, body);
+    }
+    if (largest(call.head_dim, call.value_dim) > kChain) return by_sides<false, true>(two_sided, masked, body);
+    by_sides<false, false>(two_sided, masked, body);
 }
 
 // Scores of a tile in bits into `weights`, and their maximum by lane.
@@ -93,7 +95,9 @@ ALIBI_INLINE void score(
         if constexpr (Is::kPairs)
             multiply_pairs(dot, tile.raw_key + row * head.key_step, head.key_step, query + lane, head_dim / 2);
         else
-            multiply_long(dot, tile.key + row * tile.key_stride, tile.key_stride, query + lane, kBlock, head_dim);
+            multiply_rows<Is::kInChains>(
+                dot, tile.key + row * tile.key_stride, tile.key_stride, query + lane, kBlock, head_dim
+            );
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -208,7 +212,7 @@ static Taken advance(
     Tile tile;
     enter_tile(tile, call, block, head, number, next);
     bring_keys(tile, call, head);
-    by_kind(call.two_sided, tile.masked, takes_pairs(call), [&](auto kind) __attribute__((always_inline)) {
+    by_kind(call, tile.masked, [&](auto kind) __attribute__((always_inline)) {
         enter_scores<decltype(kind)>(space, call, block, tile, head);
     });
     if (passing) {

@@ -90,21 +90,24 @@ ALIBI_INLINE void multiply(
 // Terms that are added up one after the other; the error of a sum grows with the length of its chain.
 constexpr int64_t kChain = 128;
 
-// The same along the sum for any length: what is longer than a chain is added up by halves of one.
-template <int Rows, int Vectors>
-ALIBI_INLINE void multiply_long(
+// The same along the sum, and with `in_chains`, for what is longer than a chain, by halves of one.
+template <bool in_chains, int Rows, int Vectors>
+ALIBI_INLINE void multiply_rows(
     Accumulators<Rows, Vectors>& sum, const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t length
 ) {
-    if (length <= kChain) return multiply<kAlongSum>(sum, a, a_stride, b, b_stride, length);
-    for (int64_t first = 0; first < length; first += kChain / 2) {
-        const int64_t terms = length - first < kChain / 2 ? length - first : kChain / 2;
-        Accumulators<Rows, Vectors> part;
-        clear(part);
-        multiply<kAlongSum>(part, a + first, a_stride, b + first * b_stride, b_stride, terms);
+    if constexpr (in_chains) {
+        for (int64_t first = 0; first < length; first += kChain / 2) {
+            const int64_t terms = length - first < kChain / 2 ? length - first : kChain / 2;
+            Accumulators<Rows, Vectors> part;
+            clear(part);
+            multiply<kAlongSum>(part, a + first, a_stride, b + first * b_stride, b_stride, terms);
 #pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r)
+            for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-            for (int v = 0; v < Vectors; ++v) sum.at[r][v] += part.at[r][v];
+                for (int v = 0; v < Vectors; ++v) sum.at[r][v] += part.at[r][v];
+        }
+    } else {
+        multiply<kAlongSum>(sum, a, a_stride, b, b_stride, length);
     }
 }
 

@@ -265,6 +265,21 @@ def test_a_page_says_where_a_peer_is_faster_and_where_its_numbers_are_from(tmp_p
     assert "nowhere in these files" in page.read_text(encoding="utf-8")
 
 
+def test_what_a_switch_has_changed_stays_out_of_the_other_tables(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    marks = "".join(f"<!-- numbers: {name} -->\n<!-- end of numbers -->\n" for name in ("linear", "linear-kept"))
+    page.write_text(marks, encoding="utf-8")
+    plain, switched = ([trial(keys, [seconds], {}, case="sweep") for keys in (1024, 2048)] for seconds in (4e-3, 3e-3))
+    for index, each in enumerate([*plain, *switched]):
+        each.tiles, each.kept_share = 1000 + 500 * (index == 3), 0.5
+    kept = run(switched, "2002")
+    kept.machine["switches"] = {"MALLOC_MMAP_THRESHOLD_": "1"}
+    fill(page, [run(plain, "2001"), kept])
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line.split("|")[-2].strip() for line in lines if line.startswith("| 64 |")] == ["4", "4"]
+    assert "| D = 64 | 3 | 2 | 50.0% |" in lines
+
+
 @pytest.mark.parametrize(
     ("text", "got"), [("no marks", "'none'|none"), ("<!-- numbers: odd -->\n<!-- end of numbers -->", "'odd'")]
 )

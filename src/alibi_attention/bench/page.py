@@ -6,7 +6,8 @@ A page marks where a table belongs::
     ...
     <!-- end of numbers -->
 
-What stands between is replaced. Trials of several files count together; ratios are within a file all the same.
+What stands between is replaced. Trials of several files count together; ratios are within a file all the same. Files
+measured with a switch of the environment set, which changes speed, stay out of every table but those that say so.
 """
 
 from __future__ import annotations
@@ -60,21 +61,26 @@ def fill(page: Path, results: Sequence[Results]) -> list[str]:
         got = f"{page} ({error.strerror})"
         raise BenchError("page", expected="a page in Markdown", got=got, remedy="name one") from None
     names = [match[2] for match in _MARKED.finditer(text)]
-    wrong = [name for name in names if name not in TABLES and name != FILES]
+    wrong = [name for name in names if name not in TABLES and name not in FILE_TABLES]
     if wrong or not names:
         got = f"{page}, which marks {', '.join(map(repr, wrong)) or 'none'}"
-        remedy = (
-            f"write <!-- numbers: NAME --> and <!-- end of numbers --> with a name of {', '.join([*TABLES, FILES])}"
-        )
+        there = ", ".join([*TABLES, *FILE_TABLES])
+        remedy = f"write <!-- numbers: NAME --> and <!-- end of numbers --> with a name of {there}"
         raise BenchError("page", expected="a page that marks tables", got=got, remedy=remedy)
-    trials = latest(results)
+    trials = latest([each for each in results if not _switches(each)])
 
     def table(match: re.Match[str]) -> str:
-        made = _files(results) if match[2] == FILES else TABLES[match[2]](trials)
+        name = match[2]
+        made = FILE_TABLES[name](results) if name in FILE_TABLES else TABLES[name](trials)
         return match[1] + (made.markdown() if made.rows else "Not measured yet.\n") + match[3]
 
     write_text(page, _MARKED.sub(table, text))
     return names
+
+
+def _switches(results: Results) -> dict[str, str]:
+    found: dict[str, str] = results.machine.get("switches") or {}
+    return found
 
 
 def _find(trials: Trials, case: str, head_dim: int, keys: int, peer: str = _ROW) -> Comparison | None:
@@ -157,6 +163,18 @@ def _linear(trials: Trials) -> Table:
                 milliseconds(trial.default.seconds or 0.0), f"{token * 1e6:.3g}", f"{tile * 1e6:.3g}",
             ])  # fmt: skip
     return Table("", ["D", "tokens", "tiles kept", "tiles", "ms", "µs a token", "µs a tile"], rows)
+
+
+def _linear_kept(results: Sequence[Results]) -> Table:
+    """The same where glibc hands out pages again that it has, and how far the times by tile lie apart."""
+    kept = latest([each for each in results if any(name.startswith("MALLOC_") for name in _switches(each))])
+    rows = []
+    for dim in _head_dims(kept, "sweep"):
+        tiles = {each.keys: found for each in kept if each.head_dim == dim and (found := per_tile(each)) is not None}
+        cells = [f"{tiles[length] * 1e6:.3g}" if length in tiles else NONE for length in _lengths(kept, "sweep")]
+        spread = f"{max(tiles.values()) / min(tiles.values()) - 1.0:.1%}" if tiles else NONE
+        rows.append([f"D = {dim}", *cells, spread])
+    return Table("", ["µs a tile", *map(short, _lengths(kept, "sweep")), "spread"], rows)
 
 
 def _memory(trials: Trials) -> Table:
@@ -260,8 +278,9 @@ def _files(results: Sequence[Results]) -> Table:
         changed = " + changes" if commit.endswith("+ changes") else ""
         cases = ", ".join(dict.fromkeys(trial.case for trial in each.trials))
         date = str(each.machine["date"])[:16].replace("T", " ")
-        rows.append([cases, date, commit[:9] + changed, NONE if load is None else f"{load:g}"])
-    return Table("", ["cases", "UTC", "commit", "load before"], rows, labels=3)
+        switches = ", ".join(f"{name}={value}" for name, value in _switches(each).items()) or NONE
+        rows.append([cases, date, commit[:9] + changed, NONE if load is None else f"{load:g}", switches])
+    return Table("", ["cases", "UTC", "commit", "load before", "switches"], rows, labels=5)
 
 
 def target_table(trials: Trials) -> Table:
@@ -294,4 +313,4 @@ TABLES: dict[str, Callable[[Trials], Table]] = {
     "slower": _slower,
     "targets": target_table,
 }
-FILES = "files"
+FILE_TABLES: dict[str, Callable[[Sequence[Results]], Table]] = {"files": _files, "linear-kept": _linear_kept}
