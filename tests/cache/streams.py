@@ -34,10 +34,13 @@ def stream(
     return Stream(query.to(dtype), key.to(dtype), value.to(dtype))
 
 
-def true_shares(query: Tensor, key: Tensor, slopes: Tensor, evicted: Tensor, first_query: int) -> Tensor:
+def true_shares(
+    query: Tensor, key: Tensor, slopes: Tensor, evicted: Tensor, first_query: int, *, merged: int = 0
+) -> Tensor:
     """(heads, q_len): mass that the first ``evicted`` keys of each key head hold over that of the others, float64.
 
-    Of the first row of the batch; query i stands at first_query + i and sees no later key.
+    Of the first row of the batch; query i stands at first_query + i and sees no later key. The first ``merged`` keys
+    are among the others: a first tile that was read after all.
     """
     group = query.shape[1] // key.shape[1]
     keys = key[0].double().repeat_interleave(group, 0)
@@ -46,6 +49,6 @@ def true_shares(query: Tensor, key: Tensor, slopes: Tensor, evicted: Tensor, fir
     distance = torch.arange(first_query, first_query + query.shape[2])[:, None] - index
     scores = scores - slopes.double()[:, None, None] * distance
     scores = scores.masked_fill(distance < 0, -torch.inf)
-    gone = (index < evicted.repeat_interleave(group)[:, None])[:, None]
+    gone = ((index < evicted.repeat_interleave(group)[:, None]) & (index >= merged))[:, None]
     dropped = scores.masked_fill(~gone, -torch.inf).logsumexp(-1)
     return torch.exp(dropped - scores.masked_fill(gone, -torch.inf).logsumexp(-1))
