@@ -8,8 +8,9 @@ import pytest
 import torch
 from streams import Stream, stream
 
-from alibi_attention import ALiBiAttention, HorizonCache, KVCache, alibi_attention, alibi_slopes
+from alibi_attention import ALiBiAttention, HorizonCache, KVCache, alibi_attention, alibi_slopes, problem
 from alibi_attention.backends import native
+from alibi_attention.cache import kv, store
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import DecoderShape
 
@@ -390,6 +391,34 @@ def test_refusals() -> None:
         ValueError, match=r"query: expected at most one for each of the \d+ tokens appended last, got sh"
     ):
         cache.attend(torch.randn(1, 4, 2000, 16), STEEP)
+
+
+def test_padding_after_tokens_is_refused_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose values are read for how much padding there is and for nothing else."""
+    for module in (problem, store, kv):
+        monkeypatch.setattr(module, "values_can_be_read", lambda _: False)
+    whole = stream(20, batch=3)
+    mask = torch.ones(3, 20, dtype=torch.bool)
+    mask[0, :15] = mask[2] = False
+    holed, ended = mask.clone(), mask.clone()
+    holed[0, 17] = ended[1, 19] = False
+    cache = HorizonCache()
+    for wrong, row in ((holed, 0), (ended, 1)):
+        with pytest.raises(ValueError, match=rf"got padding after tokens in batch rows \[{row}\]; what is"):
+            cache.append(whole.key, whole.value, key_mask=wrong)
+        assert cache.length == 0
+    cache.append(whole.key, whole.value, key_mask=mask)
+    # Rows of nothing but padding may go on so, others may not.
+    with pytest.raises(ValueError, match=r"got padding after tokens in batch rows \[0\]; what is appended next"):
+        cache.append(whole.key, whole.value, key_mask=mask)
+    assert cache.length == 20
+    mask[0] = True
+    cache.append(whole.key, whole.value, key_mask=mask)
+    assert cache._store is not None
+    assert cache._store.padding is not None
+    assert cache._store.padding.tolist() == [15, 0, 40]
+    # A full cache does not wait for a GPU, as its documentation says.
+    KVCache().append(whole.key, whole.value, key_mask=holed)
 
 
 @pytest.mark.parametrize(

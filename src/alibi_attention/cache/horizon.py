@@ -132,11 +132,12 @@ class HorizonCache:
         Args:
             key: (batch, num_kv_heads, tokens, head_dim).
             value: (batch, num_kv_heads, tokens, value_dim).
-            key_mask: (batch, tokens) bool, False for padding, on the left only.
+            key_mask: (batch, tokens) bool, False for padding, on the left only. It is read: on a GPU, leave it out
+                where there is no padding.
 
         Raises:
-            ValueError: as `KVCache.append`; in guaranteed mode for a key norm above its cap, and for keys or values
-                that are not finite.
+            ValueError: as `KVCache.append`, and for padding after tokens on every device; in guaranteed mode for a key
+                norm above its cap, and for keys or values that are not finite.
         """
         store = self._store
         check_append(key, value, *((None, None) if store is None else store.like))

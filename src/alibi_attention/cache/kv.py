@@ -98,7 +98,9 @@ class KVCache:
 
         Raises:
             ValueError: for shapes, dtypes or devices that do not continue what is held, for tensors that require a
-                gradient, or for padding that leaves a hole.
+                gradient, or for padding that leaves a hole. Of tensors on a GPU this last is looked for with
+                ALIBI_DEBUG=1 only, since looking would make every append wait for the device; without it, what is
+                attended to after a hole is not defined.
         """
         check_append(key, value, self._key, self._value)
         tokens = key.shape[2]
@@ -138,7 +140,10 @@ class KVCache:
             self._norms = norms
 
     def _check_continues(self, key_mask: Tensor) -> None:
-        """Whether there is no padding after tokens; a look at the last column held is enough."""
+        """Whether there is no padding after tokens, where that can be seen without waiting for a GPU.
+
+        A look at the last column held is enough.
+        """
         if not values_can_be_read(key_mask.device):
             return
         before = key_mask.new_full((key_mask.shape[0], 1), self._length > 0)

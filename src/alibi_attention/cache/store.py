@@ -59,31 +59,32 @@ class Store:
         self._is_sorted = order == sorted(order)
         self._order = torch.tensor(order, device=device)
 
-    def check_mask(self, key_mask: Tensor) -> Tensor:
-        """What `padding` becomes with these tokens behind.
+    def check_mask(self, key_mask: Tensor) -> None:
+        """On every device: `append` reads how much padding there is, and so waits for a GPU in any case.
 
         Raises:
             ValueError: for padding after tokens.
         """
-        batch, tokens = key_mask.shape
-        before = torch.zeros(batch, dtype=torch.int64, device=key_mask.device) if self.padding is None else self.padding
+        added = self._padding_added(key_mask)
+        ended = (key_mask.sum(1) != key_mask.shape[1] - added).nonzero().flatten().tolist()
+        if ended:
+            raise ValueError(
+                "key_mask: expected padding on the left only, got padding after tokens in batch rows "
+                f"{ended[:8]}; what is appended next could not follow on them: pad the sequences on the left"
+            )
+
+    def _padding_added(self, key_mask: Tensor) -> Tensor:
+        """(batch,) leading padding of these tokens, in rows that are nothing but padding so far."""
         leading = (key_mask.cumsum(1) == 0).sum(1)
-        padding = torch.where(before == self.length, before + leading, before)
-        if values_can_be_read(key_mask.device):
-            count = torch.where(before == self.length, tokens - leading, tokens)
-            ended = (key_mask.sum(1) != count).nonzero().flatten().tolist()
-            if ended:
-                raise ValueError(
-                    "key_mask: expected padding on the left only, got padding after tokens in batch rows "
-                    f"{ended[:8]}; what is appended next could not follow on them: pad the sequences on the left"
-                )
-        return padding
+        before = torch.zeros_like(leading) if self.padding is None else self.padding
+        return leading.masked_fill(before != self.length, 0)
 
     def append(self, key: Tensor, value: Tensor, key_mask: Tensor | None) -> None:
-        """Hold more tokens; padding, whatever it is, as zeros."""
+        """Hold more tokens; padding, whatever it is, as zeros. A mask has passed `check_mask`."""
         tokens = key.shape[2]
         if key_mask is not None:
-            self.padding = self.check_mask(key_mask)
+            added = self._padding_added(key_mask)
+            self.padding = added if self.padding is None else self.padding + added
             self.most_padding = int(self.padding.max())
             key, value = (t.masked_fill(~key_mask[:, None, :, None], 0.0) for t in (key, value))
         radii = distances_from(self.center, key, value)
