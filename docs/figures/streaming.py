@@ -2,7 +2,7 @@
 
     python docs/figures/streaming.py RUN_FOLDER read          a million tokens: memory and time along the way
     python docs/figures/streaming.py RUN_FOLDER compare       64K single steps beside a full cache, bit by bit
-    python docs/figures/streaming.py draw                     the figure, from what both wrote
+    python docs/figures/streaming.py draw                     the figure, from what both wrote of a named commit
 
 RUN_FOLDER is one of `alibi extrapolate`. The text is the held-out part of the run's corpus. Results are JSON in the
 folder given by --output.
@@ -156,14 +156,34 @@ def compare(decoder: Decoder, text: Tensor, tokens: int) -> dict[str, Any]:
     }
 
 
+def measured(folder: Path, part: str) -> dict[str, Any]:
+    """What a part wrote; refused where it does not say what was measured, and on what.
+
+    Raises:
+        SystemExit: with the reason in words.
+    """
+    path = folder / f"streaming-{part}.json"
+    remedy = f"measure again: python docs/figures/streaming.py RUN_FOLDER {part} --output {folder}"
+    if not path.is_file():
+        raise SystemExit(f"{path}: expected what {part} writes, got no such file; {remedy}")
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    where = result.get("machine")
+    missing = [name for name in ("commit", "processor") if not (isinstance(where, dict) and where.get(name))]
+    if missing:
+        raise SystemExit(
+            f"{path}: expected the commit and the processor it was measured with, got no {' and no '.join(missing)}: "
+            f"an older version wrote it, or a package that is no checkout; {remedy}"
+        )
+    return result
+
+
 def draw(folder: Path, figure: Path) -> None:
+    reading, comparing = measured(folder, "read"), measured(folder, "compare")
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    reading = json.loads((folder / "streaming-read.json").read_text())
-    comparing = json.loads((folder / "streaming-compare.json").read_text())
     marks = reading["marks"]
     fig, (memory, pace, shares) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     tokens = [mark["tokens"] / 1e6 for mark in marks]
