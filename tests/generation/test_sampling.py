@@ -85,6 +85,29 @@ def test_tokens_become_whole_characters() -> None:
     assert "".join(map(many.push, tokens)) + many.end() == decode(tokens)
 
 
+@pytest.mark.parametrize("lead", range(24))
+def test_tokens_that_never_become_characters_are_given_out_all_the_same(lead: int) -> None:
+    """A window decoded again for each token stays short, and no character behind it is lost, wherever it begins."""
+    vocabulary = [b"\xff", b"\xc3", b"", *(bytes([byte]) for byte in "€😀a".encode())]
+    asked: list[int] = []
+
+    def decode(tokens: list[int]) -> str:
+        asked.append(len(tokens))
+        return b"".join(vocabulary[token] for token in tokens).decode("utf-8", "replace")
+
+    character = [[3, 4, 5], [6, 7, 8, 9], [3, 4, 5, 6, 7, 8, 9]][lead % 3]
+    # Bytes that are no UTF-8, characters among them, bytes that begin one and do not go on, tokens of no text at all.
+    tokens = [0] * lead + character + [0] * 300 + character + [1] * 40 + character + [2] * 300 + [10] + [2] * 5
+    reader = TokenText(decode)
+    pieces = [reader.push(token) for token in tokens]
+    ends = reader.end()
+    assert max(asked) <= 48
+    assert len(asked) < 4 * len(tokens)
+    assert "".join(pieces) + ends == decode(tokens)
+    # Three hundred of them do not wait for the end.
+    assert sum(map(len, pieces[lead : lead + 150])) > 120
+
+
 def test_stops_are_met_across_pieces() -> None:
     stops = Stops(["END", "\n\n"])
     assert [stops.push(piece) for piece in ("one E", "N", "T", "\n", "x\n", "\nrest", "more")] == [

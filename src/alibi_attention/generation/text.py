@@ -19,11 +19,17 @@ class ByteText:
         return self._decoder.decode(b"", final=True)
 
 
+_MOST_HELD = 16
+# A character of UTF-8 has four bytes at most: what may still become one are the last three tokens.
+_UNFINISHED = 3
+
+
 class TokenText:
     """Tokens of a vocabulary to text: given out up to the last whole character.
 
     A token's text depends on its neighbours (a leading blank, half a character), so a window of tokens is decoded
-    again, and what it adds is given out. The window begins anew wherever the text has caught up.
+    again, and what it adds is given out. The window begins anew wherever the text has caught up, and at the latest
+    after 16 tokens: so many without a whole character at their end are none that waiting would complete.
 
     Args:
         decode: text of a list of tokens.
@@ -38,13 +44,24 @@ class TokenText:
         self._tokens.append(token)
         before, now = self._decode(self._tokens[: self._given]), self._decode(self._tokens)
         # U+FFFD at the end: the rest of a character is still to come.
-        if len(now) <= len(before) or now.endswith("\N{REPLACEMENT CHARACTER}"):
+        if len(now) > len(before) and not now.endswith("\N{REPLACEMENT CHARACTER}"):
+            return self._give(len(self._tokens), before, now)
+        if len(self._tokens) - self._given < _MOST_HELD:
             return ""
-        piece = now[len(before) :]
-        # The tokens just given out stay, as the context of the next.
-        self._tokens = self._tokens[self._given :]
-        self._given = len(self._tokens)
-        return piece
+        # Where no character is cut in two: there the text so far begins the whole text.
+        latest = len(self._tokens) - _UNFINISHED
+        cuts = [(cut, self._decode(self._tokens[:cut])) for cut in range(latest, latest - 4, -1)]
+        cut, text = next((each for each in cuts if now.startswith(each[1])), cuts[0])
+        if len(text) <= len(before):
+            # Tokens without a text of their own, such as special ones: they are context for nothing.
+            self._tokens = self._tokens[: self._given] + self._tokens[cut:]
+            return ""
+        return self._give(cut, before, text)
+
+    def _give(self, cut: int, before: str, text: str) -> str:
+        """What ``text``, that of the tokens up to ``cut``, adds; they stay, as the context of the next."""
+        self._tokens, self._given = self._tokens[self._given :], cut - self._given
+        return text[len(before) :]
 
     def end(self) -> str:
         return self._decode(self._tokens)[len(self._decode(self._tokens[: self._given])) :]
