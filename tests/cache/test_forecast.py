@@ -112,3 +112,39 @@ def test_a_run_stays_in_its_buffer(reach: int, chunk: int) -> None:
     assert min(run.end, reach) <= run.held <= run.most(chunk)
     assert rooms[-1] <= run.most(chunk) + max(512, run.most(chunk) // 4) + 63
     assert len(set(rooms[len(rooms) * 3 // 4 :])) == 1
+
+
+class Copying(Run):
+    """Counts the tokens that are copied from one place to another."""
+
+    copied = 0
+
+    def _slide(self) -> None:
+        self.copied += self.held
+
+    def _grow(self, room: int) -> None:
+        self.copied += self.held
+        super()._grow(room)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 512, 3000])
+@pytest.mark.parametrize("reach", [None, 20000, 60000])
+def test_a_window_that_fills_has_a_quarter_to_spare_at_most(reach: int | None, chunk: int) -> None:
+    """And the copies that come of it are so many a token, however long the text."""
+    run = Copying(reach)
+    while not run.start and run.end < 80000:
+        run.begin_at(run.first_needed(run.end))
+        run.extend(chunk)
+        if not run.start:
+            # A quarter of what was too small, or 256 tokens, in whole tiles.
+            assert run.room <= 1.25 * run.held + 256 + 63
+            # As many copies as a series of ratio 4/5 has of its first term.
+            assert run.copied <= 5 * run.end
+    assert run.end > (reach or 79999)
+    # And once it is full: it moves back when it has come as far as an eighth of itself, or into a larger buffer.
+    first, copied = run.end, run.copied
+    if reach is not None:
+        while run.end < 3 * reach:
+            run.begin_at(run.first_needed(run.end))
+            run.extend(chunk)
+        assert run.copied - copied <= 8 * (run.end - first) + 2 * run.most(chunk)

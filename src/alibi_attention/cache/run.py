@@ -21,7 +21,7 @@ class Run:
 
     Tokens are written at the end. Those evicted leave at the front, by moving where the run begins; when the end of the
     buffer is met the run moves back to the front of it. That happens once in as many tokens as there is room to spare,
-    a quarter of the run at least, so a token costs a constant.
+    an eighth of the run at least, so a token costs a constant. A buffer that is too small becomes larger by a quarter.
 
     Attributes:
         reach: tokens before the earliest query to come that must be held; None while nothing is evicted.
