@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -177,6 +178,27 @@ def test_what_the_traps_of_falcon_say_is_so() -> None:
             outs.append(model(torch.arange(32)[None]).logits)
     assert (outs[0] - outs[1]).abs().max() > 1e-2
     assert "rounded-slopes" in codes(describe(FALCON))
+
+
+def test_the_slopes_that_enable_gives_a_falcon_are_said() -> None:
+    """Where rounding changes them, the slopes shown are not what it computes with, and the formula given is."""
+    transformers = pytest.importorskip("transformers")
+    from alibi_attention.integrations.transformers.native import ALiBiFalconAttention
+
+    for heads, changes in ((8, False), (12, True), (32, True)):
+        config = transformers.FalconConfig(num_attention_heads=heads, hidden_size=heads * 24, alibi=True)
+        enabled, model = ALiBiFalconAttention.slopes(config), describe(config.to_dict())
+        text = {trap.code: trap.text for trap in model.traps}
+        assert text["divided-bias"].endswith("Pass them as they are.") is not changes
+        assert ("rounded-slopes" in text) is changes
+        # By half a step of bfloat16 at most, against a step of float32.
+        off = float((model.slopes / enabled - 1).abs().max())
+        assert (2.0**-14 < off <= 2.0**-8) if changes else off < 2.0**-22
+        if changes:
+            formula = re.search(r"computes with the rounded ones, (.*)\.$", text["rounded-slopes"])
+            assert formula
+            given = eval(formula[1], {"alibi_slopes": alibi_slopes})
+            torch.testing.assert_close(given, enabled, rtol=2.0**-22, atol=0)
 
 
 def test_rounding_of_the_bias() -> None:

@@ -104,12 +104,21 @@ def of_falcon(model: AlibiModel) -> Iterator[Trap]:
         f"Its code forms m * j in bfloat16 whatever the dtype of the model: at {length:,} tokens the bias is off by up "
         f"to {off:.2g} nats. Our operator forms it from distances in float32.",
     )
-    if not torch.equal(undivided, undivided.bfloat16().float()):
-        worst = float((undivided.bfloat16().float() / undivided - 1).abs().max())
-        yield Trap("rounded-slopes", f"It also rounds the slopes themselves to bfloat16, by up to {worst:.2%}.")
+    rounded = undivided.bfloat16().float()
+    if torch.equal(undivided, rounded):
+        use = "Pass them as they are."
+    else:
+        worst = float((rounded / undivided - 1).abs().max())
+        yield Trap(
+            "rounded-slopes",
+            f"It also rounds the slopes themselves to bfloat16, by up to {worst:.2%}. Those shown are not rounded; "
+            "`enable` computes with the rounded ones, "
+            f"alibi_slopes({model.heads}, 'interleaved').bfloat16().float() / {model.head_dim}**0.5.",
+        )
+        use = "To pass them as they are is to leave their rounding out."
     yield Trap(
         "divided-bias",
-        "The bias is divided by sqrt(head_dim) with the scores; the slopes shown contain that. Pass them as they are.",
+        f"The bias is divided by sqrt(head_dim) with the scores; the slopes shown contain that. {use}",
     )
     yield Trap(
         "eager-twice",
