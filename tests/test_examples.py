@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from alibi_attention.lab.positions import PositionMethod, position_methods
+from test_docs import ROOT, pages, split_fences, text_of
 
-ROOT = Path(__file__).parents[1]
-PAGES = (
-    "README.md", "docs/operator.md", "docs/horizon.md", "docs/lab.md", "docs/flash-attn.md", "docs/export.md",
-    "docs/transformers.md",
-)  # fmt: skip
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+# The Chinese README has the blocks of the English one, which test_docs holds it to.
+PAGES = [name for name in pages() if name != "README.zh-CN.md" and BLOCK.search(text_of(name) or "")]
 
 
 def run_blocks(text: str, name: str) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def run_blocks(text: str, name: str) -> dict[str, Any]:
 
 # torch's own, from what torch.func.jvp imports.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("page", [page for page in PAGES if (ROOT / page).is_file()])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if page == "docs/transformers.md":
         pytest.importorskip("transformers")
@@ -43,9 +41,14 @@ def test_the_code_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytes
         run_blocks((ROOT / page).read_text(encoding="utf-8"), str(ROOT / page))
 
 
-@pytest.mark.parametrize("page", ["docs/operator.md", "docs/horizon.md", "docs/lab.md", "docs/transformers.md"])
-def test_the_guides_have_code(page: str):
-    assert BLOCK.search((ROOT / page).read_text(encoding="utf-8"))
+def test_every_page_with_code_is_run():
+    guides = ("operator", "horizon", "lab", "flash-attn", "export", "streaming", "transformers")
+    assert {"README.md", *(f"docs/{name}.md" for name in guides)} <= set(PAGES)
+    # And no block is fenced in a way that hides it.
+    for name in pages():
+        text = text_of(name) or ""
+        infos = [block.partition("\n")[0].lower().split()[:1] for block in split_fences(text)[1]]
+        assert sum(info in (["python"], ["python3"], ["py"]) for info in infos) == len(BLOCK.findall(text)), name
 
 
 def test_blocks_share_a_namespace_and_keep_their_line_numbers():
