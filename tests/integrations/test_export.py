@@ -136,21 +136,41 @@ def mpt_config(tmp_path: Path) -> dict[str, Any]:
     return config
 
 
+def refusals_of_vllm(config: dict[str, Any]) -> list[str]:
+    """Which assertions of vLLM's MPT a configuration fails.
+
+    Those on the configuration in vllm/model_executor/models/mpt.py at commit 02d799bc, in words of our own: vLLM itself
+    is not run. The others are about how many GPUs share the heads.
+    """
+    attention = config["attn_config"]
+    met = {
+        "alibi": bool(attention["alibi"]),
+        "prefix_lm": not attention["prefix_lm"],
+        "embedding_fraction": config["embedding_fraction"] == 1.0,
+        "norm_type": config["norm_type"] == "low_precision_layernorm",
+        "tie_word_embeddings": bool(config["tie_word_embeddings"]),
+    }
+    return [name for name, is_met in met.items() if not is_met]
+
+
 def test_mpt_meets_vllms_assertions(mpt_config: dict[str, Any]) -> None:
+    """What that file asserts, and what it takes for granted or computes whatever the configuration says."""
+    assert refusals_of_vllm(mpt_config) == []
     attention = mpt_config["attn_config"]
-    assert attention["alibi"] is True
-    assert not attention["prefix_lm"]
-    assert attention["alibi_bias_max"] == 8
-    assert attention["clip_qkv"] is None
-    assert attention["qk_ln"] is False
+    for name, other in (("alibi", False), ("prefix_lm", True)):
+        assert refusals_of_vllm({**mpt_config, "attn_config": {**attention, name: other}}) == [name]
+    for name, wrong in (("embedding_fraction", 0.5), ("norm_type", "layernorm"), ("tie_word_embeddings", False)):
+        assert refusals_of_vllm({**mpt_config, name: wrong}) == [name]
+    # It reads these without a default. Its slopes are those of alibi_bias_max, and not clamping nor norming q and k is
+    # what the laboratory's decoder does.
+    assert {"clip_qkv": None, "qk_ln": False, "alibi_bias_max": 8}.items() <= attention.items()
+    # As many heads of keys as of queries; layers and norms without a bias; four times the width within.
     assert "kv_n_heads" not in attention
-    assert mpt_config["embedding_fraction"] == 1.0
-    assert mpt_config["norm_type"] == "low_precision_layernorm"
-    assert mpt_config["tie_word_embeddings"] is True
-    assert mpt_config["no_bias"] is True
-    assert mpt_config["expansion_ratio"] == 4
-    assert mpt_config["architectures"] == ["MPTForCausalLM"]
+    assert (mpt_config["no_bias"], mpt_config["expansion_ratio"]) == (True, 4)
+    # Its norms have torch's own epsilon, whatever layer_norm_epsilon says, and it scales by 1/sqrt(head_dim).
     assert mpt_config["layer_norm_epsilon"] == torch.nn.LayerNorm(1).eps
+    assert attention["softmax_scale"] is None
+    assert mpt_config["architectures"] == ["MPTForCausalLM"]
 
 
 def test_llama_cpp_names_every_tensor_of_mpt(mpt_config: dict[str, Any], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,30 @@ def test_tells_slopes_windows_memory_and_traps(alibi: Invoke, tmp_path: Path) ->
         assert line in result.stdout
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["0", "0.707107", "1", "7", "14", "39", "56"] in rows
-    assert ["65,536", "32", "GiB", "46.3", "GiB", "145%", "26,475"] in rows
+    assert ["65,536", "32", "GiB", "36.3", "GiB", "114%", "26,475"] in rows
+
+
+def test_the_page_shows_what_is_printed(alibi: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block of docs/export.md, in which "..." stands for lines left out."""
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    found = re.search(r"^```text\n\$ alibi inspect (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert found
+    written(tmp_path / found[1], STORYWRITER)
+    monkeypatch.setenv("COLUMNS", "120")
+    printed = [line.rstrip() for line in alibi(found[1]).stdout.splitlines()]
+    parts: list[list[str]] = [[]]
+    for line in found[2].splitlines():
+        if line.strip() == "...":
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    assert [len(part) for part in parts] == [5, 2, 6, 3]
+    assert printed[: len(parts[0])] == parts[0]
+    at = len(parts[0])
+    for part in parts[1:]:
+        starts = [i for i in range(at, len(printed)) if printed[i : i + len(part)] == part]
+        assert starts, f"{part} not among {printed[at:]}"
+        at = starts[0] + len(part)
 
 
 def test_options_change_the_reckoning(alibi: Invoke, tmp_path: Path) -> None:
