@@ -21,6 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, BloomConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.bloom.modeling_bloom import BloomGelu, BloomMLP
+from transformers.models.falcon.modeling_falcon import FalconFlashAttention2
 from transformers.models.mpt import modeling_mpt
 
 from alibi_attention.integrations.transformers import disable, enable
@@ -168,6 +169,40 @@ def test_long_prompts_go_through_blooms_mlp_in_pieces_and_under_hooks_in_one():
         ours.dense_h_to_4h.register_forward_hook(lambda *call: pieces.append(call[2].shape))
         torch.testing.assert_close(ours(x, residual), want, atol=1e-6, rtol=1e-5)
     assert pieces == [(2, 1500, 64)]
+
+
+@pytest.mark.parametrize("length", [40, 600])  # BLOOM's MLP in one piece, and in two
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_autocast_rounds_no_more_than_in_stock(kind: str, length: int):
+    """What runs past the layers stays float32, to which each of them adds."""
+    model, ids = small(kind, 12, **({"max_seq_len": length} if kind == "mpt" else {})), tokens(1, length)
+    exact = logits(model, ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = model_states(model, ids)
+        ours = model_states(enable(model), ids)
+    assert [each.dtype for each in ours] == [each.dtype for each in stock]
+    errors = [(each[-1].float() - exact).square().mean().sqrt() for each in (ours, stock)]
+    assert 0 < errors[0] < 1.1 * errors[1]
+
+
+def model_states(model, ids: Tensor) -> list[Tensor]:
+    """What goes from layer to layer, and the logits."""
+    with torch.no_grad():
+        out = model(ids, use_cache=False, output_hidden_states=True)
+    return [*out.hidden_states, out.logits]
+
+
+def test_autocast_in_blooms_mlp_adds_to_a_float32_residual():
+    torch.manual_seed(0)
+    stock = BloomMLP(BloomConfig(hidden_size=16, n_head=2)).eval()
+    ours = copy.deepcopy(stock)
+    ours.__class__ = LeanBloomMLP
+    # Far larger than what is added: bfloat16 would lose most of that.
+    x, residual = torch.randn(1, 600, 16), 100 * torch.randn(1, 600, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        want, got = stock(x, residual), ours(x, residual)
+    assert got.dtype == want.dtype == torch.float32
+    torch.testing.assert_close(got, want, atol=1e-2, rtol=0)
 
 
 # Nothing of size length x length
@@ -382,6 +417,54 @@ def test_a_forward_put_over_the_attention_is_refused():
     attention.forward = lambda *args, **kwargs: None  # noqa: ARG005
     with pytest.raises(ValueError, match="expected BloomAttention to run its own forward"):
         enable(model)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_subclass_with_a_forward_of_its_own_is_refused(kind: str):
+    model, ids = small(kind), tokens(1, 8)
+    attention = next(module for module in model.modules() if type(module).__name__.endswith("Attention"))
+    stock = type(attention)
+
+    class Renamed(stock):
+        pass
+
+    class Doubled(Renamed):
+        def forward(self, *args, **kwargs):
+            out, weights = super().forward(*args, **kwargs)
+            return 2 * out, weights
+
+    attention.__class__ = Doubled
+    expected = logits(model, ids)
+    with pytest.raises(ValueError, match=rf"expected Doubled to have the forward of Transformers' {stock.__name__}"):
+        enable(model)
+    assert torch.equal(logits(model, ids), expected)
+    # One that only has another name, and those of Transformers, are taken.
+    attention.__class__ = Renamed
+    assert (logits(enable(model), ids) - logits(small(kind), ids)).abs().max() <= 1e-4
+    assert type(next(module for module in disable(model).modules() if isinstance(module, stock))) is Renamed
+    if kind == "falcon":
+        attention.__class__ = FalconFlashAttention2
+        assert type(enable(model).transformer.h[0].self_attention).__name__ == "ALiBiFalconAttention"
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("wants_graph", [False, True])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_padding_between_tokens_is_refused_by_compiled_code(kind: str, wants_graph: bool):
+    model, ids = enable(small(kind)), tokens(2, 24)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+
+    def run(run_model, mask: Tensor) -> Tensor:
+        with torch.set_grad_enabled(wants_graph):
+            return run_model(ids, attention_mask=mask, use_cache=False).logits
+
+    for mask in (padding([24, 13], 24, "left"), padding([24, 13], 24, "right"), padding([24, 24], 24, "left")):
+        assert (run(compiled, mask) - run(model, mask))[mask.bool()].abs().max() <= 1e-5
+    mask[1, 8:12] = 0
+    with pytest.raises(RuntimeError, match=r"got padding between tokens; distances across the hole are ambiguous"):
+        run(compiled, mask)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

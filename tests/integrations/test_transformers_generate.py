@@ -305,6 +305,54 @@ def test_generate_asks_the_full_cache_where_keys_are_missing(kind: str):
         generated(model, **how, past_key_values=horizon_cache(model, window=10))
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_cache_that_a_violation_has_cut_short_goes_no_further(last: bool):
+    """The layers before the one that raised have the tokens of the step, those behind it lack them."""
+    model, ids = enable(small("bloom")), tokens(1, 2600)
+    cache, wide = horizon_cache(model, window=10), horizon_cache(model)
+    if last:
+        cache.layers[0] = wide.layers[0]
+    at = 0
+    with torch.no_grad():
+        failed = False
+        while not failed:
+            try:
+                model(ids[:, at : at + 200], past_key_values=cache, use_cache=True)
+                at += 200
+            except HorizonViolation:
+                failed = True
+        assert [layer.get_seq_length() for layer in cache.layers] == [at + 200, at + 200 * last]
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"whose layers hold the same tokens, got .*: call cache\.reset\(\)"):
+                model(ids[:, at : at + 1], past_key_values=cache, use_cache=True)
+        cache.reset()
+        out = model(ids[:, :20], past_key_values=cache, use_cache=True).logits
+        assert (out - model(ids[:, :20]).logits).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("make", [kv_cache, horizon_cache, lambda model: DynamicCache(config=model.config)])
+@pytest.mark.parametrize("first", [0, 9])
+def test_a_step_that_was_interrupted_between_layers_is_noticed(make, first: int):
+    model, ids = enable(small("bloom")), tokens(1, 12)
+    cache = make(model)
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    with torch.no_grad():
+        if first:
+            model(ids[:, :first], past_key_values=cache, use_cache=True)
+        hook = model.transformer.h[0].mlp.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(ids[:, first : first + 2], past_key_values=cache, use_cache=True)
+        hook.remove()
+        with pytest.raises(
+            ValueError,
+            match=rf"the same tokens, got {first} in layer 1 and {first + 2} in the first; a step that is cut",
+        ):
+            model(ids[:, first : first + 1], past_key_values=cache, use_cache=True)
+
+
 def test_horizon_caches_are_refused_where_they_would_mislead():
     model, ids = small("bloom"), tokens(1, 8)
     for make in (kv_cache, horizon_cache):

@@ -7,7 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from alibi_attention.integrations.transformers.cache import own_layer
+from alibi_attention.cache import HorizonViolation
+from alibi_attention.integrations.transformers.cache import check_step, cut_short, own_layer
 from alibi_attention.integrations.transformers.masks import key_mask_of
 from alibi_attention.ops import alibi_attention
 
@@ -32,6 +33,9 @@ def attend(
 
     Returns:
         (batch, tokens, num_heads * head_dim).
+
+    Raises:
+        HorizonViolation: as `HorizonCache.attend`; the cache then takes no further step until it is reset.
     """
     query, key, value = heads
     heads.clear()
@@ -45,12 +49,17 @@ def attend(
     )
     layer = own_layer(cache, index, key, mask, wants_graph)
     if layer is not None:
+        check_step(cache, index, query.shape[2])
         layer.append(key, value, mask)
         # The cache has its own copy. Queries of a prompt, a third of the projection, must not keep the rest of it.
         del key, value
         if query.shape[2] > 1:
             query = query.contiguous()
-        return joined(layer.attend(query, slopes, scale))
+        try:
+            return joined(layer.attend(query, slopes, scale))
+        except HorizonViolation:
+            cut_short(cache)
+            raise
     past = cache.get_seq_length(index)
     if isinstance(past, Tensor):
         # A static layer hands out its live counter, which update() moves.

@@ -27,6 +27,8 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = False
         # (batch, tokens) bool as far as padding was ever spoken of; what came later was tokens.
         self._mask: Tensor | None = None
+        # Whether a step failed in some layer of the cache.
+        self.was_cut_short = False
 
     def append(self, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
         """Add the keys and values of new tokens.
@@ -93,6 +95,7 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]
         self.cache.reset()
         self._mask = None
         self.is_initialized = False
+        self.was_cut_short = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` tokens."""
@@ -192,6 +195,29 @@ class HorizonLayer(OwnLayer):
             "past_key_values: expected a model enabled by alibi_attention.integrations.transformers.enable, got stock "
             "attention; a horizon cache does not hold every key"
         )
+
+
+def check_step(cache: Any, index: int, tokens: int) -> None:
+    """Raises ValueError where an earlier step was cut short, so that layers do not hold the same tokens.
+
+    Args:
+        index: of the layer that is about to get ``tokens`` new ones, an OwnLayer; those before it have theirs.
+    """
+    layer = cache.layers[index]
+    held, first = layer.get_seq_length(), cache.get_seq_length(0) - (tokens if index else 0)
+    if layer.was_cut_short or held != first:
+        got = f"{held} in layer {index} and {first} in the first" if held != first else "what a HorizonViolation left"
+        raise ValueError(
+            f"past_key_values: expected a cache whose layers hold the same tokens, got {got}; a step that is cut short "
+            "leaves its tokens in some of the layers: call cache.reset(), or start again with another cache"
+        )
+
+
+def cut_short(cache: Any) -> None:
+    """Let no further step be taken: the layers behind the one that failed lack the tokens of this."""
+    for layer in cache.layers:
+        if isinstance(layer, OwnLayer):
+            layer.was_cut_short = True
 
 
 def own_layer(cache: Any, index: int, key: Tensor, mask: Tensor | None, wants_graph: bool) -> OwnLayer | None:

@@ -37,8 +37,8 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
         model.
 
     Raises:
-        ValueError: where there is nothing to enable, or the configuration asks for what the operator does not do; the
-            model is then as it was.
+        ValueError: where there is nothing to enable, the configuration asks for what the operator does not do, or a
+            layer's forward is not that of Transformers; the model is then as it was.
     """
     parts = list(_native_parts(model))
     if not parts:
@@ -111,6 +111,14 @@ def _to_swap(part: nn.Module, family: Family) -> Iterator[tuple[nn.Module, type[
                     raise ValueError(
                         f"model: expected {type(module).__name__} to run its own forward, got one put over it "
                         f"({hidden!r}); enable the model before whatever did that"
+                    )
+                # Transformers has subclasses of its own, beside the stock class.
+                defined = getattr(type(module).forward, "__module__", None)
+                if defined != stock.__module__:
+                    raise ValueError(
+                        f"model: expected {type(module).__name__} to have the forward of Transformers' "
+                        f"{stock.__name__}, got one defined in {defined}, which ours would replace; put the stock "
+                        "class back to enable the model"
                     )
                 yield module, own
 

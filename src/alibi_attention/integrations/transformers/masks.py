@@ -46,6 +46,7 @@ def padding_mask(
     Raises:
         ValueError: for a model that has not been enabled, padding inside a sequence, or a mask that is more than
             causality, a window and padding.
+        RuntimeError: for padding inside a sequence where this is compiled; it is raised as the code runs.
     """
     family = getattr(config, "model_type", None)
     if family in _NEED_ENABLE and config._attn_implementation == GENERAL:
@@ -111,9 +112,12 @@ def _checked(mask: Tensor, kv_length: int, kv_offset: int, is_static: bool) -> T
             f"attention_mask: expected one column for each of the {kv_length + kv_offset} tokens, those in the cache "
             f"included, got shape {tuple(mask.shape)}"
         )
-    if not torch.compiler.is_compiling():
-        if bool(mask.all()):
-            return None
+    if torch.compiler.is_compiling():
+        # Nothing of a value can be branched on here; what is asserted stops the run that meets it.
+        torch._assert_async(~_has_hole(mask).any(), f"{_HOLE}; {_WHY_NOT}")
+    elif bool(mask.all()):
+        return None
+    else:
         refuse_holes(mask)
     padded = torch.nn.functional.pad(mask, (0, kv_length + kv_offset - length))
     return padded[:, kv_offset:]
@@ -121,15 +125,23 @@ def _checked(mask: Tensor, kv_length: int, kv_offset: int, is_static: bool) -> T
 
 def refuse_holes(mask: Tensor) -> None:
     """Raises ValueError where padding stands between the tokens of a row."""
-    runs = (torch.diff(mask.to(torch.int8), dim=1, prepend=mask.new_zeros(len(mask), 1).to(torch.int8)) == 1).sum(1)
-    holed = (runs > 1).nonzero().flatten().tolist()
+    holed = _has_hole(mask).nonzero().flatten().tolist()
     if holed:
-        raise ValueError(
-            "attention_mask: expected padding on the left or on the right of each row, got padding between tokens in "
-            f"rows {holed[:8]}; distances across the hole are ambiguous (BLOOM and Falcon count only real tokens, MPT "
-            "counts all). Padding on the right becomes a hole when tokens are generated after it: pad on the left, "
-            "tokenizer.padding_side = 'left'"
-        )
+        raise ValueError(f"{_HOLE} in rows {holed[:8]}; {_WHY_NOT}, tokenizer.padding_side = 'left'")
+
+
+# Inside compiled code, where rows cannot be named: no quotes either, which do not survive its string literals.
+_HOLE = "attention_mask: expected padding on the left or on the right of each row, got padding between tokens"
+_WHY_NOT = (
+    "distances across the hole are ambiguous (BLOOM and Falcon count only real tokens, MPT counts all). Padding on the "
+    "right becomes a hole when tokens are generated after it: pad on the left"
+)
+
+
+def _has_hole(mask: Tensor) -> Tensor:
+    """(batch,) bool: whether a row's tokens stand in more than one run."""
+    before = torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+    return (mask & ~before).sum(1) > 1
 
 
 def key_mask_of(attention_mask: Tensor | None) -> Tensor | None:

@@ -51,7 +51,7 @@ class ALiBiBloomAttention(BloomAttention):  # type: ignore[misc]
         del context
         if self.training or torch.is_grad_enabled() or _is_watched(self.dense):
             return dropout_add(out, residual, self.hidden_dropout, self.training), None
-        return out.add_(residual), None
+        return _with_residual(out, residual), None
 
 
 class FusedBloomGelu(BloomGelu):  # type: ignore[misc]
@@ -85,17 +85,25 @@ class LeanBloomMLP(BloomMLP):  # type: ignore[misc]
         for start in range(0, tokens.shape[0], _MLP_TOKENS):
             piece = self.dense_4h_to_h(self.gelu_impl(self.dense_h_to_4h(tokens[start : start + _MLP_TOKENS])))
             if out is None:
-                out = piece.new_empty(tokens.shape[0], piece.shape[-1])
+                # Under autocast a piece is of fewer bits than the sum.
+                dtype = torch.promote_types(piece.dtype, residual.dtype)
+                out = piece.new_empty(tokens.shape[0], piece.shape[-1], dtype=dtype)
             out[start : start + _MLP_TOKENS] = piece
         assert out is not None
         out = out.view(residual.shape)
         if self.training:
             summed: Tensor = dropout_add(out, residual, self.hidden_dropout, self.training)
             return summed
-        return out.add_(residual)
+        return _with_residual(out, residual)
 
 
 _MLP_TOKENS = 512
+
+
+def _with_residual(out: Tensor, residual: Tensor) -> Tensor:
+    """Their sum, in the memory of ``out`` where that holds it: under autocast the residual alone is float32."""
+    holds_it = torch.promote_types(out.dtype, residual.dtype) == out.dtype
+    return out.add_(residual) if holds_it else out + residual
 
 
 def _is_watched(module: nn.Module) -> bool:
