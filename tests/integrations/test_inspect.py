@@ -158,8 +158,37 @@ def test_what_the_traps_of_mpt_say_is_so() -> None:
     stock = logits()
     for ignored in ({"alibi_bias_max": 16}, {"alibi": False}, {"qk_ln": True}):
         assert torch.equal(logits(**ignored), stock), ignored
+    assert not torch.equal(logits(softmax_scale=0.9), stock)
+    torch.testing.assert_close(logits(softmax_scale=8**-0.5), stock)
+    assert transformers.MptConfig(attn_config={"attn_impl": "torch"}).attn_config.alibi is True
+    assert transformers.MptConfig().use_cache is False
     with pytest.raises(RuntimeError):
         logits(length=9)
+
+
+def test_mpt_that_leaves_defaults_unsaid() -> None:
+    """Transformers' defaults, which its own files leave out."""
+    silent = {key: value for key, value in MPT.items() if key not in ("use_cache", "attn_config")}
+    for config in (silent, {**silent, "attn_config": {}}, {**silent, "attn_config": {"clip_qkv": 6}}):
+        model = describe(config)
+        assert codes(model) == {"alibi-unsaid", "length-cap", "no-cache"}
+        assert torch.equal(model.slopes, alibi_slopes(32))
+    texts = {trap.code: trap.text for trap in describe(silent).traps}
+    assert "llm-foundry, which MPT was trained with, takes it for no" in texts["alibi-unsaid"]
+    assert texts["no-cache"].startswith("use_cache is not set, and off by default: pass use_cache=True to generate()")
+    assert "no-cache" not in codes(describe({**silent, "use_cache": True}))
+    assert "alibi-unsaid" not in codes(describe(of_mpt(alibi=True)))
+
+
+@pytest.mark.parametrize("config", [of_mpt(softmax_scale=0.5), {**REPLIT_V1, "softmax_scale": 0.5}])
+def test_the_scale_that_mpt_says(config: dict[str, Any]) -> None:
+    model = describe(config)
+    assert model.scale == 0.5
+    trap = next(trap for trap in model.traps if trap.code == "softmax-scale")
+    assert trap.text.endswith("not by 1/sqrt(head_dim): pass scale=0.5 to our operator.")
+    usual = describe(of_mpt(softmax_scale=None))
+    assert usual.scale == 128**-0.5
+    assert "softmax-scale" not in codes(usual)
 
 
 def test_what_the_traps_of_falcon_say_is_so() -> None:
@@ -210,6 +239,27 @@ def test_rounding_of_the_bias() -> None:
     assert "rounds it to bfloat16: at 2,048 tokens the bias is off by up to 4 nats" in rounded.text
 
 
+@pytest.mark.parametrize("length", [2**15 + 1, 40_000, 131_072])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_of_the_bias_is_found_without_trying_every_position(length: int, dtype: torch.dtype) -> None:
+    slopes = torch.cat([alibi_slopes(7, "interleaved") / 2, (alibi_slopes(12, "interleaved") / 8).bfloat16().float()])
+    exact = slopes.double().unsqueeze(1) * torch.arange(length)
+    by_slope = (exact.to(dtype).double() - exact).abs().amax(1)
+    for slope, expected in zip(slopes, by_slope.tolist(), strict=True):
+        assert rounding_of_positions(slope[None], length, dtype) == expected
+    assert rounding_of_positions(slopes, length, dtype) == by_slope.max()
+
+
+@pytest.mark.parametrize(
+    "config", [{**BLOOM, "dtype": "bfloat16", "seq_length": 2**40}, {**FALCON, "n_positions": 2**40}]
+)
+def test_a_length_that_no_memory_holds(config: dict[str, Any]) -> None:
+    text = next(trap.text for trap in describe(config).traps if trap.code == "rounded-bias")
+    assert "at 1,099,511,627,776 tokens the bias is off by up to" in text
+    # Products up to 2^39.5, between numbers 2^32 apart.
+    assert rounding_of_positions(alibi_slopes(16), 2**40, torch.bfloat16) == pytest.approx(2.0**31, rel=1e-6)
+
+
 def test_other_traps() -> None:
     dense = next(trap for trap in describe(BAICHUAN).traps if trap.code == "dense-bias")
     assert "where positions are rounded: 1.2 GiB at 4,096 tokens" in dense.text  # 40 * 4096^2 * 2 bytes
@@ -257,6 +307,10 @@ def test_models_without_linear_biases(config: dict[str, Any], text: str) -> None
         ({**BLOOM, "seq_length": -1}, "seq_length: expected an integer of at least 1, got -1"),
         ({**BLOOM, "seq_length": "2048"}, "seq_length: expected an integer of at least 1, got '2048'"),
         ({**BLOOM, "seq_length": 2**41}, "seq_length: expected an integer of at most 1,099,511,627,776, got 2199"),
+        ({**BLOOM, "n_embed": 112 * 10**400}, "n_embed: expected an integer of at most 1,099,511,627,776, got 112000"),
+        ({**BLOOM, "n_layer": 10**400}, "n_layer: expected an integer of at most 1,099,511,627,776, got 10000"),
+        ({**FALCON, "hidden_size": 10**400}, "hidden_size: expected an integer of at most 1,099,511,627,776, got 100"),
+        (of_mpt(softmax_scale="wide"), "attn_config.softmax_scale: expected a number above 0, got 'wide'"),
         ({**BLOOM, "dtype": 7}, "dtype: expected the name of a dtype, such as 'bfloat16', got 7"),
         ({**MPT, "attn_config": "alibi"}, "attn_config: expected an object, got 'alibi'"),
         ({**MPT, "attn_config": [1]}, "attn_config: expected an object, got [1]"),

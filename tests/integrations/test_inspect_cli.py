@@ -109,7 +109,7 @@ def test_json_has_every_head(alibi: Invoke, tmp_path: Path) -> None:
     extra = 32 * 32 * (8 * 1024 // 64 + 2 * 4 * 128)
     assert value["cache"][0]["horizon_bytes"] == value["cache"][0]["full_bytes"] + extra
     assert value["chunk"] == 512
-    assert [trap["code"] for trap in value["traps"]] == ["bias-max-ignored", "length-cap"]
+    assert [trap["code"] for trap in value["traps"]] == ["bias-max-ignored", "length-cap", "no-cache"]
 
 
 def test_a_dtype_that_no_cache_has_is_told_from_one(alibi: Invoke, tmp_path: Path) -> None:
@@ -155,6 +155,7 @@ def test_input_that_is_no_model(alibi: Invoke, tmp_path: Path) -> None:
     for name, words in (
         ("none.json", "expected a file or folder, got none.json, which does not exist\n  name a config.json"),
         ("empty/model", "expected a file or folder, got empty/model, which does not exist"),
+        ("x" * 300, f"expected a file or folder, got {'x' * 300} (File name too long)\n  name a config.json"),
         ("empty", "expected a folder with a config.json, got empty\n  name a model's folder or file"),
         ("broken.json", "expected JSON, got broken.json"),
         ("list.json", "config: expected a JSON object, got list"),

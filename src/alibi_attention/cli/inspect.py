@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,8 +80,9 @@ def _describe(model: str) -> AlibiModel:
     from alibi_attention.integrations.inspect import NotAlibi, describe, read_config
 
     path = Path(model)
-    if path.is_dir() and not (path / "config.json").is_file() and (path.parent / "config.json").is_file():
-        return _describe_run(path)
+    with suppress(OSError):  # which read_config puts into words
+        if path.is_dir() and not (path / "config.json").is_file() and (path.parent / "config.json").is_file():
+            return _describe_run(path)
     try:
         config = read_config(model)
         if isinstance(config, dict) and "schema_version" in config:

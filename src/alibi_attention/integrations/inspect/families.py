@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from alibi_attention.integrations.inspect import traps as known
 from alibi_attention.integrations.inspect.description import (
     LONGEST,
     MOST_HEADS,
+    WIDEST,
     AlibiModel,
     NotAlibi,
     Trap,
@@ -79,7 +81,7 @@ def _model(
     kv_key: str = "kv_heads", bias_max: float = 8.0, factor: float = 1.0, note: str = "", scale_power: float = 0.5,
     slopes: Tensor | None = None, extra: tuple[Trap, ...] = (),
 ) -> AlibiModel:  # fmt: skip
-    heads, width = number(config, *shape.heads, most=MOST_HEADS), number(config, *shape.width)
+    heads, width = number(config, *shape.heads, most=MOST_HEADS), number(config, *shape.width, most=WIDEST)
     kv_heads = kv_heads or heads
     if width % heads:
         key = next(key for key in shape.width if config.get(key) is not None)
@@ -94,7 +96,7 @@ def _model(
     slopes = alibi_slopes(heads, "interleaved", bias_max) if slopes is None else slopes
     return AlibiModel(
         family=family,
-        layers=number(config, *shape.layers),
+        layers=number(config, *shape.layers, most=WIDEST),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=width // heads,
@@ -120,7 +122,8 @@ def _read_bloom(config: Config) -> AlibiModel:
 def _read_mpt(config: Config) -> AlibiModel:
     inner = part(config, "attn_config")
     attention, inside = (config, "") if inner is None else (inner, "attn_config.")
-    if not flag(attention, "alibi", inner is None, inside=inside):
+    # True where it is not said, as Transformers has it.
+    if not flag(attention, "alibi", True, inside=inside):
         raise NotAlibi(
             "MPT with attn_config.alibi off: learned positions instead of linear biases. Transformers' own MPT does "
             "not read this key and would apply linear biases all the same"
@@ -135,6 +138,7 @@ def _read_mpt(config: Config) -> AlibiModel:
     if config.get("model_type") == "replit_lm":
         name = "Replit"
     model = _model(config, name, shape, kv_heads=kv_heads, kv_key=f"{inside}kv_n_heads", bias_max=bias_max)
+    model = replace(model, scale=positive(attention, "softmax_scale", model.scale, inside=inside))
     return known.add(model, *known.of_mpt(config, attention, model))
 
 
@@ -142,7 +146,7 @@ def _read_falcon(config: Config) -> AlibiModel:
     if not flag(config, "alibi", False):
         raise NotAlibi("Falcon with alibi off: rotary embedding instead of linear biases")
     heads = number(config, "n_head", "num_attention_heads", most=MOST_HEADS)
-    width = number(config, "hidden_size")
+    width = number(config, "hidden_size", most=WIDEST)
     kv_heads = heads
     if flag(config, "new_decoder_architecture", False):
         kv_heads = number(config, "num_kv_heads", "n_head_kv", default=heads)

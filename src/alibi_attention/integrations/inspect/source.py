@@ -21,11 +21,15 @@ def read_config(source: str) -> Any:
         ValueError: if there is none, or it is not JSON.
     """
     path = Path(source)
-    if path.is_dir():
+    try:
+        is_folder, is_there, holds_it = path.is_dir(), path.exists(), (path / "config.json").is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise ValueError(f"expected a file or folder, got {source} ({error.strerror}); name a config.json") from None
+    if is_folder:
         path = path / "config.json"
-        if not path.is_file():
+        if not holds_it:
             raise ValueError(f"expected a folder with a config.json, got {source}; name a model's folder or file")
-    elif not path.exists():
+    elif not is_there:
         path = _from_hub(source)
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -127,6 +127,13 @@ def of_falcon(model: AlibiModel) -> Iterator[Trap]:
 
 
 def of_mpt(config: Mapping[str, Any], attention: Mapping[str, Any], model: AlibiModel) -> Iterator[Trap]:
+    if attention.get("alibi") is None:
+        yield Trap(
+            "alibi-unsaid",
+            "Nothing says whether alibi is on: Transformers takes that for yes; "
+            "llm-foundry, which MPT was trained with, takes it for no. Where the model comes from there it has learned "
+            "positions, and no linear biases.",
+        )
     if model.bias_max != 8:
         yield Trap(
             "bias-max-ignored",
@@ -149,7 +156,16 @@ def of_mpt(config: Mapping[str, Any], attention: Mapping[str, Any], model: Alibi
         )
     if attention.get("prefix_lm"):
         yield Trap("prefix-lm", "prefix_lm is on: a prefix is attended both ways, which vLLM refuses.")
-    if config.get("use_cache") is False:
-        yield Trap("no-cache", "use_cache is off: pass use_cache=True to generate(), or each token costs a whole pass.")
+    if model.scale != model.head_dim**-0.5:
+        yield Trap(
+            "softmax-scale",
+            f"Dot products are multiplied by softmax_scale = {model.scale:g}, not by 1/sqrt(head_dim): pass "
+            f"scale={model.scale:g} to our operator.",
+        )
+    if not config.get("use_cache"):
+        said = "off" if config.get("use_cache") is False else "not set, and off by default"
+        yield Trap(
+            "no-cache", f"use_cache is {said}: pass use_cache=True to generate(), or each token costs a whole pass."
+        )
     if config.get("architectures") == ["MptForCausalLM"]:
         yield Trap("spelling", "llama.cpp's converter knows the architecture as 'MPTForCausalLM' only.")
