@@ -309,7 +309,11 @@ def test_nothing_is_overwritten_and_nothing_is_left_half(
     monkeypatch.setattr(f"{module}._write" if form == "gguf" else f"{module}.write_tokenizer", fail)
     with pytest.raises(KeyboardInterrupt):
         WRITERS[form](exported, tmp_path / "broken")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        WRITERS[form](exported, tmp_path / "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full", "mine"]
+    assert list((tmp_path / "mine").iterdir()) == []
     assert (tmp_path / "full" / "mine").read_text() == "kept"
 
 

@@ -166,6 +166,38 @@ def test_an_output_that_exists(alibi: Invoke, run: Path, tmp_path: Path) -> None
     assert [path.name for path in output.iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("form", ["mpt", "gguf"])
+def test_the_folder_one_stands_in(
+    alibi: Invoke, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """It stays the same folder, and the shell in it sees what was written."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = alibi("export", run, "--format", form, "--output", ".")
+    assert result.exit_code == 0, result.stderr
+    here = sorted(path.name for path in Path().iterdir())
+    assert here == sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert ("model.gguf" if form == "gguf" else "config.json") in here
+    assert not [name for name in here if name.startswith(".")]
+    assert f"({str(Path('model.gguf') if form == 'gguf' else Path())!r})" in result.stdout
+
+
+def test_folders_the_system_refuses(alibi: Invoke, run: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    assert f"got {long} (File name too long)" in refused_by_system(alibi, run, long, "--output")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "at all")
+    assert f"got {tmp_path / 'link'} (" in refused_by_system(alibi, run, tmp_path / "link", "--output")
+    assert f"got {long} (File name too long)" in refused_by_system(alibi, long, tmp_path / "out", "RUN")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"]
+
+
+def refused_by_system(alibi: Invoke, path: Path, output: Path, flag: str) -> str:
+    result = alibi("export", path, "--format", "mpt", "--output", output)
+    assert result.exit_code == 2, result.exception
+    assert result.stderr.startswith(f"error: {flag}: expected a folder that can be ")
+    return result.stderr
+
+
 def test_the_other_gelu(alibi: Invoke, run: Path, tmp_path: Path) -> None:
     result = alibi("export", run, "--format", "bloom", "--output", tmp_path / "out")
     assert result.exit_code == 2

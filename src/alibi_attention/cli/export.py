@@ -57,6 +57,9 @@ def export(
     except LabError as error:
         flag = "RUN" if error.argument == "run" else f"--{error.argument.replace('_', '-')}"
         raise refuse(flag, error.complaint, error.remedy) from None
+    except OSError as error:
+        complaint = f"expected a folder that can be read, got {run} ({error.strerror or error})"
+        raise refuse("RUN", complaint, "check the spelling and the folder you are in") from None
     try:
         written = WRITERS[format.value](decoder, output, approximate=approximate)
     except ValueError as error:

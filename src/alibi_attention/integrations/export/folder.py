@@ -17,24 +17,35 @@ from torch import Tensor
 def new_folder(output: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``output`` that takes its name when the block ends well, and vanishes otherwise.
 
+    An empty folder stays the one it is, for whoever stands in it or has mounted something there: the temporary folder
+    is inside, and what it holds is moved up.
+
     Raises:
-        ValueError: if ``output`` exists (unless it is an empty folder) or cannot be made.
+        ValueError: if ``output`` exists (unless it is an empty folder), or cannot be made or written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"output: expected a new or empty folder, got {output}, which exists; choose another")
+    temporary = None
     try:
+        is_there = output.exists()
+        if is_there and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"output: expected a new or empty folder, got {output}, which exists; choose another")
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise ValueError(
-            f"output: expected a folder that can be made, got {output} ({error.strerror}); choose another"
-        ) from None
-    try:
+        beside = output if is_there else output.parent
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=beside))
         temporary.chmod(0o755)
         yield temporary
-        temporary.replace(output)
+        if is_there:
+            for written in sorted(temporary.iterdir()):
+                written.replace(output / written.name)
+        else:
+            temporary.replace(output)
+    except OSError as error:
+        raise ValueError(
+            f"output: expected a folder that can be made and written, got {output} ({error.strerror or error}); "
+            "choose another"
+        ) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
