@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,11 +145,24 @@ def test_refusals(run_folder: Path, arguments: tuple[object, ...], message: str)
 
 
 def test_folders_that_hold_no_model(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    assert f"a Transformers model, got {long} (File name too long)\n  check the spelling" in invoke(long, "x").stderr
     assert "which has no config.json" in invoke(tmp_path, "x").stderr
     (tmp_path / "config.json").write_text("[]", encoding="utf-8")
     assert "which describes neither" in invoke(tmp_path, "x").stderr
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     assert "error: SOURCE: expected the folder of a run" in invoke(tmp_path, "x").stderr
+
+
+def test_ctrl_c_while_the_prompt_is_typed(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> bytes:
+        raise KeyboardInterrupt
+
+    stdin = SimpleNamespace(isatty=lambda: True, buffer=SimpleNamespace(read=read))
+    monkeypatch.setattr("alibi_attention.cli.generate.sys", SimpleNamespace(stdin=stdin))
+    done = invoke(run_folder, "-")
+    assert done.exit_code == 130
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_ctrl_c_keeps_the_text_and_says_what_was_done(run_folder: Path) -> None:
@@ -339,6 +354,117 @@ def test_folders_of_other_models(tmp_path: Path) -> None:
     assert "error: SOURCE: expected a model with ALiBi, got" in refused.stderr
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     assert "error: SOURCE: expected a causal language model and its tokenizer, got" in invoke(tmp_path, "x").stderr
+
+
+def tensors_of(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the weights of a saved model."""
+    from safetensors.torch import load, save
+
+    path = folder / "model.safetensors"
+    tensors = load(path.read_bytes())
+    change(tensors)
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+@pytest.mark.parametrize("family", ["bloom", "mpt", "falcon"])
+def test_weights_that_are_not_all_there(tmp_path: Path, family: str) -> None:
+    """Transformers would draw the rest at random and go on."""
+    save_model(tmp_path, family)
+    name = "query_key_value.weight" if family != "mpt" else "Wqkv.weight"
+
+    def halve(tensors: dict[str, torch.Tensor]) -> None:
+        last = [each for each in tensors if each.endswith(name)][-1]
+        tensors[last] = tensors[last][:48].clone()
+
+    tensors_of(tmp_path, halve)
+    done = invoke(tmp_path, "x")
+    assert done.exit_code == 2, done.exception
+    assert "error: SOURCE: expected the weights that its config.json speaks of, got " in done.stderr
+    assert f"1.{'attn' if family == 'mpt' else 'self_attention'}.{name} is (48, 32), not (96, 32))\n" in done.stderr
+
+    def lose(tensors: dict[str, torch.Tensor]) -> None:
+        for each in [each for each in tensors if each.endswith((name, "norm_1.weight", "input_layernorm.weight"))]:
+            del tensors[each]
+
+    tensors_of(tmp_path, lose)
+    done = invoke(tmp_path, "x")
+    assert done.exit_code == 2, done.exception
+    assert f".{name} is missing, " in done.stderr
+    assert ", and 1 more)\n  save the whole model into the folder\n" in done.stderr
+    assert done.stdout == ""
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "weights cut off": lambda folder: cut(folder / "model.safetensors"),
+    "weights that are none": lambda folder: (folder / "model.safetensors").write_bytes(b"xx"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "tokenizer cut off": lambda folder: cut(folder / "tokenizer.json"),
+    "no tokenizer": lambda folder: [(folder / f"tokenizer{end}.json").unlink() for end in ("", "_config")],
+    "a configuration that cannot be": lambda folder: changed(folder / "config.json", n_head="many"),
+    "heads that do not divide": lambda folder: changed(folder / "config.json", n_head=5),
+    "a model nobody knows": lambda folder: changed(folder / "config.json", model_type="nonsense"),
+}
+
+
+def changed(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_folders(tmp_path: Path, damage: str) -> None:
+    save_model(tmp_path, "bloom")
+    DAMAGE[damage](tmp_path)
+    done = invoke(tmp_path, "x")
+    assert done.exit_code == 2, done.exception
+    assert f"error: SOURCE: expected a causal language model and its tokenizer, got {tmp_path} (" in done.stderr
+    assert done.stderr.endswith(")\n  save both into the folder\n")
+    assert "()" not in done.stderr
+
+
+def test_errors_that_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path, "bloom")
+    import transformers
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    assert f"got {tmp_path} (AssertionError)\n" in invoke(tmp_path, "x").stderr
+    monkeypatch.setattr(torch, "zeros", fail)
+    assert (
+        "error: --device: expected a device of this machine, got cpu (AssertionError)\n" in invoke(tmp_path, "x").stderr
+    )
+
+
+def test_a_prompt_that_is_no_text(tmp_path: Path) -> None:
+    save_model(tmp_path, "bloom")
+    done = invoke(tmp_path, "ab" + os.fsdecode(b"\xff"))
+    assert done.exit_code == 2, done.exception
+    assert (
+        done.stderr == "error: PROMPT: expected UTF-8 text, got another encoding\n  convert it with `iconv -t utf-8`\n"
+    )
+    assert done.stdout == ""
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    save_model(tmp_path, "bloom")
+
+    def shrink(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "word_embeddings.weight" in name or "lm_head" in name]:
+            tensors[name] = tensors[name][:70].clone()
+
+    tensors_of(tmp_path, shrink)
+    changed(tmp_path / "config.json", vocab_size=70)
+    done = invoke(tmp_path, "az")
+    assert done.exit_code == 2, done.exception
+    assert (
+        f"error: SOURCE: expected a tokenizer of the model's 70 tokens, got {tmp_path}, whose tokenizer" in done.stderr
+    )
+    assert invoke(tmp_path, "AB", "--max-tokens", 1).exit_code == 0
 
 
 def test_transformers_that_is_missing_or_was_not_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,8 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
         except UnicodeDecodeError:
             complaint = "expected UTF-8 text on standard input, got another encoding"
             raise refuse("PROMPT", complaint, "convert it with `iconv -t utf-8`") from None
+        except KeyboardInterrupt:
+            raise typer.Exit(128 + signal.SIGINT) from None
     return prompt or ""
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention import HorizonCache, KVCache
-from alibi_attention.generation.source import CacheKind
+from alibi_attention.generation.source import CacheKind, reason_of
 from alibi_attention.generation.text import TokenText
 from alibi_attention.lab.errors import LabError
 
@@ -26,8 +26,21 @@ def _check_device(device: str) -> None:
 
 
 def _no_device(device: str, error: Exception) -> LabError:
-    reason = str(error).strip().splitlines()[0]
-    return LabError("device", expected="a device of this machine", got=f"{device} ({reason})", remedy="use cpu")
+    got = f"{device} ({reason_of(error)})"
+    return LabError("device", expected="a device of this machine", got=got, remedy="use cpu")
+
+
+def _refuse_random_weights(path: Path, info: dict[str, Any]) -> None:
+    """Transformers draws at random what a folder lacks, and says so only to those who listen."""
+    lacking = [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    lacking += [
+        f"{name} is {tuple(there)}, not {tuple(wanted)}" for name, there, wanted in sorted(info["mismatched_keys"])
+    ]
+    if lacking:
+        more = f", and {len(lacking) - 3:,} more" if len(lacking) > 3 else ""
+        got = f"{path} ({', '.join(lacking[:3])}{more})"
+        expected = "the weights that its config.json speaks of"
+        raise LabError("source", expected=expected, got=got, remedy="save the whole model into the folder")
 
 
 class PretrainedSource:
@@ -56,11 +69,15 @@ class PretrainedSource:
         transformers.utils.logging.disable_progress_bar()
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
-            model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            got = f"{path} ({str(error).strip().splitlines()[0]})"
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        # Whatever is wrong with a file: safetensors and tokenizers raise kinds of their own.
+        except Exception as error:
+            got = f"{path} ({reason_of(error)})"
             expected = "a causal language model and its tokenizer"
             raise LabError("source", expected=expected, got=got, remedy="save both into the folder") from None
+        _refuse_random_weights(path, info)
         try:
             # Rounded biases drift ever farther from the line, and a cache that forgets relies on it.
             self._model: Any = ours.enable(model, falcon_rounding=cache == "full").eval().to(device)
@@ -78,11 +95,26 @@ class PretrainedSource:
         self.end = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
         begin = self._model.config.bos_token_id if settings.bos_token_id is None else settings.bos_token_id
         self._begin = min(self.end, default=0) if begin is None else begin
+        self._path = path
         self.name = f"{path} ({self._model.config.model_type})"
 
     def encode(self, prompt: str) -> list[int]:
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError:
+            # Bytes of a command line that are no text come as halves of characters, which no tokenizer takes.
+            remedy = "convert it with `iconv -t utf-8`"
+            raise LabError("prompt", expected="UTF-8 text", got="another encoding", remedy=remedy) from None
         tokens: list[int] = self._tokenizer(prompt)["input_ids"] if prompt else []
-        return tokens or [self._begin]
+        tokens = tokens or [self._begin]
+        known = self._model.get_input_embeddings().num_embeddings
+        if max(tokens) >= known:
+            raise LabError(
+                "source", expected=f"a tokenizer of the model's {known:,} tokens",
+                got=f"{self._path}, whose tokenizer makes token {max(tokens):,} of the prompt",
+                remedy="save the tokenizer the model was trained with into the folder",
+            )  # fmt: skip
+        return tokens
 
     def text(self) -> TokenText:
         return TokenText(lambda tokens: self._tokenizer.decode(tokens, skip_special_tokens=True))

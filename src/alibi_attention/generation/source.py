@@ -82,12 +82,17 @@ def kind_of(path: Path) -> Literal["laboratory", "transformers"]:
         LabError: for neither.
     """
     expected = "the folder of a run of alibi extrapolate, or of a Transformers model"
-    if not path.is_dir():
-        got = f"{path}, which is {'a file' if path.exists() else 'not there'}"
-        raise LabError("source", expected=expected, got=got, remedy="check the spelling and the folder you are in")
-    remedy = "name the folder that has config.json in it"
+    remedy = "check the spelling and the folder you are in"
     config = path / "config.json"
-    if not config.is_file():
+    try:
+        if not path.is_dir():
+            got = f"{path}, which is {'a file' if path.exists() else 'not there'}"
+            raise LabError("source", expected=expected, got=got, remedy=remedy)
+        has_config = config.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise LabError("source", expected=expected, got=f"{path} ({error.strerror})", remedy=remedy) from None
+    remedy = "name the folder that has config.json in it"
+    if not has_config:
         raise LabError("source", expected=expected, got=f"{path}, which has no config.json", remedy=remedy)
     try:
         found: Any = json.loads(config.read_text(encoding="utf-8"))
@@ -98,6 +103,11 @@ def kind_of(path: Path) -> Literal["laboratory", "transformers"]:
     if isinstance(found, dict) and "schema_version" in found:
         return "laboratory"
     raise LabError("source", expected=expected, got=f"{config}, which describes neither", remedy=remedy)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def violation(error: HorizonViolation) -> LabError:
