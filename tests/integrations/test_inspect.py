@@ -400,7 +400,7 @@ SMALL = {
 def test_memory_is_what_a_horizon_cache_allocates(dtype: str) -> None:
     """To the byte: at every length, before, while and after its windows fill."""
     model = describe({**SMALL, "torch_dtype": dtype})
-    lengths = (100, 1000, 2048, 3000, 4608, 7000, 9000)
+    lengths = (100, 1000, 2048, 3000, 4608, 7000, 9000, 12000)
     reckoned = report(model, lengths=lengths, logit_bound=1.5)
     assert reckoned.chunk == 512
     caps = {"query_norm": 3.0, "key_norm": 0.5 / model.scale}
