@@ -50,8 +50,10 @@ def call_arguments(
     Raises:
         ValueError: as `alibi_attention` documents.
     """
-    check_types(query=query, key=key, value=value, slopes=slopes, key_mask=key_mask, cu_seqlens=cu_seqlens)
-    check_types(cu_seqlens_k=cu_seqlens_k)
+    check_types(
+        query=query, key=key, value=value, slopes=slopes, key_mask=key_mask, cu_seqlens=cu_seqlens,
+        cu_seqlens_k=cu_seqlens_k,
+    )  # fmt: skip
     check_options(is_causal, backend)
     if autocast and autocast_is_on(query.device.type):
         query, key, value = _autocast(query), _autocast(key), _autocast(value)

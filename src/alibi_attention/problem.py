@@ -97,11 +97,14 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
-def check_types(**tensors: object) -> None:
+def check_types(*, query: object, key: object, value: object, **options: object) -> None:
     """Each is a tensor or, for an option left out, None."""
-    for name, value in tensors.items():
-        if value is not None and not isinstance(value, Tensor):
-            raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; make it one first")
+    for name, given in (("query", query), ("key", key), ("value", value)):
+        if given is None:
+            raise ValueError(f"{name}: expected a torch.Tensor, got None; pass the tensor")
+    for name, given in {"query": query, "key": key, "value": value, **options}.items():
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(f"{name}: expected a torch.Tensor, got {type(given).__name__}; make it one first")
 
 
 def _shape(tensor: Tensor) -> str:

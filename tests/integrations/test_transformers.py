@@ -484,7 +484,7 @@ def test_masks_of_another_shape_are_refused(kind: str):
         model(tokens(1, 8), attention_mask=torch.ones(1, 5), use_cache=True)
 
 
-@pytest.mark.parametrize("kind", ["bloom", "falcon"])
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_attention_weights_are_refused(kind: str):
     with pytest.raises(ValueError, match=r"output_attentions: expected False, got True; the weights are never formed"):
         logits(enable(small(kind)), tokens(1, 8), output_attentions=True)

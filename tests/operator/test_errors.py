@@ -345,3 +345,10 @@ def test_meta_tensors_have_shapes() -> None:
     with torch.device("meta"):
         module = ALiBiAttention(32, 4)
         assert module(torch.empty(2, 5, 32)).is_meta
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_a_tensor_left_out_is_named(name: str) -> None:
+    tensors = {each: torch.zeros(1, 2, 3, 8) for each in ("query", "key", "value")} | {name: None}
+    with pytest.raises(ValueError, match=f"^{name}: expected a torch.Tensor, got None; pass the tensor$"):
+        alibi_attention(**tensors)

@@ -306,7 +306,8 @@ def _num_layers(model: PreTrainedModel) -> int:
     if config._attn_implementation not in enabled:
         raise ValueError(
             f"model: expected an enabled BLOOM, MPT or Falcon, got a {type(model).__name__} whose attention is "
-            f"{config._attn_implementation!r}; call enable(model) first. Others have transformers.DynamicCache"
+            f"{config._attn_implementation!r}; call enable(model) first. Models after "
+            "replace_positions take transformers.DynamicCache"
         )
     number: int = config.num_hidden_layers
     return number

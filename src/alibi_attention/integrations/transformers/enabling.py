@@ -19,6 +19,15 @@ Model = TypeVar("Model", bound=nn.Module)
 _STOCK = "_alibi_stock"
 
 
+def check_module(model: object) -> None:
+    """Raises ValueError for what is no module: a name, above all."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model: expected a model of Transformers, got {type(model).__name__} {model!r:.80}; load it first, with "
+            "AutoModelForCausalLM.from_pretrained"
+        )
+
+
 def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
     """Put the operator into a BLOOM, an MPT or a Falcon with ALiBi, in place.
 
@@ -40,6 +49,7 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
         ValueError: where there is nothing to enable, the configuration asks for what the operator does not do, or a
             layer's forward is not that of Transformers; the model is then as it was.
     """
+    check_module(model)
     parts = list(_native_parts(model))
     if not parts:
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomGelu, BloomMLP, BloomModel, dropout_add
 from transformers.models.falcon.modeling_falcon import FalconAttention, FalconModel
-from transformers.models.mpt.modeling_mpt import MptAttention, MptModel
+from transformers.models.mpt.modeling_mpt import MptAttention, MptBlock, MptModel
 
 from alibi_attention.integrations.transformers.attention import attend, give_slopes, refuse_weights
 from alibi_attention.integrations.transformers.masks import key_mask_of
@@ -145,6 +145,15 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
         return self.out_proj(context), None
 
 
+class ALiBiMptBlock(MptBlock):  # type: ignore[misc]
+    """MptBlock, which alone is told that attention weights are wanted."""
+
+    def forward(self, *arguments: Any, output_attentions: bool = False, **options: Any) -> Any:
+        """As MptBlock; refuses weights, which are never formed."""
+        refuse_weights(output_attentions)
+        return super().forward(*arguments, output_attentions=output_attentions, **options)
+
+
 class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
     """FalconAttention with our operator; keys and values shared by a group of heads are not repeated for it.
 
@@ -273,7 +282,7 @@ FAMILIES = {
     ),
     "mpt": Family(
         ALiBiMptAttention.slopes,
-        ((MptAttention, ALiBiMptAttention),),
+        ((MptAttention, ALiBiMptAttention), (MptBlock, ALiBiMptBlock)),
         MptModel,
         ("build_mpt_alibi_tensor", no_mpt_bias),
         "eager",
