@@ -53,10 +53,6 @@ def check_saved(
     """
     check_handed(problem, saved.query, saved.key, saved.value, saved.slopes)
     rows = (problem.batch, problem.num_heads, problem.q_len)
-    remedy = (
-        ", which goes with query, key and value as they were saved; saved-tensor hooks must hand back what they were "
-        "given, in its shape and dtype"
-    )
     for name, tensor, shape, dtype in (
         ("out", saved.out, (*rows, problem.value_dim), problem.dtype),
         ("lse", saved.lse, rows, problem.compute_dtype),
@@ -64,17 +60,20 @@ def check_saved(
         ("grad_out", grad_out, (*rows, problem.value_dim), problem.dtype),
         ("grad_lse", grad_lse, rows, problem.compute_dtype),
     ):
-        _expect(name, tensor, shape, (dtype,), problem.device, remedy)
+        _expect(name, tensor, shape, (dtype,), problem.device, saved=True)
 
 
 def _expect(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], device: torch.device,
-    remedy: str = "",
+    saved: bool = False,
 ) -> None:  # fmt: skip
     if tensor.shape == shape and tensor.dtype in dtypes and tensor.device == device:
         return
-    kinds = " or ".join(map(str, dtypes))
+    who, why, remedy = "", "", ""
+    if saved:
+        who, why = "backward ", ", which goes with query, key and value as they were saved"
+        remedy = "; saved-tensor hooks must hand back what they were given, in its shape and dtype"
     raise ValueError(
-        f"{name}: expected {kinds} of shape {shape} on {device}{remedy}, got {tensor.dtype} of shape "
-        f"{tuple(tensor.shape)} on {tensor.device}"
+        f"{name}: {who}expected {' or '.join(map(str, dtypes))} of shape {shape} on {device}{why}, got "
+        f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}{remedy}"
     )
