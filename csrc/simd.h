@@ -120,13 +120,13 @@ ALIBI_INLINE Floats magnitude(Floats x) {
     return bits_of<Floats>(bits_of<Ints>(x) & 0x7fffffff);
 }
 
-// For each halving of a sum, the lanes that stand `reach` further on: a table, because compilers put vectors that are
-// computed lane by lane together again at every use.
 constexpr int log2_of(int n) {
     return n > 1 ? 1 + log2_of(n / 2) : 0;
 }
 constexpr int kHalvings = log2_of(kWidth);
 
+// For each halving of a sum, the lanes that stand `reach` further on: a table, because compilers put vectors that are
+// computed lane by lane together again at every use.
 struct Turns {
     alignas(64) int32_t lanes[4][kWidth];
 };
