@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 
 import pytest
 import torch
@@ -72,13 +71,12 @@ def test_a_head_that_forgets_nothing() -> None:
 
 
 def test_a_text_of_any_length_is_told_at_once() -> None:
+    """Append by append it would never end."""
     reaches = reaches_of_caps(8.0, alibi_slopes(16), 16)
-    began = time.perf_counter()
     assert rooms_after(10**12, reaches) == rooms_after(10**5, reaches)
     assert rooms_after(10**12 + 12345, reaches, 100) == rooms_after(10**5, reaches, 100)
     # Windows that no text fills, and those that none ever will.
     assert rooms_after(2**46, [1e13, math.inf], 100)[1][1] >= 2**46
-    assert time.perf_counter() - began < 5.0
 
 
 def test_what_is_taken_at_once_is_what_every_step_would_give() -> None:

@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=nn.Module)
 _STOCK = "_alibi_stock"
 
 
-def check_module(model: object) -> None:
+def _check_module(model: object) -> None:
     """Raises ValueError for what is no module: a name, above all."""
     if not isinstance(model, nn.Module):
         raise ValueError(
@@ -49,7 +49,7 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
         ValueError: where there is nothing to enable, the configuration asks for what the operator does not do, or a
             layer's forward is not that of Transformers; the model is then as it was.
     """
-    check_module(model)
+    _check_module(model)
     parts = list(_native_parts(model))
     if not parts:
         raise ValueError(
