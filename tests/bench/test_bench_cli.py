@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from alibi_attention.bench import trial as trial_module
 from alibi_attention.bench.cases import CASES
+from alibi_attention.bench.machine import machine
 from alibi_attention.bench.peers import PEERS
 from alibi_attention.bench.run import Bench
 from alibi_attention.cli.app import app
@@ -27,7 +28,9 @@ SMALL = ("--quick", "--lengths=64,96", "--threads=1", "--repeats=2")
 
 @pytest.fixture
 def alibi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    """The command in an empty working folder, on a wide terminal without colour."""
+    """The command in an empty working folder, on a wide terminal without colour, with no switch of speed set."""
+    for name in machine()["switches"]:
+        monkeypatch.delenv(name)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("COLUMNS", "200")
@@ -37,6 +40,15 @@ def alibi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
         return CliRunner().invoke(app, ("bench", *arguments), prog_name="alibi")
 
     return invoke
+
+
+def test_only_what_changes_speed_is_a_switch(alibi: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    del alibi
+    assert machine()["switches"] == {}
+    monkeypatch.setenv("ALIBI_CACHE", "a path of this machine")
+    monkeypatch.setenv("ALIBI_CPU_ISA", "baseline")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert machine()["switches"] == {"ALIBI_CPU_ISA": "baseline", "OMP_NUM_THREADS": "2"}
 
 
 def load(path: str) -> dict[str, Any]:
@@ -94,7 +106,7 @@ def test_a_page_is_filled_from_several_files(alibi: Invoke) -> None:
     marks = [f"<!-- numbers: {name} -->\n<!-- end of numbers -->\n" for name in ("overhead", "decode", "bloom-176b")]
     Path("page.md").write_text("".join(marks), encoding="utf-8")
     done = alibi("report", "a.json", "b.json", "--page", "page.md")
-    assert (done.exit_code, done.stdout) == (0, "Written: page.md\n")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "Written: page.md\n", "")
     text = Path("page.md").read_text(encoding="utf-8")
     assert "| without gradients | " in text
     assert "| keys held | D = 64 |" in text
@@ -102,6 +114,15 @@ def test_a_page_is_filled_from_several_files(alibi: Invoke) -> None:
     done = alibi("report", "a.json", "--page", "page.md", "--output", "folder")
     assert done.exit_code == 2
     assert "error: --page: expected it without --output, got both" in done.stderr
+    Path("page.md").write_text(marks[0], encoding="utf-8")
+    kept = load("a.json")
+    kept["machine"]["switches"] = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    Path("kept.json").write_text(json.dumps(kept), encoding="utf-8")
+    done = alibi("report", "kept.json", "--page", "page.md")
+    assert (done.exit_code, done.stdout) == (0, "Written: page.md\n")
+    assert done.stderr == "kept.json: measured with MALLOC_ARENA_MAX set, so only tables that say so show it\n"
+    assert "Not measured yet." in Path("page.md").read_text(encoding="utf-8")
+
     Path("page.md").write_text("none", encoding="utf-8")
     done = alibi("report", "a.json", "--page", "page.md")
     assert done.exit_code == 2

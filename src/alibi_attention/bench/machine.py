@@ -15,8 +15,11 @@ from alibi_attention import __version__
 from alibi_attention.backends import native
 from alibi_attention.bench.inputs import available_memory, total_memory
 
-# What changes the speed of a call without any change to the call.
-_SWITCHES = ("ALIBI_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "TORCH", "LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES")
+# What changes the speed of a call without any change to the call; of our own only these do.
+_SWITCHES = (
+    "ALIBI_CPU_ISA", "ALIBI_DEBUG", "ALIBI_TRITON_AUTOTUNE",
+    "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "TORCH", "LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES",
+)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:

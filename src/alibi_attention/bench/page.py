@@ -7,7 +7,8 @@ A page marks where a table belongs::
     <!-- end of numbers -->
 
 What stands between is replaced. Trials of several files count together; ratios are within a file all the same. Files
-measured with a switch of the environment set, which changes speed, stay out of every table but those that say so.
+measured with a switch of the environment set, which changes speed, stay out of every table but those that say so; a
+number of threads is none, for every file says how many threads it had.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def fill(page: Path, results: Sequence[Results]) -> list[str]:
         there = ", ".join([*TABLES, *FILE_TABLES])
         remedy = f"write <!-- numbers: NAME --> and <!-- end of numbers --> with a name of {there}"
         raise BenchError("page", expected="a page that marks tables", got=got, remedy=remedy)
-    trials = latest([each for each in results if not _switches(each)])
+    trials = latest([each for each in results if not switches(each)])
 
     def table(match: re.Match[str]) -> str:
         name = match[2]
@@ -78,9 +79,10 @@ def fill(page: Path, results: Sequence[Results]) -> list[str]:
     return names
 
 
-def _switches(results: Results) -> dict[str, str]:
+def switches(results: Results) -> dict[str, str]:
+    """What was set in the environment that keeps a file out of the tables."""
     found: dict[str, str] = results.machine.get("switches") or {}
-    return found
+    return {name: value for name, value in found.items() if not name.endswith("_NUM_THREADS")}
 
 
 def _find(trials: Trials, case: str, head_dim: int, keys: int, peer: str = _ROW) -> Comparison | None:
@@ -167,7 +169,7 @@ def _linear(trials: Trials) -> Table:
 
 def _linear_kept(results: Sequence[Results]) -> Table:
     """The same where glibc hands out pages again that it has, and how far the times by tile lie apart."""
-    kept = latest([each for each in results if any(name.startswith("MALLOC_") for name in _switches(each))])
+    kept = latest([each for each in results if any(name.startswith("MALLOC_") for name in switches(each))])
     rows = []
     for dim in _head_dims(kept, "sweep"):
         tiles = {each.keys: found for each in kept if each.head_dim == dim and (found := per_tile(each)) is not None}
@@ -278,8 +280,8 @@ def _files(results: Sequence[Results]) -> Table:
         changed = " + changes" if commit.endswith("+ changes") else ""
         cases = ", ".join(dict.fromkeys(trial.case for trial in each.trials))
         date = str(each.machine["date"])[:16].replace("T", " ")
-        switches = ", ".join(f"{name}={value}" for name, value in _switches(each).items()) or NONE
-        rows.append([cases, date, commit[:9] + changed, NONE if load is None else f"{load:g}", switches])
+        set_then = ", ".join(f"{name}={value}" for name, value in switches(each).items()) or NONE
+        rows.append([cases, date, commit[:9] + changed, NONE if load is None else f"{load:g}", set_then])
     return Table("", ["cases", "UTC", "commit", "load before", "switches"], rows, labels=5)
 
 

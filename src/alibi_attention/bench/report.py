@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alibi_attention.bench.compare import against_us, refusals
 from alibi_attention.bench.errors import BenchError
-from alibi_attention.bench.page import fill, latest, target_table
+from alibi_attention.bench.page import fill, latest, switches, target_table
 from alibi_attention.bench.results import Results, TrialResult, read_results
 from alibi_attention.bench.tables import (
     Table,
@@ -58,11 +58,11 @@ def write_report(files: Sequence[Path], folder: Path) -> list[Path]:
     return [folder / "report.md", *written]
 
 
-def fill_page(files: Sequence[Path], page: Path) -> list[Path]:
+def fill_page(files: Sequence[Path], page: Path) -> tuple[list[Path], dict[Path, list[str]]]:
     """Fill the tables that a page marks, and draw the figures of all files together beside it, where it shows them.
 
     Returns:
-        What was written.
+        What was written, and the files that a switch keeps out of most tables, with the names of what was set.
 
     Raises:
         BenchError: for a file that holds no results, or a page that marks no tables.
@@ -71,15 +71,16 @@ def fill_page(files: Sequence[Path], page: Path) -> list[Path]:
 
     results = [read_results(path) for path in files]
     fill(page, results)
+    apart = {path: list(found) for path, each in zip(files, results, strict=True) if (found := switches(each))}
     figure = page.parent / "figures" / "speedup.png"
     if f"figures/{figure.name}" not in page.read_text(encoding="utf-8"):
-        return [page]
-    together = replace(results[-1], trials=latest(results))
-    drawn = draw_speedup(together)
+        return [page], apart
+    plain = [each for each in results if not switches(each)]
+    drawn = draw_speedup(replace(plain[-1], trials=latest(plain))) if plain else None
     if drawn is None:
-        return [page]
+        return [page], apart
     save_figure(drawn, figure)
-    return [page, figure]
+    return [page, figure], apart
 
 
 def targets_text(found: Sequence[tuple[Path, Results]]) -> str:

@@ -130,7 +130,10 @@ def report(
         if page is not None and output is not None:
             raise refuse("--page", "expected it without --output, got both", "run the command twice")
         if page is not None:
-            written = fill_page(files, page)
+            written, apart = fill_page(files, page)
+            for path, names in apart.items():
+                told = f"{path}: measured with {', '.join(names)} set, so only tables that say so show it"
+                typer.echo(told, err=True)
         else:
             written = write_report(files, output or files[0].with_name(f"{files[0].stem}-report"))
         typer.echo("Written: " + ", ".join(map(str, written)))
