@@ -15,6 +15,7 @@ FURTHEST = 1 << 40
 
 # Times log2(e) it is still a float.
 _STEEPEST = 2e38
+_DENSE = torch.strided
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -98,13 +99,20 @@ def _is_integer(value: object) -> bool:
 
 
 def check_types(*, query: object, key: object, value: object, **options: object) -> None:
-    """Each is a tensor or, for an option left out, None."""
+    """Each is a dense tensor or, for an option left out, None."""
     for name, given in (("query", query), ("key", key), ("value", value)):
         if given is None:
             raise ValueError(f"{name}: expected a torch.Tensor, got None; pass the tensor")
     for name, given in {"query": query, "key": key, "value": value, **options}.items():
-        if given is not None and not isinstance(given, Tensor):
+        if given is None:
+            continue
+        if not isinstance(given, Tensor):
             raise ValueError(f"{name}: expected a torch.Tensor, got {type(given).__name__}; make it one first")
+        if given.is_nested or given.layout is not _DENSE:
+            got, remedy = "one of layout " + str(given.layout), "tensor.to_dense()"
+            if given.is_nested:
+                got, remedy = "a nested one", "pad sequences to one length and say with key_mask which keys are there"
+            raise ValueError(f"{name}: expected a dense tensor, got {got}; {remedy}")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -24,7 +24,7 @@ from transformers.models.bloom.modeling_bloom import BloomGelu, BloomMLP
 from transformers.models.falcon.modeling_falcon import FalconFlashAttention2
 from transformers.models.mpt import modeling_mpt
 
-from alibi_attention.integrations.transformers import disable, enable
+from alibi_attention.integrations.transformers import disable, enable, replace_positions
 from alibi_attention.integrations.transformers.cache import KVLayer
 from alibi_attention.integrations.transformers.native import FusedBloomGelu, LeanBloomMLP
 from alibi_attention.integrations.transformers.versions import TESTED_VERSIONS, check
@@ -400,6 +400,13 @@ def test_models_without_alibi_are_refused():
         enable(small("mpt", attn_config={"alibi": False}))
     with pytest.raises(ValueError, match="slow_but_exact: expected False"):
         enable(small("bloom", slow_but_exact=True, pretraining_tp=2))
+
+
+@pytest.mark.parametrize("change", [enable, disable, replace_positions])
+def test_what_is_no_model_is_refused(change):
+    for odd, got in ((None, "NoneType None"), ("bigscience/bloom-560m", "str 'bigscience/bloom-560m'")):
+        with pytest.raises(ValueError, match=f"^model: expected a model of Transformers, got {got}; load it first"):
+            change(odd)
 
 
 def test_a_refused_model_is_left_as_it_was():

@@ -130,6 +130,18 @@ def test_a_prompt_padded_on_the_right_is_not_continued(kind: str):
             model(ids[:, :1], attention_mask=longer, past_key_values=cache, use_cache=True)
 
 
+@pytest.mark.parametrize("make", [kv_cache, horizon_cache])
+def test_a_cache_goes_on_with_a_longer_text_and_refuses_a_shorter_one(make):
+    model, ids = enable(small("bloom")), tokens(1, 9)
+    cache = make(model)
+    said = model.generate(ids, do_sample=False, max_new_tokens=4, past_key_values=cache)
+    longer = torch.cat([said, tokens(1, 5)], 1)
+    more = {"do_sample": False, "max_new_tokens": 6}
+    assert torch.equal(model.generate(longer, past_key_values=cache, **more), model.generate(longer, **more))
+    with pytest.raises(ValueError, match=r"input_ids: expected tokens beyond the \d+ in the cache.*new cache"):
+        model.generate(ids, past_key_values=cache, **more)
+
+
 def test_a_cache_that_changes_its_mind_about_padding_is_refused():
     model, ids, mask = enable(small("bloom")), tokens(2, 8), padding([8, 5], 8, "left")
     one = torch.ones(2, 1, dtype=mask.dtype)

@@ -326,6 +326,23 @@ def test_wrong_types_are_refused(changes: dict[str, Any], message: str) -> None:
         alibi_attention(**{**_tensors(), **changes})
 
 
+def _nested(layout: torch.layout) -> Tensor:
+    return torch.nested.nested_tensor([torch.randn(4, 6, 8), torch.randn(4, 6, 8)], layout=layout)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_only_dense_tensors_are_taken(name: str) -> None:
+    tensors = _tensors()
+    for odd, message in (
+        (tensors[name].to_sparse(), "one of layout torch.sparse_coo; tensor.to_dense()"),
+        (_nested(torch.jagged), "a nested one; pad sequences to one length and say with key_mask"),
+        (_nested(torch.strided), "a nested one; pad sequences to one length and say with key_mask"),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(f"{name}: expected a dense tensor, got {message}")):
+            alibi_attention(**{**tensors, name: odd})
+
+
 def test_windows_of_any_size_are_taken() -> None:
     tensors = _tensors()
     both_ways = alibi_attention(**tensors, is_causal=False)

@@ -237,9 +237,11 @@ def _print_memory(console: Console, result: Report) -> None:
             f"{memory.length:,}", _bytes(memory.full), f"{_bytes(memory.horizon)} {share:>5}", _tokens(memory.keys_read)
         )
     console.print(table)
-    console.print("\nfull: all keys and values. HorizonCache: all that it allocates, in mode='guaranteed' with caps on")
-    console.print(f"norms that keep to the bound, {result.chunk} tokens appended at a time, the first of mean key 0.")
-    console.print("It makes room ahead: while windows fill it may take more than all keys would.\n")
+    console.print(
+        "\nfull: all keys and values. HorizonCache: all that it allocates, with mode='guaranteed', caps on norms that "
+        f"keep to the bound, and tokens appended {result.chunk} at a time, the first of mean key 0. It makes room "
+        "ahead: while windows fill it may take more than all keys would.\n"
+    )
 
 
 def _tokens(number: float) -> str:

@@ -37,8 +37,13 @@ class OwnLayer(DynamicLayer):  # type: ignore[misc]
             mask: (batch, tokens held and new) bool, or None.
 
         Raises:
-            ValueError: for a mask that says something else of the tokens held than it did when they came.
+            ValueError: for no tokens, or a mask that says something else of the tokens held than it did when they came.
         """
+        if key.shape[2] == 0:
+            raise ValueError(
+                f"input_ids: expected tokens beyond the {self.cache.length} in the cache, got none; what a cache holds "
+                "counts as the start of input_ids: pass the whole text so far, or take a new cache for a new text"
+            )
         self._append(key, value, self._of_new_tokens(mask))
 
     def attend(self, query: Tensor, slopes: Tensor, scale: float) -> Tensor:

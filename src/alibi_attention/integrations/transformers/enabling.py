@@ -12,20 +12,11 @@ from transformers import PreTrainedModel
 from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
 from alibi_attention.integrations.transformers.native import FAMILIES, ALiBiFalconAttention, Family
-from alibi_attention.integrations.transformers.positions import restore_positions
+from alibi_attention.integrations.transformers.positions import check_module, restore_positions
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _STOCK = "_alibi_stock"
-
-
-def _check_module(model: object) -> None:
-    """Raises ValueError for what is no module: a name, above all."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"model: expected a model of Transformers, got {type(model).__name__} {model!r:.80}; load it first, with "
-            "AutoModelForCausalLM.from_pretrained"
-        )
 
 
 def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
@@ -49,7 +40,7 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
         ValueError: where there is nothing to enable, the configuration asks for what the operator does not do, or a
             layer's forward is not that of Transformers; the model is then as it was.
     """
-    _check_module(model)
+    check_module(model)
     parts = list(_native_parts(model))
     if not parts:
         raise ValueError(
@@ -87,7 +78,11 @@ def disable(model: Model) -> Model:
 
     Returns:
         model.
+
+    Raises:
+        ValueError: for what is no module.
     """
+    check_module(model)
     for part, family in _native_parts(model):
         for module in part.modules():
             for stock, own in family.swaps:

@@ -23,6 +23,15 @@ _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"
 _PROBE = 6
 
 
+def check_module(model: object) -> None:
+    """Raises ValueError for what is no module: a name, above all."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model: expected a model of Transformers, got {type(model).__name__} {model!r:.80}; load it first, with "
+            "AutoModelForCausalLM.from_pretrained"
+        )
+
+
 def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     """Switch a model's own positions off and ALiBi on, in place; for training it from there.
 
@@ -43,6 +52,7 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
         ValueError: where no positions are found or they do not go away, where attention is not chosen by name, or for
             slopes of another shape; the model is then as it was.
     """
+    check_module(model)
     part = _only_part(model)
     config = part.config
     if config._attn_implementation == GENERAL and vars(part).get(_BEFORE) is not None:
