@@ -243,7 +243,7 @@ static void backward_block(
     space.finite = all_finite(space.query_rows, run.key_stride, block.rows, run.key_stride) &&
                    all_finite(space.flow_rows, run.value_stride, block.rows, run.value_stride);
     const KeyHead keys = key_head(call, share.batch, share.kv_head, space.key_stage, space.value_stage);
-    const int32_t* plan = call.plan + ((share.batch * call.heads + head) * run.blocks + number) * 3;
+    const int32_t* plan = call.plan + ((share.batch * call.heads + head) * run.blocks + number) * kPlan;
     const int64_t first = plan[0], end = plan[1], apart = plan[2];
     for (int64_t t = apart >= 0 ? first - 1 : first; t < end; ++t) {
         const int64_t at = t < first ? apart : t;
@@ -355,7 +355,7 @@ static void collect_member(void* context, int64_t) {
 
 ALIBI_INLINE const int32_t* plan_of(const Backward& run, int64_t batch, int64_t kv_head, int64_t at) {
     const int64_t head = kv_head * (run.call->heads / run.call->kv_heads) + at / run.blocks;
-    return run.call->plan + ((batch * run.call->heads + head) * run.blocks + at % run.blocks) * 3;
+    return run.call->plan + ((batch * run.call->heads + head) * run.blocks + at % run.blocks) * kPlan;
 }
 
 // Tiles that a block kept, and one for what it costs besides.
@@ -456,7 +456,8 @@ static bool plan_is_sound(const Call& call) {
     const int64_t tiles = tiles_of(call), count = call.batch * call.heads * blocks_of(call);
     bool sound = true;
     for (int64_t i = 0; i < count; ++i) {
-        const int64_t first = call.plan[i * 3], end = call.plan[i * 3 + 1], apart = call.plan[i * 3 + 2];
+        const int32_t* plan = call.plan + i * kPlan;
+        const int64_t first = plan[0], end = plan[1], apart = plan[2];
         sound &= 0 <= first && first <= end && end <= tiles && -1 <= apart && (apart < first || apart == -1);
     }
     return sound;

@@ -10,11 +10,12 @@ enum DataType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Status : int64_t { kDone = 0, kWrongSize = 1, kNoMemory = 2, kWrongPlan = 3, kWrongShape = 4 };
 
 // Raised whenever a caller of before would be misunderstood, be it at equal sizes.
-constexpr int64_t kInterface = 1;
+constexpr int64_t kInterface = 2;
 
 // The grid of plans and summaries. Python's share of the work knows both.
 constexpr int kBlock = 48;  // queries in a block: three vectors of 16
 constexpr int kTile = 64;   // keys in a tile
+constexpr int kPlan = 4;    // numbers that a plan has for a block
 
 // A (batch, head, row, column) tensor whose columns are contiguous; strides in elements.
 struct Tensor {
@@ -60,7 +61,9 @@ struct Call {
     Tensor value;
     Tensor out;
     float* lse;     // (batch, heads, q_len)
-    int32_t* plan;  // (batch, heads, blocks of queries, 3): first tile, end tile, tile apart or -1
+    // (batch, heads, blocks of queries, kPlan): first tile, end tile, tile apart or -1, and how often a tile's scores
+    // were taken: of tiles passed over no more than that is done, and a tile that comes back is scored twice.
+    int32_t* plan;
     // A summary of the keys that outlives the call, or null: a center (batch, kv_heads, head_dim), and the largest
     // distance from it of the keys of each tile, inf where a key or value is not finite, -inf where all is padding.
     const float* center;

@@ -249,6 +249,7 @@ static void settle_block(const Call& call, Line* lines, int64_t count, int32_t* 
     plan[0] = static_cast<int32_t>(first);
     plan[1] = static_cast<int32_t>(end);
     plan[2] = static_cast<int32_t>(apart);
+    plan[3] = static_cast<int32_t>(end - first + (apart >= 0));
 }
 
 static void settle(const Decode& run) {
@@ -260,7 +261,7 @@ static void settle(const Decode& run) {
         for (int64_t n = 0; n < blocks; ++n)
             settle_block(
                 call, run.lines + at + n * kBlock, smallest(kBlock, call.q_len - n * kBlock),
-                call.plan + (pair * blocks + n) * 3
+                call.plan + (pair * blocks + n) * kPlan
             );
     }
 }

@@ -15,6 +15,7 @@ struct ForwardSpace {
     float* out;      // [value_dim][kBlock]
     float* key_stage;
     float* value_stage;
+    int64_t scored;  // tiles
     alignas(64) float peak[kBlock];  // running maximum
     alignas(64) float sum[kBlock];
     alignas(64) float most[kBlock];   // maximum with the tile at hand
@@ -211,6 +212,7 @@ static Taken advance(
 ) {
     Tile tile;
     enter_tile(tile, call, block, head, number, next);
+    ++space.scored;
     bring_keys(tile, call, head);
     by_kind(call, tile.masked, [&](auto kind) __attribute__((always_inline)) {
         enter_scores<decltype(kind)>(space, call, block, tile, head);
@@ -339,6 +341,7 @@ ALIBI_INLINE void pack_queries(float* to, const Call& call, const Block& block, 
 }
 
 ALIBI_INLINE void start_sums(ForwardSpace& space, int rows, int64_t value_dim) {
+    space.scored = 0;
     for (int row = 0; row < kBlock; ++row) {
         space.peak[row] = -kInfinity;
         space.sum[row] = 0.0f;
@@ -360,10 +363,11 @@ static void forward_block(const Forward& run, ForwardSpace& space, int64_t batch
     look(sight, run.horizon, call, block);
     const KeyHead keys = key_head(call, batch, block.kv_head, space.key_stage, space.value_stage);
     const Sweep done = sweep(space, call, block, keys, sight);
-    int32_t* plan = call.plan + ((batch * call.heads + head) * run.blocks + number) * 3;
+    int32_t* plan = call.plan + ((batch * call.heads + head) * run.blocks + number) * kPlan;
     plan[0] = static_cast<int32_t>(done.first);
     plan[1] = static_cast<int32_t>(done.end);
     plan[2] = static_cast<int32_t>(done.apart);
+    plan[3] = static_cast<int32_t>(space.scored);
     finish(space, call, block);
 }
 

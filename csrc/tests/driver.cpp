@@ -240,7 +240,7 @@ void make(Case& c, uint64_t number, int64_t threads) {
     for (int64_t i = 0; i < rows; ++i) c.grad_lse.push_back(random.normal());
     const int64_t blocks = (call.q_len + alibi::kBlock - 1) / alibi::kBlock;
     c.lse.assign(static_cast<size_t>(rows), NAN);
-    c.plan.assign(static_cast<size_t>(call.batch * call.heads * blocks * 3), -7);
+    c.plan.assign(static_cast<size_t>(call.batch * call.heads * blocks * alibi::kPlan), -7);
     c.grad_slopes.assign(static_cast<size_t>(call.batch * call.heads), NAN);
     call.slopes = c.slopes.data();
     call.slope_batch_stride = per_batch ? call.heads : 0;

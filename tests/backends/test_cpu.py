@@ -20,7 +20,7 @@ from cpu_cases import Case, arguments_of, flows_of, random_case, run
 
 from alibi_attention import KVCache, alibi_attention, alibi_slopes, reference
 from alibi_attention.backends import native
-from alibi_attention.backends.native import BLOCK_Q
+from alibi_attention.backends.native import BLOCK_Q, PLAN
 from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.horizon import BLOCK_K
 
@@ -116,8 +116,8 @@ def kept_pairs(case: Case) -> Tensor:
     torch.manual_seed(case.number)
     plan = torch.ops.alibi_attention.forward(*arguments_of(case, "cpu"))[2]
     batch, heads, q_len, k_len = *case.query.shape[:3], case.key.shape[2]
-    plan, tile = plan.view(batch, heads, -1, 3), torch.arange(k_len) // BLOCK_K
-    kept = (plan[..., :1] <= tile) & (tile < plan[..., 1:2]) | (plan[..., 2:] == tile)
+    plan, tile = plan.view(batch, heads, -1, PLAN), torch.arange(k_len) // BLOCK_K
+    kept = (plan[..., :1] <= tile) & (tile < plan[..., 1:2]) | (plan[..., 2:3] == tile)
     return kept.repeat_interleave(BLOCK_Q, dim=2)[:, :, :q_len]
 
 
@@ -202,13 +202,13 @@ def results(tensors: list[Tensor], **options: Any) -> list[Tensor]:
 
 
 def kept_tiles(tensors: list[Tensor], tolerance: float, *, is_causal: bool = True) -> Tensor:
-    """The plan of a call, one row for each block of queries of each head: first tile, end tile, tile apart."""
+    """The plan of a call, one row for each block of queries of each head: first, end, apart, tiles scored."""
     arguments = call_arguments(
         *tensors, None, is_causal=is_causal, scale=None, query_offset=None, key_mask=None, cu_seqlens=None,
         cu_seqlens_k=None, window=None, dropout_p=0.0, tolerance=tolerance, backend="cpu",
     )  # fmt: skip
     plan: Tensor = torch.ops.alibi_attention.forward(*arguments)[2]
-    return plan.view(-1, 3)
+    return plan.view(-1, PLAN)
 
 
 @pytest.mark.parametrize("is_causal", [True, False])

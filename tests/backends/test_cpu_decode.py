@@ -15,7 +15,7 @@ from torch import Tensor
 from alibi_attention import KVCache, alibi_attention, alibi_slopes
 from alibi_attention.backends import native
 from alibi_attention.backends.cpu import CpuBackend
-from alibi_attention.backends.native import BLOCK_Q
+from alibi_attention.backends.native import BLOCK_Q, PLAN
 from alibi_attention.call import call_arguments
 from alibi_attention.horizon import BLOCK_K
 
@@ -93,7 +93,7 @@ def test_forward_computes_what_its_plan_says(
 
     def forward(self: CpuBackend, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
         found = whole(self, *call)
-        plans.append(found[2].view(query.shape[1], -1, 3))
+        plans.append(found[2].view(query.shape[1], -1, PLAN))
         return found
 
     monkeypatch.setattr(CpuBackend, "forward", forward)
@@ -102,7 +102,7 @@ def test_forward_computes_what_its_plan_says(
     )
     tile = torch.arange(length) // BLOCK_K
     plan = plans[0]
-    kept = (plan[..., :1] <= tile) & (tile < plan[..., 1:2]) | (plan[..., 2:] == tile)
+    kept = (plan[..., :1] <= tile) & (tile < plan[..., 1:2]) | (plan[..., 2:3] == tile)
     kept = kept.repeat_interleave(BLOCK_Q, dim=1)[:, :queries]
     place = torch.arange(length - queries, length)
     distance = (place[:, None] - torch.arange(length)[None]).double()
@@ -204,7 +204,7 @@ def steps(query: Tensor, key: Tensor, value: Tensor, center: Tensor, norms: Tens
         backend="cpu", key_center=center, key_norms=norms,
     )  # fmt: skip
     plan: Tensor = torch.ops.alibi_attention.forward(*arguments)[2]
-    return plan.view(query.shape[1], 3)[:, 0]
+    return plan.view(query.shape[1], PLAN)[:, 0]
 
 
 def test_where_a_sweep_stops_does_not_depend_on_a_sink_that_has_left():

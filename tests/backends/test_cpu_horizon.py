@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alibi_attention import alibi_attention, alibi_slopes
 from alibi_attention.backends import native
-from alibi_attention.backends.native import BLOCK_Q
+from alibi_attention.backends.native import BLOCK_Q, PLAN
 from alibi_attention.call import call_arguments
 from alibi_attention.horizon import BLOCK_K
 
@@ -22,20 +22,20 @@ HEADS = 4
 def forward_with_plan(
     tensors: list[Tensor], slopes: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, lse, and the plan as (heads, blocks of queries, 3): first tile, end tile, tile apart."""
+    """Output, lse, and the plan as (heads, blocks of queries, PLAN): first tile, end tile, tile apart, tiles scored."""
     call = {
         "is_causal": True, "scale": None, "query_offset": None, "key_mask": None, "cu_seqlens": None,
         "cu_seqlens_k": None, "window": None, "dropout_p": 0.0, "tolerance": None, "backend": "cpu", **options,
     }  # fmt: skip
     # The operator itself: a plain call takes a shorter way, on which nobody sees the plan.
     out, lse, plan = torch.ops.alibi_attention.forward(*call_arguments(*tensors, slopes, **call))
-    return out, lse, plan.view(tensors[0].shape[1], -1, 3)
+    return out, lse, plan.view(tensors[0].shape[1], -1, PLAN)
 
 
 def kept_keys(plan: Tensor, length: int) -> Tensor:
     """(heads, queries, keys): whether the plan has forward compute the pair's tile."""
     tile = torch.arange(length) // BLOCK_K
-    by_block = (plan[..., :1] <= tile) & (tile < plan[..., 1:2]) | (plan[..., 2:] == tile)
+    by_block = (plan[..., :1] <= tile) & (tile < plan[..., 1:2]) | (plan[..., 2:3] == tile)
     return by_block.repeat_interleave(BLOCK_Q, dim=1)[:, :length]
 
 
@@ -85,6 +85,12 @@ def test_a_computed_tile_without_mass_is_passed_over():
     keys = (25 + 6 + 3) * 0.694 / slopes + BLOCK_Q + 2 * BLOCK_K
     width = (plan[:, -1, 1] - plan[:, -1, 0]) * BLOCK_K
     assert bool((width <= keys).all()), (width, keys)
+    # What is passed over was scored.
+    scored, kept = plan[..., 3], plan[..., 1] - plan[..., 0]
+    assert bool((scored >= kept).all())
+    assert scored[0, -1] > kept[0, -1]
+    _, _, dense = forward_with_plan(tensors, tolerance=0.0)
+    assert torch.equal(dense[..., 3], dense[..., 1] - dense[..., 0])
 
 
 @pytest.mark.parametrize("place", [700, 20], ids=["in the middle", "sink"])
@@ -100,6 +106,9 @@ def test_a_key_behind_tiles_passed_over_is_found(place: int):
     exact = scores(tensors, slopes, is_causal=True)
     assert (exact.softmax(-1)[:, -1, place] > 0.5).all()
     assert kept_keys(plan, 1500)[:, -1, place].all()
+    kept = plan[:, -1, 1] - plan[:, -1, 0]
+    # Tiles that come back are scored again; behind a sink they stay where they are.
+    assert bool((plan[:, -1, 3] > kept + 1).all())
     if place < BLOCK_K:
         assert (plan[:, -1, 2] == 0).all(), "a sink is kept apart"
         assert (plan[:, -1, 0] > 15).all()

@@ -150,11 +150,13 @@ def test_tiles_are_those_the_kernel_computed() -> None:
     if explain_backends(group.query, group.key, group.value)["cpu"] is not None:
         pytest.skip("the compiled library is not installed")
     # Blocks of 48 queries end at 48, 96, 144, 192, 240 and 256, and see 1, 2, 3, 3, 4 and 4 tiles of 64 keys.
-    assert computed_tiles(trial_, inputs, "alibi-cpu") == (8 * 17, 1.0, 48)
+    assert computed_tiles(trial_, inputs, "alibi-cpu") == (8 * 17, 1.0, 48, 8 * 17)
     skipping = Trial(CASES["forward-horizon"], 16, 2048)
-    tiles, kept, _ = computed_tiles(skipping, make_inputs(skipping, 1 << 30), "alibi-cpu")
-    assert 0.1 < kept < 0.95
-    assert tiles > 0
+    found = computed_tiles(skipping, make_inputs(skipping, 1 << 30), "alibi-cpu")
+    assert 0.1 < found.share < 0.95
+    # Some tiles have scores that show them to be without mass.
+    assert found.scored is not None
+    assert 0 < found.kept < found.scored
 
 
 @pytest.mark.parametrize(
@@ -267,17 +269,17 @@ def test_a_page_says_where_a_peer_is_faster_and_where_its_numbers_are_from(tmp_p
 
 def test_what_a_switch_has_changed_stays_out_of_the_other_tables(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    marks = "".join(f"<!-- numbers: {name} -->\n<!-- end of numbers -->\n" for name in ("linear", "linear-kept"))
-    page.write_text(marks, encoding="utf-8")
+    page.write_text("<!-- numbers: linear -->\n<!-- end of numbers -->\n", encoding="utf-8")
     plain, switched = ([trial(keys, [seconds], {}, case="sweep") for keys in (1024, 2048)] for seconds in (4e-3, 3e-3))
-    for index, each in enumerate([*plain, *switched]):
-        each.tiles, each.kept_share = 1000 + 500 * (index == 3), 0.5
+    for each in [*plain, *switched]:
+        each.tiles, each.tiles_scored, each.kept_share = 600, 1000, 0.5
     kept = run(switched, "2002")
     kept.machine["switches"] = {"MALLOC_MMAP_THRESHOLD_": "1"}
     fill(page, [run(plain, "2001"), kept])
     lines = page.read_text(encoding="utf-8").splitlines()
-    assert [line.split("|")[-2].strip() for line in lines if line.startswith("| 64 |")] == ["4", "4"]
-    assert "| D = 64 | 3 | 2 | 50.0% |" in lines
+    found = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| 64 |")]
+    # 4 ms over 1,000 tiles, and over the 600 + 1,000 products of them; 40% were passed over.
+    assert [row[3:6] + row[-3:-1] for row in found] == [["50.0%", "1,000", "40%", "4", "2.5"]] * 2
 
 
 @pytest.mark.parametrize(

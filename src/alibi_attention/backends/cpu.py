@@ -7,7 +7,7 @@ from torch import Tensor
 
 from alibi_attention.backends import native
 from alibi_attention.backends.base import Gradients
-from alibi_attention.backends.native import BLOCK_Q, CALL
+from alibi_attention.backends.native import BLOCK_Q, CALL, PLAN
 from alibi_attention.problem import Problem, Saved
 from alibi_attention.visibility import row_ranges
 
@@ -34,7 +34,7 @@ class CpuBackend:
 
     def plan_shape(self, problem: Problem) -> tuple[int, ...]:
         # Flat: a dimension that can be 1 would make a compiler specialise on it and compile again for others.
-        return (problem.batch * problem.num_heads * -(-problem.q_len // BLOCK_Q) * 3,)
+        return (problem.batch * problem.num_heads * -(-problem.q_len // BLOCK_Q) * PLAN,)
 
     def forward(
         self, problem: Problem, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor

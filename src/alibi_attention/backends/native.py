@@ -15,8 +15,10 @@ from typing import NamedTuple
 from alibi_attention.horizon.tiles import BLOCK_K
 
 # kInterface of csrc/call.h: what the fields of a call mean may change while their sizes do not.
-INTERFACE = 1
+INTERFACE = 2
 BLOCK_Q = 48
+# Numbers that a plan has for a block of queries: first tile, end tile, tile apart, tiles whose scores were taken.
+PLAN = 4
 # csrc/call.h, field by field, eight bytes each; the last 18 are backward's own.
 CALL = struct.Struct("=20q3d26q18q")
 

@@ -83,9 +83,17 @@ def per_token(trial: TrialResult) -> float | None:
 
 
 def per_tile(trial: TrialResult) -> float | None:
-    """Seconds of our default for each computed tile."""
+    """Seconds of our default for each computed tile: each whose scores were taken, though its weights may not be."""
+    entry, tiles = trial.default, trial.tiles_scored or trial.tiles
+    return None if entry is None or entry.seconds is None or not tiles else entry.seconds / tiles
+
+
+def per_product(trial: TrialResult) -> float | None:
+    """Seconds of our default for each product of matrices: a tile kept has two, one passed over has that of scores."""
     entry = trial.default
-    return None if entry is None or entry.seconds is None or not trial.tiles else entry.seconds / trial.tiles
+    if entry is None or entry.seconds is None or not trial.tiles or not trial.tiles_scored:
+        return None
+    return entry.seconds / (trial.tiles + trial.tiles_scored)
 
 
 def _token_growth(by_length: dict[int, TrialResult]) -> Iterator[Judgement]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from alibi_attention.backends.cpu import CpuBackend
-from alibi_attention.backends.native import BLOCK_Q
+from alibi_attention.backends.native import BLOCK_Q, PLAN
 from alibi_attention.bench.case import Trial
 from alibi_attention.bench.inputs import Group, Inputs
 from alibi_attention.bench.peer import Attend, Peer, timed_call
@@ -84,37 +84,49 @@ OUR_PEERS = (
 )
 
 
-def computed_tiles(trial: Trial, inputs: Inputs, backend: str) -> tuple[int, float, int]:
-    """Tiles computed, their share of the visible ones, and the queries in one; each has 64 keys.
+class Tiles(NamedTuple):
+    """What a call computes: ``kept`` tiles of ``rows`` queries by 64 keys, ``share`` of the visible ones.
+
+    ``scored`` counts tiles whose scores were taken, with those passed over for what these showed and those scored
+    twice; None where the backend does not say.
+    """
+
+    kept: int
+    share: float
+    rows: int
+    scored: int | None
+
+
+def computed_tiles(trial: Trial, inputs: Inputs, backend: str) -> Tiles:
+    """The tiles of all calls of a trial.
 
     The cpu backend says itself which it computed: its plan is what backward goes by. Of another, and of a step through
     a cache, they are those that the certificate keeps.
     """
     if backend == f"alibi-{CpuBackend.name}" and not trial.case.cached:
-        computed, visible = 0, 0
-        for group in inputs.groups:
-            mine, seen = _planned_tiles(trial, group)
-            computed, visible = computed + mine, visible + seen
-        return computed, computed / visible, BLOCK_Q
-    kept: list[Tensor] = []
+        planned = [_planned_tiles(trial, group) for group in inputs.groups]
+        kept, visible, scored = (sum(column) for column in zip(*planned, strict=True))
+        return Tiles(kept, kept / visible, BLOCK_Q, scored)
+    shares: list[Tensor] = []
     tiles = 0
     for group in inputs.groups:
         found = certify(group.query, group.key, group.slopes, value=group.value, tolerance=trial.case.tolerance)
         tiles += int((-(-found.window // found.block_k)).sum())
-        kept.append(found.kept_share.mean())
-    return tiles, float(sum(kept, kept[0] * 0)) / len(kept), found.block_q
+        shares.append(found.kept_share.mean())
+    return Tiles(tiles, float(torch.stack(shares).mean()), found.block_q, None)
 
 
-def _planned_tiles(trial: Trial, group: Group) -> tuple[int, int]:
-    """Tiles of the plan that forward hands to backward, and those that a dense pass computes."""
+def _planned_tiles(trial: Trial, group: Group) -> tuple[int, int, int]:
+    """Tiles of the plan that forward hands to backward, those that a dense pass computes, and those scored."""
     with torch.no_grad():
         arguments = call_arguments(
             group.query, group.key, group.value, group.slopes, is_causal=True, scale=None, query_offset=None,
             key_mask=None, cu_seqlens=None, cu_seqlens_k=None, window=None, dropout_p=0.0,
             tolerance=trial.case.tolerance, backend=CpuBackend.name,
         )  # fmt: skip
-        plan = torch.ops.alibi_attention.forward(*arguments)[2].view(-1, 3)
-    first, end, apart = plan.unbind(1)
+        plan = torch.ops.alibi_attention.forward(*arguments)[2].view(-1, PLAN)
+    first, end, apart, scored = plan.unbind(1)
     last = torch.arange(BLOCK_Q, trial.queries + BLOCK_Q, BLOCK_Q).clamp_max(trial.queries)
     seen = -(-(last + trial.keys - trial.queries) // _BLOCK_K)
-    return int((end - first).sum() + (apart >= 0).sum()), int(seen.sum()) * len(group.slopes)
+    kept = int((end - first).sum() + (apart >= 0).sum())
+    return kept, int(seen.sum()) * len(group.slopes), int(scored.sum())

@@ -21,7 +21,7 @@ from pathlib import Path
 from alibi_attention.bench.case import short
 from alibi_attention.bench.compare import Comparison, comparisons, means
 from alibi_attention.bench.errors import BenchError
-from alibi_attention.bench.limits import beyond, judgements, per_tile, per_token
+from alibi_attention.bench.limits import beyond, judgements, per_product, per_tile, per_token
 from alibi_attention.bench.results import Results, TrialResult
 from alibi_attention.bench.summary import Ratio, times
 from alibi_attention.bench.tables import NONE, Table, milliseconds
@@ -155,28 +155,20 @@ def _decode(trials: Trials) -> Table:
 
 
 def _linear(trials: Trials) -> Table:
-    """Time per token and per computed tile, by length."""
+    """Time per token, per computed tile and per product, by length."""
     rows = []
     for trial in sorted(trials, key=lambda each: (each.head_dim, each.keys)):
-        token, tile = per_token(trial), per_tile(trial)
-        if trial.case == "sweep" and token is not None and tile is not None and trial.default is not None:
-            rows.append([
-                str(trial.head_dim), short(trial.keys), f"{trial.kept_share or 0.0:.1%}", f"{trial.tiles:,}",
-                milliseconds(trial.default.seconds or 0.0), f"{token * 1e6:.3g}", f"{tile * 1e6:.3g}",
-            ])  # fmt: skip
-    return Table("", ["D", "tokens", "tiles kept", "tiles", "ms", "µs a token", "µs a tile"], rows)
-
-
-def _linear_kept(results: Sequence[Results]) -> Table:
-    """The same where glibc hands out pages again that it has, and how far the times by tile lie apart."""
-    kept = latest([each for each in results if any(name.startswith("MALLOC_") for name in switches(each))])
-    rows = []
-    for dim in _head_dims(kept, "sweep"):
-        tiles = {each.keys: found for each in kept if each.head_dim == dim and (found := per_tile(each)) is not None}
-        cells = [f"{tiles[length] * 1e6:.3g}" if length in tiles else NONE for length in _lengths(kept, "sweep")]
-        spread = f"{max(tiles.values()) / min(tiles.values()) - 1.0:.1%}" if tiles else NONE
-        rows.append([f"D = {dim}", *cells, spread])
-    return Table("", ["µs a tile", *map(short, _lengths(kept, "sweep")), "spread"], rows)
+        token, tile, product = per_token(trial), per_tile(trial), per_product(trial)
+        if trial.case != "sweep" or trial.default is None or token is None or tile is None:
+            continue
+        scored, kept = trial.tiles_scored, trial.tiles or 0
+        rows.append([
+            str(trial.head_dim), short(trial.keys), f"{trial.kept_share or 0.0:.1%}", f"{scored or kept:,}",
+            NONE if scored is None else f"{1 - kept / scored:.0%}", milliseconds(trial.default.seconds or 0.0),
+            f"{token * 1e6:.3g}", f"{tile * 1e6:.3g}", NONE if product is None else f"{product * 1e6:.3g}",
+        ])  # fmt: skip
+    header = ["D", "tokens", "kept", "tiles", "passed over", "ms", "µs a token", "µs a tile", "µs a product"]
+    return Table("", header, rows)
 
 
 def _memory(trials: Trials) -> Table:
@@ -315,4 +307,4 @@ TABLES: dict[str, Callable[[Trials], Table]] = {
     "slower": _slower,
     "targets": target_table,
 }
-FILE_TABLES: dict[str, Callable[[Sequence[Results]], Table]] = {"files": _files, "linear-kept": _linear_kept}
+FILE_TABLES: dict[str, Callable[[Sequence[Results]], Table]] = {"files": _files}

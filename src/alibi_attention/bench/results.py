@@ -68,7 +68,9 @@ class TrialResult:
         target_also: other peers that the same is asked against.
         target_mean: lengths over whose geometric mean it is asked; empty where it is asked of each.
         limits: what is asked by itself, as `bench.case.Limits`.
-        tiles: computed tiles of ``tile_rows`` queries by 64 keys; ``kept_share`` is their share of the visible ones.
+        tiles: tiles kept of ``tile_rows`` queries by 64 keys; ``kept_share`` is their share of the visible ones.
+        tiles_scored: tiles whose scores were computed, with those passed over for what these showed; None where the
+            backend does not say.
         load: as the system says.
         targets: the ratios asked for by peer, where they differ from peer to peer.
     """
@@ -93,6 +95,7 @@ class TrialResult:
     target_mean: list[int] = field(default_factory=list)
     limits: dict[str, Any] = field(default_factory=dict)
     tile_rows: int = 128
+    tiles_scored: int | None = None
     entries: list[Entry] = field(default_factory=list)
     targets: dict[str, float] = field(default_factory=dict)
 

@@ -44,9 +44,8 @@ def measure_trial(
     makers = _enter(trial, result, before, inputs, peers, settings)
     default = result.default
     if trial.case.mode != "layer" and default is not None:
-        result.tiles, result.kept_share, result.tile_rows = in_fresh_thread(
-            partial(computed_tiles, trial, inputs, default.name)
-        )
+        found = in_fresh_thread(partial(computed_tiles, trial, inputs, default.name))
+        result.tiles, result.kept_share, result.tile_rows, result.tiles_scored = found
     checks = _Checks(trial, inputs)
     contestants: list[Contestant] = []
     for entry, make in makers:
