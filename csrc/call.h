@@ -60,7 +60,7 @@ struct Call {
     Tensor key;
     Tensor value;
     Tensor out;
-    float* lse;     // (batch, heads, q_len)
+    float* lse;  // (batch, heads, q_len)
     // (batch, heads, blocks of queries, kPlan): first tile, end tile, tile apart or -1, and how often a tile's scores
     // were taken: of tiles passed over no more than that is done, and a tile that comes back is scored twice.
     int32_t* plan;

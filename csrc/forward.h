@@ -15,7 +15,7 @@ struct ForwardSpace {
     float* out;      // [value_dim][kBlock]
     float* key_stage;
     float* value_stage;
-    int64_t scored;  // tiles
+    int64_t scored;                  // tiles
     alignas(64) float peak[kBlock];  // running maximum
     alignas(64) float sum[kBlock];
     alignas(64) float most[kBlock];   // maximum with the tile at hand
