@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from alibi_attention.cache import KVCache
+from alibi_attention.cache import HorizonCache, KVCache
 from alibi_attention.ops import alibi_attention
-from alibi_attention.problem import check_slopes
+from alibi_attention.problem import check_slopes, check_tensor, is_integer, is_number
 from alibi_attention.slopes import alibi_slopes
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class ALiBiAttention(nn.Module):
             ("num_heads", num_heads),
             ("num_kv_heads", num_kv_heads),
         ):
-            if size < 1:
-                raise ValueError(f"{name}: expected at least 1, got {size}")
+            if not is_integer(size) or size < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {size!r}")
         if embed_dim % num_heads != 0:
             raise ValueError(
                 f"embed_dim: expected a multiple of num_heads, {num_heads}, got {embed_dim}; "
@@ -76,7 +77,7 @@ class ALiBiAttention(nn.Module):
             )
         if num_heads % num_kv_heads != 0:
             raise ValueError(f"num_kv_heads: expected a divisor of num_heads, {num_heads}, got {num_kv_heads}")
-        if not 0.0 <= dropout < 1.0:
+        if not (is_number(dropout) and 0.0 <= dropout < 1.0):
             raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
         self.head_dim = embed_dim // num_heads
@@ -123,7 +124,9 @@ class ALiBiAttention(nn.Module):
         stored: Tensor = getattr(self, self._slopes_name)
         return stored.exp() if self.learned_slopes == "positive" else stored
 
-    def forward(self, x: Tensor, *, key_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, key_mask: Tensor | None = None, cache: KVCache | HorizonCache | None = None
+    ) -> Tensor:
         """Attend over a batch of sequences.
 
         Args:
@@ -137,8 +140,11 @@ class ALiBiAttention(nn.Module):
         Raises:
             ValueError: for x or key_mask of another shape, or a cache where attention is not causal or drops weights.
         """
+        check_tensor("x", x)
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(f"x: expected (batch, seq_len, {self.embed_dim}), got shape {tuple(x.shape)}")
+        if not (cache is None or isinstance(cache, (KVCache, HorizonCache))):
+            raise ValueError(f"cache: expected a KVCache or a HorizonCache, got {type(cache).__name__}")
         query = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
         key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
         value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
@@ -155,7 +161,9 @@ class ALiBiAttention(nn.Module):
         )
         return self._project(out)
 
-    def _continue(self, cache: KVCache, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+    def _continue(
+        self, cache: KVCache | HorizonCache, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None
+    ) -> Tensor:
         if not self.is_causal:
             raise ValueError(
                 "cache: expected with causal attention only, got is_causal=False; attend to all of x at once"
@@ -216,9 +224,16 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
         model: any module, with `ALiBiAttention` layers or without.
         weight_decay: for the parameters of two or more dimensions.
 
+    Raises:
+        ValueError: for what is no module, or a decay that is no number of at least 0.
+
     Returns:
         Two groups, ``params`` and ``weight_decay`` each, that hold every parameter requiring a gradient once.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}; call this once for the whole")
+    if not (is_number(weight_decay) and 0.0 <= weight_decay < math.inf):
+        raise ValueError(f"weight_decay: expected a finite number of at least 0, got {weight_decay!r}")
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for parameter in model.parameters():

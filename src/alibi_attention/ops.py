@@ -14,7 +14,7 @@ from alibi_attention.backends.handed import check_handed, check_saved
 from alibi_attention.call import autocast_is_on, call_arguments, problem_of
 from alibi_attention.dispatch import choose
 from alibi_attention.eager import PlainCall, is_ordinary, nothing_listens, plain_call
-from alibi_attention.problem import Saved
+from alibi_attention.problem import Saved, check_flag
 
 # What follows the tensors in both operators. Strings stand for the backend, "" for the choice of `dispatch`.
 _CALL = (
@@ -355,6 +355,7 @@ def alibi_attention(
     Source: Press, Smith, Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input Length
     Extrapolation", ICLR 2022, arXiv 2108.12409.
     """
+    check_flag("return_lse", return_lse)
     if key_mask is None and cu_seqlens is None and cu_seqlens_k is None and not torch.compiler.is_compiling():
         plain = plain_call(
             query, key, value, slopes, is_causal, scale, query_offset, window, dropout_p, tolerance, backend

@@ -94,8 +94,23 @@ def values_can_be_read(device: torch.device) -> bool:
     return device.type == "cpu" or os.environ.get("ALIBI_DEBUG") == "1"
 
 
-def _is_integer(value: object) -> bool:
+def is_integer(value: object) -> bool:
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
+
+
+def check_tensor(name: str, given: object) -> None:
+    """Whether it is a dense tensor."""
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name}: expected a torch.Tensor, got {type(given).__name__}; make it one first")
+    if given.is_nested or given.layout is not _DENSE:
+        got, remedy = "one of layout " + str(given.layout), "tensor.to_dense()"
+        if given.is_nested:
+            got, remedy = "a nested one", "pad sequences to one length and say with key_mask which keys are there"
+        raise ValueError(f"{name}: expected a dense tensor, got {got}; {remedy}")
 
 
 def check_types(*, query: object, key: object, value: object, **options: object) -> None:
@@ -104,15 +119,8 @@ def check_types(*, query: object, key: object, value: object, **options: object)
         if given is None:
             raise ValueError(f"{name}: expected a torch.Tensor, got None; pass the tensor")
     for name, given in {"query": query, "key": key, "value": value, **options}.items():
-        if given is None:
-            continue
-        if not isinstance(given, Tensor):
-            raise ValueError(f"{name}: expected a torch.Tensor, got {type(given).__name__}; make it one first")
-        if given.is_nested or given.layout is not _DENSE:
-            got, remedy = "one of layout " + str(given.layout), "tensor.to_dense()"
-            if given.is_nested:
-                got, remedy = "a nested one", "pad sequences to one length and say with key_mask which keys are there"
-            raise ValueError(f"{name}: expected a dense tensor, got {got}; {remedy}")
+        if given is not None:
+            check_tensor(name, given)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -191,9 +199,11 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> 
             f"got shape {_shape(value)}; every key needs its value"
         )
     if query.shape[1] % key.shape[1] != 0:
+        swapped = query.shape[2] == key.shape[1] or query.shape[1] == key.shape[2]
+        hint = "; where query is (batch, seq_len, num_heads, head_dim), pass query.transpose(1, 2)" if swapped else ""
         raise ValueError(
             f"key: expected a number of heads that divides query's {query.shape[1]}, got {key.shape[1]}; "
-            "grouped-query attention shares each key head among equally many query heads"
+            f"grouped-query attention shares each key head among equally many query heads{hint}"
         )
     check_slopes(slopes, query.shape[0], query.shape[1])
 
@@ -232,9 +242,13 @@ def check_scalars(scale: float, dropout_p: float, tolerance: float) -> None:
         )
 
 
+def check_flag(name: str, given: object) -> None:
+    if not isinstance(given, bool):
+        raise ValueError(f"{name}: expected True or False, got {given!r}")
+
+
 def check_options(is_causal: object, backend: object) -> None:
-    if not isinstance(is_causal, bool):
-        raise ValueError(f"is_causal: expected True or False, got {is_causal!r}")
+    check_flag("is_causal", is_causal)
     if backend is not None and not isinstance(backend, str):
         raise ValueError(f"backend: expected None or a name, got {backend!r}")
 
@@ -252,7 +266,7 @@ def check_window(window: tuple[int | None, int | None] | None) -> tuple[int, int
     if window is None:
         return (UNBOUNDED, UNBOUNDED)
     proper = isinstance(window, (tuple, list)) and len(window) == 2
-    if not proper or not all(side is None or (_is_integer(side) and side >= 0) for side in window):
+    if not proper or not all(side is None or (is_integer(side) and side >= 0) for side in window):
         raise ValueError(
             f"window: expected (left, right) in tokens, each at least 0 or None for unbounded, got {window!r}"
         )
@@ -263,7 +277,7 @@ def check_window(window: tuple[int | None, int | None] | None) -> tuple[int, int
 
 def check_query_offset(offset: int | Tensor, batch: int, device: torch.device) -> None:
     if not isinstance(offset, Tensor):
-        if not _is_integer(offset) or abs(offset) > FURTHEST:
+        if not is_integer(offset) or abs(offset) > FURTHEST:
             raise ValueError(
                 f"query_offset: expected an int or a ({batch},) integer tensor, one for each batch element, "
                 f"got {offset!r}"
@@ -279,6 +293,7 @@ def check_query_offset(offset: int | Tensor, batch: int, device: torch.device) -
 
 
 def check_key_mask(key_mask: Tensor, batch: int, k_len: int, device: torch.device) -> None:
+    check_tensor("key_mask", key_mask)
     if tuple(key_mask.shape) != (batch, k_len) or key_mask.dtype != torch.bool:
         raise ValueError(
             f"key_mask: expected bool of shape ({batch}, {k_len}), True where a key takes part, "

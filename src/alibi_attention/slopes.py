@@ -94,6 +94,8 @@ def scale_slopes(slopes: Tensor, method: SlopeScaling, *, train_length: int, len
     for name, value in (("train_length", train_length), ("length", length)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+    if not isinstance(slopes, Tensor):
+        raise ValueError(f"slopes: expected a torch.Tensor, got {type(slopes).__name__}; make it one first")
     if slopes.dim() < 1 or slopes.shape[-1] == 0:
         raise ValueError(f"slopes: expected (..., num_heads) with at least one head, got {tuple(slopes.shape)}")
     if not slopes.dtype.is_floating_point:
@@ -131,6 +133,8 @@ def slope_spans(slopes: Tensor, nats: Sequence[float] = (1.0, 5.0, 10.0)) -> Ten
     Raises:
         ValueError: if slopes is not one-dimensional.
     """
+    if not isinstance(slopes, Tensor):
+        raise ValueError(f"slopes: expected a torch.Tensor, got {type(slopes).__name__}; make it one first")
     if slopes.dim() != 1:
         raise ValueError(f"slopes: expected (num_heads,), got {tuple(slopes.shape)}")
     falling = slopes.detach().double().unsqueeze(-1)

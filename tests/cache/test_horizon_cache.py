@@ -435,7 +435,7 @@ def test_padding_after_tokens_is_refused_on_every_device(monkeypatch: pytest.Mon
             "window, on_violation, backing: expected with mode='audited' only",
         ),
         ({"tolerance": 0.0}, "tolerance: expected a share of softmax mass between 0 and 1, got 0.0"),
-        ({"headroom": -1.0}, "headroom: expected nats, at least 0, got -1.0"),
+        ({"headroom": -1.0}, "headroom: expected nats, a finite number of at least 0, got -1.0"),
         (
             {"headroom": 8.0, "mode": "guaranteed", "query_norm": 1.0, "key_norm": 1.0},
             "headroom: expected for windows found by themselves in mode='audited', got it with mode='guaranteed'",

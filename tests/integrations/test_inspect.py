@@ -431,8 +431,8 @@ def test_memory_is_what_a_horizon_cache_allocates(dtype: str) -> None:
         ({"lengths": []}, "lengths: expected one or more"),
         ({"lengths": [0]}, "lengths: expected one or more"),
         ({"lengths": [10**30]}, "lengths: expected one or more numbers of tokens, each from 1 to 2^46, got [1000"),
-        ({"logit_bound": -1.0}, "logit_bound: expected a number of at least 0, got -1.0"),
-        ({"logit_bound": math.nan}, "logit_bound: expected a number of at least 0, got nan"),
+        ({"logit_bound": -1.0}, "logit_bound: expected a finite number of at least 0, got -1.0"),
+        ({"logit_bound": math.nan}, "logit_bound: expected a finite number of at least 0, got nan"),
     ],
 )
 def test_assumptions_that_cannot_be(options: dict[str, Any], text: str) -> None:

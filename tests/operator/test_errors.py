@@ -6,13 +6,25 @@ import itertools
 import math
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from alibi_attention import ALiBiAttention, alibi_attention, alibi_slopes, explain_backends, merge_attention
+from alibi_attention import (
+    ALiBiAttention,
+    HorizonCache,
+    KVCache,
+    alibi_attention,
+    alibi_slopes,
+    explain_backends,
+    merge_attention,
+    scale_slopes,
+    weight_decay_groups,
+)
+from alibi_attention.slopes import slope_spans
 
 
 def _tensors() -> dict[str, Any]:
@@ -220,8 +232,8 @@ def test_a_refusal_lists_every_backend_with_its_reason(monkeypatch: pytest.Monke
 
 MODULES = [
     ({"embed_dim": 10}, "embed_dim: expected a multiple of num_heads, 4, got 10; the nearest are 8 and 12"),
-    ({"embed_dim": 0}, "embed_dim: expected at least 1, got 0"),
-    ({"num_heads": 0}, "num_heads: expected at least 1, got 0"),
+    ({"embed_dim": 0}, "embed_dim: expected an integer of at least 1, got 0"),
+    ({"num_heads": 0}, "num_heads: expected an integer of at least 1, got 0"),
     ({"num_kv_heads": 3}, "num_kv_heads: expected a divisor of num_heads, 4, got 3"),
     ({"dropout": 1.5}, "dropout: expected a probability in [0, 1), got 1.5"),
     ({"slopes": _zeros(3)}, "slopes: expected shape (4,) or (1, 4), got (3,); one slope for each query head"),
@@ -313,6 +325,7 @@ def test_every_argument_is_used() -> None:
         ({"scale": "1"}, "scale: expected a number, got '1'"),
         ({"backend": 3}, "backend: expected None or a name, got 3"),
         ({"is_causal": None}, "is_causal: expected True or False, got None"),
+        ({"return_lse": "no"}, "return_lse: expected True or False, got 'no'"),
         ({"query_offset": True}, "query_offset: expected an int or a (2,) integer tensor"),
         ({"query_offset": 2**63 - 5}, "query_offset: expected an int or a (2,) integer tensor"),
         (
@@ -341,6 +354,71 @@ def test_only_dense_tensors_are_taken(name: str) -> None:
     ):
         with pytest.raises(ValueError, match="^" + re.escape(f"{name}: expected a dense tensor, got {message}")):
             alibi_attention(**{**tensors, name: odd})
+
+
+def test_a_layout_taken_for_another_is_named() -> None:
+    query, key = torch.randn(2, 6, 4, 8), torch.randn(2, 4, 6, 8)
+    with pytest.raises(ValueError, match=r"divides query's 6, got 4.*pass query\.transpose\(1, 2\)$"):
+        alibi_attention(query, key, key)
+
+
+def _layer() -> ALiBiAttention:
+    return ALiBiAttention(32, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ALiBiAttention("64", 8), "embed_dim: expected an integer of at least 1, got '64'"),
+        (lambda: ALiBiAttention(64, 8, True), "dropout: expected a probability in [0, 1), got True"),
+        (lambda: _layer()("hello"), "x: expected a torch.Tensor, got str"),
+        (lambda: _layer()(torch.randn(1, 5, 32).to_sparse()), "x: expected a dense tensor, got one of layout"),
+        (lambda: _layer()(torch.randn(1, 5, 32), cache={}), "cache: expected a KVCache or a HorizonCache, got dict"),
+        (lambda: weight_decay_groups([_layer()], 0.1), "model: expected a torch.nn.Module, got list"),
+        (lambda: weight_decay_groups(_layer(), -1), "weight_decay: expected a finite number of at least 0, got -1"),
+        (lambda: weight_decay_groups(_layer(), "0.1"), "weight_decay: expected a finite number of at least 0, got '0"),
+        (lambda: scale_slopes([0.5], method="ntk", train_length=8, length=16), "slopes: expected a torch.Tensor, got"),
+        (lambda: slope_spans([0.5]), "slopes: expected a torch.Tensor, got list"),
+    ],
+)
+def test_wrong_types_are_refused_beside_the_operator(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize("make", [KVCache, HorizonCache])
+def test_wrong_types_are_refused_by_caches(make: type[KVCache] | type[HorizonCache]) -> None:
+    def held() -> KVCache | HorizonCache:
+        cache = make()
+        cache.append(tensor, tensor)
+        return cache
+
+    tensor = torch.randn(1, 2, 5, 8)
+    for call, message in (
+        (lambda: make().append(tensor.to_sparse(), tensor), "key: expected a dense tensor, got one of layout"),
+        (lambda: make().append(tensor, "v"), "value: expected a torch.Tensor, got str"),
+        (lambda: make().append(tensor, tensor, key_mask="x"), "key_mask: expected a torch.Tensor, got str"),
+        (lambda: held().crop("5"), "length: expected 0 to 5, the tokens "),
+        (lambda: held().crop(2.0), "length: expected 0 to 5, the tokens "),
+        (lambda: held().reorder([0]), "index: expected a torch.Tensor, got list"),
+        (lambda: held().attend("q"), "query: expected a torch.Tensor, got str"),
+        (lambda: held().attend(tensor, return_lse=1), "return_lse: expected True or False, got 1"),
+    ):
+        with torch.no_grad(), pytest.raises(ValueError, match="^" + re.escape(message)):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": "x"}, "tolerance: expected a share of softmax mass between 0 and 1, got 'x'"),
+        ({"headroom": "x"}, "headroom: expected nats, a finite number of at least 0, got 'x'"),
+        ({"window": "12"}, "window: expected a positive number, or one for each head, got '12'"),
+    ],
+)
+def test_wrong_types_are_refused_as_options_of_a_horizon_cache(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        HorizonCache(**options)
 
 
 def test_windows_of_any_size_are_taken() -> None:

@@ -130,13 +130,13 @@ def machine_text(results: Results) -> str:
     isa = here["instruction_set"]
     switches = ", ".join(f"{name}={value}" for name, value in here["switches"].items()) or "none"
     lines = [
-        f"{here['processor']}{', virtual' if here['virtual'] else ''}; {here['threads']} threads on {here['cores']} "
+        f"{here['processor']}{', virtual' if here['virtual'] else ''}; {here['threads']} of {here['cores']} "
         f"processors; {here['memory'] / 2**30:.0f} GiB, {here['memory_available'] / 2**30:.0f} of them free; "
         f"{here['system']}",
         f"alibi-attention {here['alibi_attention']} at commit {here['commit'] or 'unknown'} "
         f"({isa['alibi_attention'] or 'no compiled library'}); torch {here['torch']} ({isa['torch']}); "
         f"Python {here['python']}; switches: {switches}",
-        f"{here['date']}, took {results.seconds / 60:.0f} minutes; load when it began: {here['load']}",
+        f"{here['date']}, took {results.seconds / 60:.2g} minutes; load when it began: {here['load']}",
         f"{settings['repeats']} rounds at most, samples of at least {settings['least']} s; inputs standard normal, "
         "batch 1, causal, standard slopes",
     ]

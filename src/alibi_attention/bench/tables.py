@@ -37,7 +37,9 @@ class Table:
 
         table = RichTable(box=None, pad_edge=False, title=self.title, title_justify="left", title_style="bold")
         for index, name in enumerate(self.header):
-            table.add_column(name, justify="left" if index < self.labels else "right", no_wrap=index < self.labels)
+            label = index < self.labels
+            # Where the terminal is narrow, numbers go on in a second line: a number cut short would be another one.
+            table.add_column(name, justify="left" if label else "right", no_wrap=label, overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from alibi_attention.horizon.summary import token_chunks
-from alibi_attention.problem import SUPPORTED_DTYPES, compute_dtype
+from alibi_attention.problem import SUPPORTED_DTYPES, check_tensor, compute_dtype, is_integer
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
@@ -52,6 +52,7 @@ def check_append(key: Tensor, value: Tensor, held_key: Tensor | None, held_value
         ValueError: for shapes, dtypes or devices that do not, or for tensors that require a gradient.
     """
     for name, tensor, held in (("key", key, held_key), ("value", value, held_value)):
+        check_tensor(name, tensor)
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name}: expected 4 dimensions (batch, num_kv_heads, tokens, head_dim), "
@@ -83,8 +84,15 @@ def check_append(key: Tensor, value: Tensor, held_key: Tensor | None, held_value
         )
 
 
+def check_length(length: int, least: int, most: int, what: str, why: str = "") -> None:
+    """Whether a cache can be cropped to a length."""
+    if not is_integer(length) or not least <= length <= most:
+        raise ValueError(f"length: expected {least:,} to {most:,}, the tokens {what}, got {length!r}{why}")
+
+
 def check_index(index: Tensor, batch: int) -> None:
     """Whether an index names rows of the batch."""
+    check_tensor("index", index)
     if index.dim() != 1 or index.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"index: expected (batch,) integers, got {index.dtype} of shape {tuple(index.shape)}")
     if index.device.type == "cpu" and index.numel() and not (0 <= int(index.min()) <= int(index.max()) < batch):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alibi_attention.cache.audited import Audit
 from alibi_attention.cache.caps import Caps, check_keys
-from alibi_attention.cache.common import check_append, check_index, outside_compiler, shape_words
+from alibi_attention.cache.common import check_append, check_index, check_length, outside_compiler, shape_words
 from alibi_attention.cache.kv import KVCache
 from alibi_attention.cache.options import Many, make_options
 from alibi_attention.cache.proof import HorizonCertificate
@@ -18,7 +18,7 @@ from alibi_attention.cache.run import PIECE, dealt_from
 from alibi_attention.cache.sizes import group_heads
 from alibi_attention.cache.store import Store
 from alibi_attention.call import autocast_is_on
-from alibi_attention.problem import check_key_mask, check_tensors, default_tolerance
+from alibi_attention.problem import check_flag, check_key_mask, check_tensor, check_tensors, default_tolerance
 from alibi_attention.slopes import alibi_slopes
 
 
@@ -229,6 +229,8 @@ class HorizonCache:
                 guaranteed mode for a query norm above its cap, and as `alibi_attention`.
             HorizonViolation: in audited mode, where evicted keys may matter.
         """
+        check_tensor("query", query)
+        check_flag("return_lse", return_lse)
         store = self._checked(query)
         if autocast_is_on(query.device.type):
             query = query.to(store.like[0].dtype)
@@ -342,9 +344,8 @@ class HorizonCache:
                 was before the last append: what older queries need may be gone.
         """
         least = self._safe_from if self._has_evicted else 0
-        if not least <= length <= self.length:
-            why = "; what queries before that need may have been evicted" if least else ""
-            raise ValueError(f"length: expected {least:,} to {self.length:,}, the tokens seen, got {length}{why}")
+        why = "; what queries before that need may have been evicted" if least else ""
+        check_length(length, least, self.length, "seen", why)
         if self._store is None or length == self.length:
             return
         self._store.crop(length)

@@ -11,6 +11,7 @@ from alibi_attention.cache.common import (
     bytes_of,
     check_append,
     check_index,
+    check_length,
     lasting,
     mean_key,
     outside_compiler,
@@ -20,7 +21,7 @@ from alibi_attention.call import autocast_is_on, call_arguments
 from alibi_attention.horizon.summary import distances_from
 from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
 from alibi_attention.ops import run_forward
-from alibi_attention.problem import check_key_mask, values_can_be_read
+from alibi_attention.problem import check_flag, check_key_mask, check_tensor, values_can_be_read
 
 _LEAST_CAPACITY = 256
 
@@ -210,6 +211,8 @@ class KVCache:
         Raises:
             ValueError: for more queries than tokens held, and as `alibi_attention`.
         """
+        check_tensor("query", query)
+        check_flag("return_lse", return_lse)
         if query.dim() == 4 and query.shape[2] > self._length:
             raise ValueError(
                 f"query: expected at most one for each of the {self._length} tokens held, "
@@ -236,8 +239,7 @@ class KVCache:
         Raises:
             ValueError: for a length that is not between 0 and what is held.
         """
-        if not 0 <= length <= self._length:
-            raise ValueError(f"length: expected 0 to {self._length}, the tokens held, got {length}")
+        check_length(length, 0, self._length, "held")
         if length == self._length:
             return
         start = length // BLOCK_K * BLOCK_K

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from alibi_attention.problem import is_number
+
 Many = float | Sequence[float] | Tensor
 MODES = ("audited", "guaranteed")
 REACTIONS = ("raise", "warn", "refetch")
@@ -65,14 +67,14 @@ def make_options(
             f"headroom: expected for windows found by themselves in mode='audited', got it with {given}; nothing would "
             "be widened by it: leave it out"
         )
-    if tolerance is not None and not 0.0 < tolerance < 1.0:
+    if tolerance is not None and not (is_number(tolerance) and 0.0 < tolerance < 1.0):
         raise ValueError(
             f"tolerance: expected a share of softmax mass between 0 and 1, got {tolerance!r}; with none allowed "
             "nothing can be forgotten: use KVCache"
         )
     headroom = DEFAULT_HEADROOM if headroom is None else headroom
-    if not 0.0 <= headroom < math.inf:
-        raise ValueError(f"headroom: expected nats, at least 0, got {headroom!r}")
+    if not (is_number(headroom) and 0.0 <= headroom < math.inf):
+        raise ValueError(f"headroom: expected nats, a finite number of at least 0, got {headroom!r}")
     return Options(
         mode, _numbers("query_norm", query_norm), _numbers("key_norm", key_norm), _numbers("window", window),
         float(headroom), tolerance, on_violation,
@@ -82,7 +84,10 @@ def make_options(
 def _numbers(name: str, given: Many | None) -> tuple[float, ...]:
     if given is None:
         return ()
-    values = torch.as_tensor(given, dtype=torch.float64)
+    try:
+        values = torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.empty(0)
     if values.dim() > 1 or values.numel() == 0 or not bool(((values > 0) & values.isfinite()).all()):
         raise ValueError(f"{name}: expected a positive number, or one for each head, got {given!r}")
     return tuple(values.reshape(-1).tolist())

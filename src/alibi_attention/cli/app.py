@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from alibi_attention.cli.bench import bench
 from alibi_attention.cli.demo import demo
 from alibi_attention.cli.dissect import dissect
+from alibi_attention.cli.errors import refuse
 from alibi_attention.cli.evaluate import evaluate
 from alibi_attention.cli.export import export
 from alibi_attention.cli.extrapolate import extrapolate
@@ -55,3 +57,13 @@ def options(
     ] = False,
 ) -> None:
     del show_version
+    if "ALIBI_CPU_ISA" not in os.environ:
+        return
+    from alibi_attention.backends import native
+
+    try:
+        native.load()
+    except RuntimeError as error:
+        name, _, complaint = str(error).partition(": ")
+        complaint, _, remedy = complaint.partition("; ")
+        raise refuse(name, complaint, remedy) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -225,7 +226,17 @@ def _list(planned: Bench, cases: list[Case]) -> None:
     from alibi_attention.bench.run import expected_seconds
 
     console = wide_console()
-    table = Table("case", "what is timed", "lengths", "peers", "target", "about", box=None, pad_edge=False)
+    table = Table.grid(padding=(0, 3, 1, 0))
+    # Names are there to be typed.
+    table.add_column(no_wrap=True)
+    table.add_column()
+
+    def add(case: Case, lengths: Iterable[str], peers: Sequence[str], asked: Sequence[str], time: str) -> None:
+        parts = [case.title, f"at {', '.join(lengths)}, {time}"]
+        parts += [f"peers: {', '.join(peers)}"] * bool(peers)
+        parts += [f"asked of it: {', '.join(asked)}".replace("_", " ")] * bool(asked)
+        table.add_row(case.name, "\n".join(parts))
+
     total = 0.0
     for case in dict.fromkeys(trial.case.name for trial in planned.trials):
         trials = [trial for trial in planned.trials if trial.case.name == case]
@@ -234,20 +245,19 @@ def _list(planned: Bench, cases: list[Case]) -> None:
         total += seconds
         lengths = dict.fromkeys(short(trial.keys) for trial in trials)
         named = [name for name in kind.peers if name in planned.peers]
-        asked = list(kind.target.peers) if kind.target else []
+        asked = [f"speed against {' and '.join(kind.target.peers)}"] if kind.target else []
         asked += [name for name, value in asdict(kind.limits).items() if value is not None]
-        table.add_row(
-            case, kind.title, ", ".join(lengths), ", ".join(named), ", ".join(asked).replace("_", " "),
-            f"{seconds / 60:.1f} min",
-        )  # fmt: skip
+        add(kind, lengths, named, asked, f"about {seconds / 60:.1f} minutes")
     for untrained in (case for case in cases if case.trained and all(t.case.name != case.name for t in planned.trials)):
         lengths = dict.fromkeys(map(short, untrained.lengths))
-        table.add_row(
-            untrained.name, untrained.title, ", ".join(lengths), ", ".join(untrained.peers), "", "with --model FOLDER"
-        )
+        add(untrained, lengths, untrained.peers, (), "with --model FOLDER")
     console.print(table, highlight=False)
-    console.print(f"\nAbout {total / 60:.0f} minutes on {planned.threads} threads.\n", highlight=False)
-    table = Table("peer", "what it is", "ALiBi", "exact far away", box=None, pad_edge=False)
+    threads = f"{planned.threads} thread{'s' * (planned.threads != 1)}"
+    console.print(f"\nAbout {total / 60:.0f} minutes on {threads}.\n", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("peer", no_wrap=True)
+    for title in ("what it is", "ALiBi", "exact far away"):
+        table.add_column(title)
     for name in planned.peers:
         peer = PEERS[name]
         exact = ("yes" if peer.exact else "no") if peer.alibi else "–"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from alibi_attention.cli.errors import refuse
+from alibi_attention.cli.lab_values import whole_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,8 @@ def read_length(text: str) -> int:
     """Tokens: ``"8K"`` to 8192."""
     from alibi_attention.bench.errors import BenchError
 
-    digits, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
-    if not (digits.isascii() and digits.isdigit()):
-        raise BenchError("lengths", expected="numbers joined by commas", got=repr(text), remedy="such as 1K,8K")
-    return int(digits) * factor
+    try:
+        return whole_number(text)
+    except ValueError:
+        expected = "numbers joined by commas"
+        raise BenchError("lengths", expected=expected, got=repr(text), remedy="such as 1K,8K") from None

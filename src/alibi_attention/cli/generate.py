@@ -74,9 +74,12 @@ def generate(
 ) -> None:
     """Continue a prompt: text goes to standard output as it comes, speed and cache size to standard error.
 
-    --cache horizon keeps memory constant however long the text grows: alibi generate RUN --cache horizon
-    --max-tokens 0 --past-end writes until Ctrl-C, which ends it cleanly at any time. A Falcon then has the exact
-    line of its biases, not their rounding to bfloat16, which grows with the text.
+    --cache horizon keeps memory constant however long the text grows. A Falcon then has the exact line of its
+    biases, not their rounding to bfloat16, which grows with the text.
+
+    Without an end, until Ctrl-C, which ends it cleanly at any time:
+
+    alibi generate RUN --cache horizon --max-tokens 0 --past-end
     """
     require("lab")
     _check(max_tokens, stop, cache, seed)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import textwrap
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ import typer
 
 from alibi_attention.cli.errors import refuse
 from alibi_attention.cli.extras import require
+from alibi_attention.cli.lab_values import whole_numbers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +32,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A config.json, the folder of a model or of a laboratory run, or a name on the Hugging Face Hub.",
+            help="A config.json, the folder of a model or of a laboratory run, or OWNER/NAME of the Hugging Face Hub.",
             show_default=False,
         ),
     ],
@@ -62,7 +65,8 @@ def inspect(
         if as_json:
             typer.echo(json.dumps({"alibi": False, "reason": str(error)}))
         else:
-            typer.echo(f"{model} is not known to have linear biases.\n  {error}", err=True)
+            reason = textwrap.fill(str(error), shutil.get_terminal_size().columns - 2, subsequent_indent="  ")
+            typer.echo(f"{model} is not known to have linear biases.\n  {reason}", err=True)
         raise typer.Exit(NOT_ALIBI) from None
     try:
         result = report(described, lengths=_lengths(lengths), logit_bound=logit_bound)
@@ -109,13 +113,7 @@ def _describe_run(path: Path) -> AlibiModel:
 
 
 def _lengths(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        complaint = f"expected whole numbers joined by commas, got {text!r}"
-        raise refuse("--lengths", complaint, "such as 2048,32768") from None
+    return None if text is None else whole_numbers("--lengths", text)
 
 
 def _as_json(result: Report) -> dict[str, Any]:
@@ -249,8 +247,8 @@ def _tokens(number: float) -> str:
 
 
 def _bytes(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if number < 1024 or unit == "TiB":
             return f"{number:.0f} {unit}" if number >= 100 or unit == "B" else f"{number:.3g} {unit}"
         number /= 1024
     raise AssertionError

@@ -29,10 +29,20 @@ def given_settings(context: typer.Context, *, ignored: Sequence[str] = ()) -> di
     return settings
 
 
+def whole_number(text: str) -> int:
+    """``"8192"`` or ``"8K"`` to 8192.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    digits, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
+    return int(digits) * factor
+
+
 def whole_numbers(flag: str, text: str) -> list[int]:
-    """``"256,512"`` to ``[256, 512]``."""
+    """``"256,1K"`` to ``[256, 1024]``."""
     try:
-        return [int(part) for part in text.split(",")]
+        return [whole_number(part) for part in text.split(",")]
     except ValueError:
         complaint = f"expected whole numbers joined by commas, got {text!r}"
         raise refuse(flag, complaint, "such as 256,512,1024") from None

@@ -74,7 +74,8 @@ class PretrainedSource:
             )
         # Whatever is wrong with a file: safetensors and tokenizers raise kinds of their own.
         except Exception as error:
-            got = f"{path} ({reason_of(error)})"
+            bare = path.is_dir() and not any(path.glob("*token*"))
+            got = f"{path} ({'no tokenizer there' if bare else reason_of(error)})"
             expected = "a causal language model and its tokenizer"
             raise LabError("source", expected=expected, got=got, remedy="save both into the folder") from None
         _refuse_random_weights(path, info)

@@ -245,7 +245,8 @@ def _run_method(
         evaluations.append(evaluation)
         eval_seconds += seconds
     title = decoder.position.title
-    progress.say(f"{title}: trained in {train_seconds:.0f} s, evaluated in {eval_seconds:.0f} s.")
+    trained = f"trained in {train_seconds:.0f} s, " if train_seconds else ""
+    progress.say(f"{title}: {trained}evaluated in {eval_seconds:.0f} s.")
     return MethodResult(
         method=method,
         title=title,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alibi_attention.cache.forecast import CHUNK, bytes_after, reaches_of_caps
 from alibi_attention.integrations.inspect.description import LONGEST, AlibiModel
-from alibi_attention.problem import SUPPORTED_DTYPES, default_tolerance
+from alibi_attention.problem import SUPPORTED_DTYPES, default_tolerance, is_integer, is_number
 from alibi_attention.slopes import slope_spans
 
 NATS = (1.0, 5.0, 10.0)
@@ -90,12 +90,14 @@ def report(
     Raises:
         ValueError: for lengths or a bound that cannot be.
     """
+    if not isinstance(model, AlibiModel):
+        raise ValueError(f"model: expected what describe() gives, got {type(model).__name__}; report(describe(config))")
     bound = math.sqrt(model.head_dim) if logit_bound is None else logit_bound
-    if not 0.0 <= bound < math.inf:
-        raise ValueError(f"logit_bound: expected a number of at least 0, got {logit_bound!r}")
+    if not (is_number(bound) and 0.0 <= bound < math.inf):
+        raise ValueError(f"logit_bound: expected a finite number of at least 0, got {logit_bound!r}")
     own = model.length or DEFAULT_LENGTH
     lengths = [own * factor for factor in (1, 4, 16, 64)] if lengths is None else lengths
-    if not lengths or min(lengths) < 1 or max(lengths) > 64 * LONGEST:
+    if not lengths or not all(is_integer(length) and 1 <= length <= 64 * LONGEST for length in lengths):
         raise ValueError(
             f"lengths: expected one or more numbers of tokens, each from 1 to 2^{math.log2(64 * LONGEST):g}, got "
             f"{list(lengths)}"

@@ -10,6 +10,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from alibi_attention.cache import HorizonCache, KVCache
+from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
 
 
@@ -294,6 +295,7 @@ def horizon_cache(model: PreTrainedModel, **options: Any) -> Cache:
         ValueError: for a model that is not enabled, for a Falcon that reproduces its rounded biases, and for options
             that do not go together.
     """
+    check_module(model)
     if isinstance(options.get("backing"), KVCache):
         raise ValueError('backing: expected None or "cpu", got a KVCache; each layer needs one of its own')
     if any(getattr(module, "reproduces_rounding", False) for module in model.modules()):
@@ -306,6 +308,7 @@ def horizon_cache(model: PreTrainedModel, **options: Any) -> Cache:
 
 
 def _num_layers(model: PreTrainedModel) -> int:
+    check_module(model)
     config = model.config
     enabled = (NATIVE, GENERAL) if config.model_type == "falcon" else (NATIVE,)
     if config._attn_implementation not in enabled:

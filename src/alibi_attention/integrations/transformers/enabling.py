@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
 from alibi_attention.integrations.transformers.native import FAMILIES, ALiBiFalconAttention, Family
-from alibi_attention.integrations.transformers.positions import check_module, restore_positions
+from alibi_attention.integrations.transformers.positions import restore_positions
+from alibi_attention.problem import check_flag
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -41,6 +43,7 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
             layer's forward is not that of Transformers; the model is then as it was.
     """
     check_module(model)
+    check_flag("falcon_rounding", falcon_rounding)
     parts = list(_native_parts(model))
     if not parts:
         raise ValueError(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
-from alibi_attention.problem import check_slopes
+from alibi_attention.problem import check_slopes, check_tensor
 from alibi_attention.slopes import alibi_slopes
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -21,15 +22,6 @@ _BEFORE = "_alibi_before"
 # Tables of learned positions, by the names Transformers gives them.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"}
 _PROBE = 6
-
-
-def check_module(model: object) -> None:
-    """Raises ValueError for what is no module: a name, above all."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"model: expected a model of Transformers, got {type(model).__name__} {model!r:.80}; load it first, with "
-            "AutoModelForCausalLM.from_pretrained"
-        )
 
 
 def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
@@ -58,6 +50,8 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     if config._attn_implementation == GENERAL and vars(part).get(_BEFORE) is not None:
         restore_positions(model)
     heads = config.num_attention_heads
+    if slopes is not None:
+        check_tensor("slopes", slopes)
     slopes = alibi_slopes(heads) if slopes is None else slopes.detach().to("cpu", copy=True)
     check_slopes(slopes, 1, heads)
     before = config._attn_implementation
