@@ -16,9 +16,13 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    DistilBertConfig,
+    DistilBertModel,
     DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     ModernBertConfig,
@@ -139,12 +143,35 @@ def test_padding_is_left_out(kind: str, side: str):
     torch.testing.assert_close(padded, alone, atol=1e-4, rtol=1e-4)
 
 
+def test_a_table_that_is_asked_by_place():
+    """DistilBERT gives its embeddings their arguments without names."""
+    torch.manual_seed(3)
+    config = DistilBertConfig(vocab_size=97, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64)
+    model, ids = replace_positions(DistilBertModel(config).eval()), tokens(1, 200)
+    mixed = torch.randperm(200).unsqueeze(0) % 64
+    with torch.no_grad():
+        placed, moved = (model(ids, position_ids=at)[0] for at in (None, mixed))
+        backwards = model(ids.flip(1))[0].flip(1)
+    assert torch.equal(placed, moved)
+    # The penalty is the same on both sides.
+    torch.testing.assert_close(backwards, placed, atol=1e-4, rtol=1e-4)
+
+
 def test_packed_sequences_do_not_see_each_other():
     model, ids = replace_positions(small("llama")), tokens(1, 20)
     lengths = [7, 1, 12]
     placed = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
     expected = torch.cat([logits(model, part) for part in ids.split(lengths, dim=1)], 1)
-    assert (logits(model, ids, position_ids=placed, use_cache=False) - expected).abs().max() <= 1e-4
+    for options in ({"use_cache": False}, {}):
+        assert (logits(model, ids, position_ids=placed, **options) - expected).abs().max() <= 1e-4
+    model.train()
+    assert (logits(model, ids, position_ids=placed) - expected).abs().max() <= 1e-4
+    model.eval()
+    assert (model.model(ids, None, placed)[0] - model.model(ids, None, placed, use_cache=False)[0]).abs().max() == 0
+    for options in ({"use_cache": True}, {"past_key_values": DynamicCache()}):
+        with pytest.raises(ValueError, match=r"^use_cache: expected False for sequences packed .* got a cache"):
+            logits(model, ids, position_ids=placed, **options)
+    assert model(ids, position_ids=torch.arange(20)[None]).past_key_values is not None, "one text may be cached"
     bounds = torch.tensor([0, 7, 8, 20], dtype=torch.int32)
     packed = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 12, "max_length_k": 12}
     assert (logits(model, ids, use_cache=False, **packed) - expected).abs().max() <= 1e-4
@@ -235,6 +262,15 @@ def refused(model, match: str) -> None:
         replace_positions(model)
     assert model.config._attn_implementation == before
     assert [len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+def test_layers_that_compute_their_own_attention_are_refused():
+    options = {name: size for name, size in COMMON.items() if name not in ("num_hidden_layers", "num_attention_heads")}
+    config = GPTNeoConfig(num_layers=2, num_heads=4, attention_types=[[["global"], 2]], **options)
+    model, ids = GPTNeoForCausalLM(config).eval(), tokens(1, 9)
+    expected = logits(model, ids)
+    refused(model, r"expected every attention layer to ask .* GPTNeoForCausalLM with 2 layers \(GPTNeoSelfAttention\)")
+    assert torch.equal(logits(model, ids), expected)
 
 
 def test_models_whose_positions_stay_are_refused():

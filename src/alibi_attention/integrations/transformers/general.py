@@ -11,6 +11,7 @@ from alibi_attention.integrations.transformers.attention import refuse_weights, 
 from alibi_attention.integrations.transformers.masks import key_mask_of
 from alibi_attention.ops import alibi_attention
 
+ASKED = "_alibi_asked"
 # What attention functions of Transformers take besides, and ours has no part in.
 _FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask", "sinks")
 
@@ -76,6 +77,12 @@ def alibi_forward(
         cu_seqlens=None if packed is None else packed.to(torch.int32), window=window, dropout_p=dropout,
     )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
+
+
+def tried_forward(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """`alibi_forward`; the module remembers that it was asked for."""
+    vars(module)[ASKED] = True
+    return alibi_forward(module, *args, **kwargs)
 
 
 def refuse_native(module: nn.Module, *_: Any, **__: Any) -> tuple[Tensor, None]:

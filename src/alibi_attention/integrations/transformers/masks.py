@@ -11,6 +11,8 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 GENERAL = "alibi"
 NATIVE = "alibi_native"
+# As GENERAL, and the layer remembers that it asked.
+TRIED = "alibi_tried"
 # Their attention is not chosen by name: with a name alone they would run their own, without a causal mask.
 _NEED_ENABLE = ("bloom", "mpt")
 # The parts that Transformers builds mask functions of, by the names of what makes them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -12,13 +12,17 @@ from transformers import PreTrainedModel
 
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
-from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
+from alibi_attention.integrations.transformers.general import ASKED
+from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE, TRIED
 from alibi_attention.problem import check_slopes, check_tensor
 from alibi_attention.slopes import alibi_slopes
 
 Model = TypeVar("Model", bound=nn.Module)
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _BEFORE = "_alibi_before"
+# What a module whose arguments are changed calls them, in their order.
+_NAMES = "_alibi_names"
 # Tables of learned positions, by the names Transformers gives them.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"}
 _PROBE = 6
@@ -73,8 +77,17 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
         for layer in layers:
             give_slopes(layer, slopes)
         vars(part)[_BEFORE] = name
+        config._attn_implementation_internal = TRIED
+        ignores = _ignores_positions(part)
+        deaf = [layer for layer in layers if not vars(layer).pop(ASKED, False)]
         config._attn_implementation_internal = GENERAL
-        if not found or not _ignores_positions(part):
+        if deaf:
+            raise ValueError(
+                "model: expected every attention layer to ask Transformers for its attention by name, got a "
+                f"{type(part).__name__} with {len(deaf)} layers ({type(deaf[0]).__name__}) that do not; they would be "
+                "left without any positions"
+            )
+        if not found or not ignores:
             raise ValueError(
                 f"model: expected the positions of a {type(part).__name__} to be rotary embeddings or a table of "
                 f"learned ones, which can be switched off; {'some are left' if found else 'found neither'}"
@@ -98,7 +111,8 @@ def restore_positions(model: nn.Module) -> None:
                     if hook in _HOOKS:
                         del hooks[key]
                         module._forward_pre_hooks_with_kwargs.pop(key, None)
-            vars(module).pop("alibi_slopes", None)
+            for name in ("alibi_slopes", _NAMES, ASKED):
+                vars(module).pop(name, None)
             if vars(module).pop("_alibi_froze", False):
                 module.weight.requires_grad_(True)
 
@@ -133,7 +147,10 @@ def _dispatches(module: nn.Module) -> bool:
     return hasattr(module, "is_causal") and hasattr(module, "config") and not isinstance(module, PreTrainedModel)
 
 
-def _switch_off(part: nn.Module) -> Iterator[nn.Module]:
+def _switch_off(part: PreTrainedModel) -> Iterator[nn.Module]:
+    base: nn.Module = part.base_model
+    if {"use_cache", "position_ids"} <= inspect.signature(base.forward).parameters.keys():
+        _hook_arguments(base, no_cache_where_packed)
     for name, module in part.named_modules():
         if "RotaryEmbedding" in type(module).__name__:
             module.register_forward_hook(no_rotation)
@@ -144,7 +161,7 @@ def _switch_off(part: nn.Module) -> Iterator[nn.Module]:
                 module.weight.requires_grad_(False)
                 vars(module)["_alibi_froze"] = True
         elif isinstance(getattr(module, "position_ids", None), Tensor) and _takes_positions(module):
-            module.register_forward_pre_hook(no_positions, with_kwargs=True)
+            _hook_arguments(module, no_positions)
             continue
         else:
             continue
@@ -167,16 +184,56 @@ def no_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # n
     return torch.zeros_like(output)
 
 
-def no_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:  # noqa: ARG001
+def no_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
     """Position 0 for every token: a buffer of position ids ends where the table did."""
-    given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-    if given is None:
-        given = args[0]
+    named = _named(module, args, kwargs)
+    # Models call what is embedded by more than one name.
+    given = next(named[name] for name in vars(module)[_NAMES] if isinstance(named.get(name), Tensor))
     ids = torch.zeros(1, given.shape[1], dtype=torch.int64, device=given.device)
-    return args, {**kwargs, "position_ids": ids}
+    return (), {**named, "position_ids": ids}
 
 
-_HOOKS = (no_rotation, first_row, no_embedding, no_positions)
+def no_cache_where_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
+    """Sequences packed in one row are told apart by position ids, at which Transformers looks without a cache only.
+
+    A cache is made where nobody says otherwise, in training as well, and nothing else here reads positions: such
+    sequences would see each other.
+    """
+    named = _named(module, args, kwargs)
+    ids, cache = named.get("position_ids"), named.get("past_key_values")
+    is_first = cache is None or (not isinstance(cache, tuple) and _is_empty(cache))
+    if ids is None or named.get("attention_mask") is not None or not is_first:
+        return args, kwargs
+    if torch.compiler.is_compiling():
+        # Compiled code cannot look. Training has no use for a cache in any case.
+        packed = module.training and not named.get("use_cache")
+    else:
+        packed = not bool((ids.diff(dim=-1) == 1).all())
+    if not packed:
+        return args, kwargs
+    if named.get("use_cache") or cache is not None:
+        raise ValueError(
+            "use_cache: expected False for sequences packed in one row by their position_ids, got a cache; it would "
+            "hold them as one text"
+        )
+    return (), {**named, "use_cache": False}
+
+
+def _is_empty(cache: Any) -> bool:
+    length = cache.get_seq_length()
+    return not isinstance(length, Tensor) and length == 0
+
+
+def _hook_arguments(module: nn.Module, hook: Callable[..., _Arguments]) -> None:
+    vars(module)[_NAMES] = tuple(inspect.signature(module.forward).parameters)
+    module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(vars(module)[_NAMES], args, strict=False)), **kwargs}
+
+
+_HOOKS = (no_rotation, first_row, no_embedding, no_positions, no_cache_where_packed)
 
 
 def _takes_positions(module: nn.Module) -> bool:

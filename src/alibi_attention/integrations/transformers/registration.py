@@ -6,8 +6,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.falcon.modeling_falcon import FALCON_ATTENTION_CLASSES
 
-from alibi_attention.integrations.transformers.general import alibi_forward, refuse_native
-from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE, padding_mask
+from alibi_attention.integrations.transformers.general import alibi_forward, refuse_native, tried_forward
+from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE, TRIED, padding_mask
 from alibi_attention.integrations.transformers.native import ALiBiFalconAttention
 
 
@@ -15,6 +15,8 @@ def register() -> None:
     """``attn_implementation="alibi"`` for models that choose their attention by name, Falcon among them."""
     AttentionInterface.register(GENERAL, alibi_forward)
     AttentionInterface.register(NATIVE, refuse_native)
-    for name in (GENERAL, NATIVE):
+    AttentionInterface.register(TRIED, tried_forward)
+    for name in (GENERAL, NATIVE, TRIED):
         AttentionMaskInterface.register(name, padding_mask)
+    for name in (GENERAL, NATIVE):
         FALCON_ATTENTION_CLASSES[name] = ALiBiFalconAttention
