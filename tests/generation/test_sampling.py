@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from alibi_attention import HorizonCache
+from alibi_attention.generation.loop import Outcome, generate
 from alibi_attention.generation.sampling import Sampling
 from alibi_attention.generation.text import ByteText, Stops, TokenText
 from alibi_attention.lab.errors import LabError
@@ -122,3 +127,76 @@ def test_stops_are_met_across_pieces() -> None:
     first = Stops(["b", "ab"])
     assert first.push("xxab") == "xx"
     assert Stops([]).push("all") == "all"
+
+
+def test_a_stop_waits_for_one_that_begins_before_it() -> None:
+    for after, out, whole in (("ab", "", ""), ("x", "a", "a"), ("a", "", "a"), ("", "", "a")):
+        stops = Stops(["abab", "b"])
+        assert stops.push("a") + stops.push("b") == ""
+        assert not stops.met
+        pushed = stops.push(after)
+        assert pushed == out
+        assert pushed + stops.end() == whole
+        assert stops.met
+
+
+@given(
+    st.text("ab", min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(0, 11), st.integers(1, 5), st.sampled_from(["", "", "c"])), max_size=3),
+    st.sets(st.integers(0, 12)),
+)
+def test_stops_cut_a_text_alike_however_it_comes(text: str, parts: list[tuple[int, int, str]], cuts: set[int]) -> None:
+    # Parts of the text, so that stops overlap; some go on as it does not.
+    strings = [text[at % len(text) :][:length] + more for at, length, more in parts]
+    places = [at for at in map(text.find, strings) if at >= 0]
+    for places_of_pieces in (cuts, range(len(text))):
+        stops, bounds = Stops(strings), [0, *sorted(min(cut, len(text)) for cut in places_of_pieces), len(text)]
+        pieces = [text[begin:end] for begin, end in itertools.pairwise(bounds)]
+        out = "".join(map(stops.push, pieces)) + stops.end()
+        assert out == text[: min(places, default=len(text))]
+        assert stops.met == bool(places)
+
+
+class Script:
+    """A source that says what it is told to, a character for each token, and then ends or goes on with blanks."""
+
+    name, longest, bytes_held, end = "script", None, 0, frozenset({10})
+
+    def __init__(self, text: str) -> None:
+        self._text, self._at = text, 0
+
+    def encode(self, prompt: str) -> list[int]:
+        return list(prompt.encode())
+
+    def text(self) -> ByteText:
+        return ByteText()
+
+    def read(self, tokens: list[int]) -> torch.Tensor:  # noqa: ARG002
+        logits = torch.zeros(128)
+        logits[ord(self._text[self._at])] = 1.0
+        self._at += 1
+        return logits
+
+    def horizon_caches(self) -> list[HorizonCache]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("text", "max_tokens", "written", "reason"),
+    [
+        ("xababx\n", None, "x", "stop"),
+        ("xab\n", None, "xa", "stop"),  # nothing more comes that could complete the longer one
+        ("xabab\n", 3, "xa", "stop"),
+        ("xa\n", None, "xa", "end of text"),
+        ("xa\n", 2, "xa", "length"),
+    ],
+)
+def test_a_text_that_ends_while_a_stop_waits(text: str, max_tokens: int | None, written: str, reason: str) -> None:
+    pieces: list[str] = []
+    outcome = Outcome()
+    generate(
+        Script(text), ">", Sampling(temperature=0.0), outcome, write=pieces.append, max_tokens=max_tokens,
+        stops=["abab", "b"],
+    )  # fmt: skip
+    assert "".join(pieces) == written
+    assert outcome.reason == reason

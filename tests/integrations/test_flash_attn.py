@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from alibi_attention import alibi_slopes
 from alibi_attention.integrations import flash_attn as ours
@@ -249,6 +250,32 @@ def test_a_cache_is_read_alone_from_chosen_rows_past_its_left_padding() -> None:
     torch.testing.assert_close(whole, ours.flash_attn_func(q, k_cache[:2], v_cache[:2]))
 
 
+def test_left_padding_comes_with_a_prompt_and_may_be_all_there_is() -> None:
+    q, k, v = tensors(4, 4)
+    k_cache, v_cache = (torch.full((2, 6, HEADS, DIM), math.nan, dtype=torch.float64) for _ in range(2))
+    pad = torch.tensor([1, 4], dtype=torch.int32)
+    out = ours.flash_attn_with_kvcache(
+        q, k_cache, v_cache, k, v, cache_seqlens=0, cache_leftpad=pad, causal=True, alibi_slopes=SLOPES
+    )
+    # Row 0: three queries after one that is padding itself. Row 1 is padding up to its end.
+    want, _ = documented(q[0, 1:], k[0, 1:], v[0, 1:], SLOPES, True, (-1, -1), None)
+    torch.testing.assert_close(out[0, 1:], want, rtol=0, atol=1e-12)
+    assert out[0, 0].abs().max() == out[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("lengths", [3, [3, 3], [2, 3]])
+@pytest.mark.parametrize("pad", [[6, 0], [0, -1], [99, -5]])
+def test_left_padding_outside_the_row_is_refused(pad: list[int], lengths: int | list[int]) -> None:
+    q, k, v = tensors(2, 2)
+    _, k_cache, v_cache = tensors(1, 8)
+    held = lengths if isinstance(lengths, int) else torch.tensor(lengths, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"^cache_leftpad: expected the first index .* \[., 5\], got \[") as error:
+        ours.flash_attn_with_kvcache(
+            q, k_cache, v_cache, k, v, cache_seqlens=held, cache_leftpad=torch.tensor(pad, dtype=torch.int32)
+        )
+    assert str(error.value).endswith(f"got {pad}")
+
+
 def test_new_tokens_go_to_chosen_rows() -> None:
     q, k, v = tensors(2, 2)
     _, k_cache, v_cache = tensors(1, 8, batch=3)
@@ -292,11 +319,28 @@ def test_a_refused_call_leaves_the_cache_as_it_was() -> None:
         {"window_size": 3}, {"softcap": 1.0}, {"alibi_slopes": SLOPES[:1]}, {"cache_seqlens": 4},
         {"softmax_scale": math.inf}, {"softmax_scale": math.nan}, {"alibi_slopes": SLOPES * math.nan},
         {"alibi_slopes": SLOPES.clone().requires_grad_()},
+        # What only the operator itself refuses.
+        {"softmax_scale": 1e300}, {"alibi_slopes": SLOPES.double() + 1e308}, {"alibi_slopes": SLOPES.to_sparse()},
+        {"cache_leftpad": torch.tensor([0, 2], dtype=torch.int32)},
     ):  # fmt: skip
         with pytest.raises((ValueError, NotImplementedError), match=rf"^{next(iter(options))}: expected"):
             ours.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **{"cache_seqlens": 0, **options})
+    with pytest.raises(ValueError, match=r"^q: expected a dense tensor"):
+        ours.flash_attn_with_kvcache(q.to_sparse(), k_cache, v_cache, k, v, cache_seqlens=0)
     assert torch.equal(k_cache, before[0])
     assert torch.equal(v_cache, before[1])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, from what make_dual imports
+def test_forward_mode_leaves_the_cache_as_it_was() -> None:
+    q, k, v = tensors(1, 1)
+    _, k_cache, v_cache = tensors(1, 4)
+    before = k_cache.clone()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(q, q)
+        with pytest.raises(NotImplementedError, match=r"^q: expected a tensor without a tangent"):
+            ours.flash_attn_with_kvcache(dual, k_cache, v_cache, k, v, cache_seqlens=0)
+    assert torch.equal(k_cache, before)
 
 
 # Refusals
@@ -322,6 +366,8 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ours.flash_attn_func(Q, K, V, window_size=4), ValueError, "window_size: expected (left, right)"),
     (lambda: ours.flash_attn_func(Q, K, V, window_size=(None, 0)), ValueError, "window_size: expected two integers"),
     (lambda: ours.flash_attn_func(Q, K, V, softmax_scale="1"), ValueError, "softmax_scale: expected a number"),
+    (lambda: ours.flash_attn_func(Q, K, V, softmax_scale=1e39), ValueError, "softmax_scale: expected a number between"),
+    (lambda: ours.flash_attn_func(Q, K.to_sparse(), V), ValueError, "k: expected a dense tensor"),
     (lambda: ours.flash_attn_func(Q[0], K, V), ValueError, "q: expected (batch, seqlen, nheads, headdim)"),
     (lambda: ours.flash_attn_func(Q, K, None), ValueError, "v: expected a torch.Tensor, got NoneType"),
     (lambda: ours.flash_attn_func(Q, K, V[:, :4]), ValueError, "v: expected the shape of k, (2, 5, 4, 8)"),

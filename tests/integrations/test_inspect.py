@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from alibi_attention import HorizonCache, alibi_slopes, certify
-from alibi_attention.integrations.inspect import AlibiModel, NotAlibi, describe, report
+from alibi_attention.integrations.inspect import AlibiModel, NotAlibi, describe, read_config, report
 from alibi_attention.integrations.inspect.description import rounding_of_positions
 
 # As the models' own config.json have them, less what does not matter here.
@@ -79,6 +80,26 @@ UNKNOWN = {
 
 def of_mpt(**attention: Any) -> dict[str, Any]:
     return {**MPT, "attn_config": {"alibi": True, **attention}}
+
+
+def nested(key: str) -> dict[str, Any]:
+    config: dict[str, Any] = dict(BLOOM)
+    for _ in range(3000):
+        config = {key: config}
+    return config
+
+
+def nested_list() -> list[Any]:
+    value: list[Any] = []
+    for _ in range(3000):
+        value = [value]
+    return value
+
+
+def holds_itself() -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    config["one"] = config["other"] = config
+    return config
 
 
 def codes(model: AlibiModel) -> set[str]:
@@ -156,7 +177,7 @@ def test_what_the_traps_of_mpt_say_is_so() -> None:
         return out
 
     stock = logits()
-    for ignored in ({"alibi_bias_max": 16}, {"alibi": False}, {"qk_ln": True}):
+    for ignored in ({"alibi_bias_max": 16}, {"alibi": False}, {"qk_ln": True}, {"sliding_window_size": 2}):
         assert torch.equal(logits(**ignored), stock), ignored
     assert not torch.equal(logits(softmax_scale=0.9), stock)
     torch.testing.assert_close(logits(softmax_scale=8**-0.5), stock)
@@ -189,6 +210,15 @@ def test_the_scale_that_mpt_says(config: dict[str, Any]) -> None:
     usual = describe(of_mpt(softmax_scale=None))
     assert usual.scale == 128**-0.5
     assert "softmax-scale" not in codes(usual)
+
+
+@pytest.mark.parametrize("config", [of_mpt(sliding_window_size=4096), {**REPLIT_V1, "sliding_window_size": 4096}])
+def test_the_window_that_mpt_says(config: dict[str, Any]) -> None:
+    trap = next(trap for trap in describe(config).traps if trap.code == "sliding-window")
+    assert trap.text.startswith("sliding_window_size is 4,096: a head sees that many tokens before each")
+    assert trap.text.endswith("pass window=(4096, None) to our operator.")
+    for open_window in ({"sliding_window_size": -1}, {"sliding_window_size": None}):
+        assert "sliding-window" not in codes(describe(of_mpt(**open_window)))
 
 
 def test_what_the_traps_of_falcon_say_is_so() -> None:
@@ -311,6 +341,13 @@ def test_models_without_linear_biases(config: dict[str, Any], text: str) -> None
         ({**BLOOM, "n_layer": 10**400}, "n_layer: expected an integer of at most 1,099,511,627,776, got 10000"),
         ({**FALCON, "hidden_size": 10**400}, "hidden_size: expected an integer of at most 1,099,511,627,776, got 100"),
         (of_mpt(softmax_scale="wide"), "attn_config.softmax_scale: expected a number above 0, got 'wide'"),
+        (of_mpt(sliding_window_size="wide"), "attn_config.sliding_window_size: expected -1 or an integer from 0"),
+        (of_mpt(sliding_window_size=-2), "attn_config.sliding_window_size: expected -1 or an integer from 0"),
+        (of_mpt(sliding_window_size=True), "attn_config.sliding_window_size: expected -1 or an integer from 0"),
+        (nested("text_config"), "config: expected objects within one another at most 32 deep, got deeper ones"),
+        (nested("part"), "config: expected objects within one another at most 32 deep, got deeper ones"),
+        (holds_itself(), "config: expected objects within one another at most 32 deep, got deeper ones"),
+        ({"model_type": nested_list()}, "config: expected objects within one another at most 32 deep"),
         ({**BLOOM, "dtype": 7}, "dtype: expected the name of a dtype, such as 'bfloat16', got 7"),
         ({**MPT, "attn_config": "alibi"}, "attn_config: expected an object, got 'alibi'"),
         ({**MPT, "attn_config": [1]}, "attn_config: expected an object, got [1]"),
@@ -342,6 +379,13 @@ def test_damaged_configurations(config: Any, text: str) -> None:
     assert str(error.value).startswith(text)
     if config:
         assert str(error.value).endswith("; mend the configuration")
+
+
+def test_a_file_nested_too_deeply(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"part": ' * 100_000 + "1" + "}" * 100_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^expected JSON, got .*config\.json, nested too deeply; restore it"):
+        read_config(str(file))
 
 
 def test_a_model_inside_a_model() -> None:

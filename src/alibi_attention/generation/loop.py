@@ -74,6 +74,9 @@ def generate(
         raise violation(error) from None
     finally:
         rest = stop.push(reader.end()) + ("" if stop.met else stop.end())
+        # Met only now: in the rest of a character, or where it waited for another that began before it.
+        if stop.met and outcome.reason != "interrupted":
+            outcome.reason = "stop"
         if rest:
             write(rest)
 

@@ -91,6 +91,9 @@ class WordText:
 class Stops:
     """Cuts a text at the first of some strings, wherever pieces begin and end.
 
+    The first is the one that begins first, also where another ends sooner: of "abab" and "b", the text "abab" is cut
+    before its first "a". Two that begin at one place cut alike, so the shorter need not wait for the longer.
+
     Args:
         strings: none of them empty.
     """
@@ -105,18 +108,26 @@ class Stops:
         if self.met:
             return ""
         text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._strings) if at >= 0]
-        if found:
-            self.met, self._held = True, ""
-            return text[: min(found)]
-        keep = max((_overlap(text, stop) for stop in self._strings), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        found = self._first(text)
+        unsure = len(text) - max((_overlap(text, stop) for stop in self._strings), default=0)
+        if found is not None and found <= unsure:
+            return self._cut(text, found)
+        # A stop found behind that waits with it: what begins before may yet become one, and would come first.
+        self._held = text[unsure:]
+        return text[:unsure]
 
     def end(self) -> str:
-        """What was held back, when nothing more comes."""
+        """What was held back, when nothing more comes: up to a stop that waited for one before it."""
         rest, self._held = self._held, ""
-        return rest
+        found = self._first(rest)
+        return rest if found is None else self._cut(rest, found)
+
+    def _first(self, text: str) -> int | None:
+        return min((at for at in (text.find(stop) for stop in self._strings) if at >= 0), default=None)
+
+    def _cut(self, text: str, at: int) -> str:
+        self.met, self._held = True, ""
+        return text[:at]
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -217,7 +217,7 @@ def flash_attn_with_kvcache(
         k, v: (batch, seqlen_new, nheads_k, headdim), or None to read the cache alone.
         cache_seqlens: tokens held beforehand, an int or (batch,) int32; the whole cache by default.
         cache_batch_idx: (batch,) int32, the row of the cache of each batch element. Those rows are copied to be read.
-        cache_leftpad: (batch,) int32, the first index that holds a token; 0 by default.
+        cache_leftpad: (batch,) int32, the first index that holds a token; 0 by default, and at most the tokens held.
         rotary_cos, rotary_sin, block_table: None; refused otherwise. ``rotary_interleaved`` then says nothing.
         num_splits: accepted; how a backend divides its work is its own affair.
         softmax_scale, causal, window_size, softcap, alibi_slopes: as in `flash_attn_func`.
@@ -229,7 +229,7 @@ def flash_attn_with_kvcache(
     Raises:
         ValueError: for an argument that cannot be used, also for new tokens that do not fit (where lengths can be read
             without a synchronisation) and for tensors that require a gradient: there is no backward pass.
-        NotImplementedError: for softcap, rotary embedding and paged caches.
+        NotImplementedError: for softcap, rotary embedding, paged caches and forward-mode differentiation.
     """
     del rotary_interleaved, num_splits
     arguments.check_options(0.0, softmax_scale, causal, softcap, False, return_softmax_lse)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from alibi_attention.problem import SUPPORTED_DTYPES, values_can_be_read
+from alibi_attention.problem import (
+    SUPPORTED_DTYPES,
+    check_finite_slopes,
+    check_scalars,
+    check_tensor,
+    values_can_be_read,
+)
 
 _LAYOUTS = {
     3: ("total", "nheads", "headdim"),
@@ -49,8 +55,12 @@ def check_options(
         raise ValueError(f"dropout_p: expected a probability in [0, 1), got {dropout_p!r}")
     if softmax_scale is not None and not _is_number(softmax_scale):
         raise ValueError(f"softmax_scale: expected a number, got {softmax_scale!r}; None is 1 / sqrt(headdim)")
-    if softmax_scale is not None and not -math.inf < softmax_scale < math.inf:  # type: ignore[operator]
-        raise ValueError(f"softmax_scale: expected a finite number, got {softmax_scale!r}; None is 1 / sqrt(headdim)")
+    if softmax_scale is not None:
+        try:
+            check_scalars(softmax_scale, 0.0, 0.0)  # type: ignore[arg-type]
+        except ValueError as error:
+            # There it is called scale.
+            raise ValueError(f"softmax_{error}") from None
     if probs and dropout_p:
         raise NotImplementedError(
             "return_attn_probs: expected with dropout_p 0, where the lse alone is returned; the probabilities that "
@@ -88,8 +98,8 @@ def check_tensors(q: object, k: object, v: object, *, dims: int, names: tuple[st
     key_name, value_name = names
     layout = ", ".join(_LAYOUTS[dims])
     for name, tensor in (("q", q), (key_name, k), (value_name, v)):
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; make it one first")
+        check_tensor(name, tensor)
+        assert isinstance(tensor, Tensor)
         if tensor.dim() != dims or 0 in tensor.shape:
             raise ValueError(f"{name}: expected ({layout}), none of them 0, got shape {tuple(tensor.shape)}")
         if tensor.dtype not in SUPPORTED_DTYPES:
@@ -136,6 +146,7 @@ def slopes_for(q: Tensor, slopes: object, *, sequences: int) -> Tensor:
         return torch.zeros(heads, device=q.device)
     if not isinstance(slopes, Tensor):
         raise ValueError(f"alibi_slopes: expected a float32 tensor, got {type(slopes).__name__}")
+    check_tensor("alibi_slopes", slopes)
     if slopes.shape != (heads,) and slopes.shape != (sequences, heads):
         raise ValueError(
             f"alibi_slopes: expected shape ({heads},) or ({sequences}, {heads}), got {tuple(slopes.shape)}; "
@@ -145,8 +156,11 @@ def slopes_for(q: Tensor, slopes: object, *, sequences: int) -> Tensor:
         raise ValueError(f"alibi_slopes: expected float32, got {slopes.dtype}; keep slopes in full precision")
     if slopes.device != q.device:
         raise ValueError(f"alibi_slopes: expected the device of q, {q.device}, got {slopes.device}")
-    if values_can_be_read(slopes.device) and not bool(slopes.isfinite().all()):
-        raise ValueError(f"alibi_slopes: expected finite numbers, got {slopes.flatten().tolist()[:8]}")
+    try:
+        check_finite_slopes(slopes)
+    except ValueError as error:
+        # There they are called slopes.
+        raise ValueError(f"alibi_{error}") from None
     return slopes
 
 
@@ -214,6 +228,11 @@ def check_cache(
                 f"{name}: expected a tensor without a gradient, got one that requires it; attention over a cache has "
                 "no backward pass: run under torch.no_grad()"
             )
+        if isinstance(tensor, Tensor) and _has_tangent(tensor):
+            raise NotImplementedError(
+                f"{name}: expected a tensor without a tangent, got one of forward-mode differentiation, which the "
+                "operator does not have; use torch.autograd.forward_ad.unpack_dual(tensor).primal"
+            )
     if cache_batch_idx is None:
         if k_cache.shape[0] != q.shape[0]:
             raise ValueError(
@@ -229,6 +248,10 @@ def check_cache(
             f"cache_batch_idx: expected rows of the cache, 0 to {len(k_cache) - 1}, got {cache_batch_idx.tolist()}"
         )
     return cache_batch_idx.to(torch.int64)
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _check_per_row(name: str, value: object, q: Tensor) -> None:
@@ -273,6 +296,8 @@ def held_tokens(
     else:
         span = capacity
     after = before + new
+    if cache_leftpad is not None and readable:
+        _check_left_padding(cache_leftpad.tolist(), [after] * len(q) if isinstance(after, int) else after.tolist())
     if isinstance(after, int) and after > 0 and cache_leftpad is None:
         return Held(before, after, span, None)
     index = torch.arange(max(span, 1), device=q.device)
@@ -281,3 +306,12 @@ def held_tokens(
     if cache_leftpad is not None:
         mask &= index >= cache_leftpad.unsqueeze(1)
     return Held(before, ends, max(span, 1), mask)
+
+
+def _check_left_padding(pads: list[int], ends: list[int]) -> None:
+    """Up to the end after the new tokens, which may bring the padding of a prompt with them."""
+    if not all(0 <= pad <= end for pad, end in zip(pads, ends, strict=True)):
+        raise ValueError(
+            "cache_leftpad: expected the first index of each row that holds a token, from 0 to the tokens held, new "
+            f"ones included, {ends[:8]}, got {pads[:8]}"
+        )

@@ -70,6 +70,25 @@ class AlibiModel:
 MOST_HEADS = 1024
 LONGEST = WIDEST = 2**40
 """What no model has is a slip, and would take for ever to reckon with."""
+_DEEPEST = 32
+
+
+def check_depth(config: Mapping[str, Any]) -> None:
+    """Refuse what lies deeper than any configuration goes, before anything follows or prints it by recursion.
+
+    Raises:
+        ValueError: for such a one, or one that holds itself.
+    """
+    level: list[Any] = [config]
+    for _ in range(_DEEPEST):
+        parts = [value for each in level for value in (each.values() if isinstance(each, Mapping) else each)]
+        # Each object once, so that one that holds itself twice does not double at every level.
+        level = list({id(value): value for value in parts if isinstance(value, (Mapping, list, tuple))}.values())
+        if not level:
+            return
+    raise ValueError(
+        f"config: expected objects within one another at most {_DEEPEST} deep, got deeper ones; mend the configuration"
+    )
 
 
 def number(config: Mapping[str, Any], *keys: str, default: int | None = None, most: int | None = None) -> int:
@@ -118,6 +137,20 @@ def flag(config: Mapping[str, Any], key: str, default: bool, *, inside: str = ""
         return default
     if not isinstance(value, bool):
         raise _wrong(f"{inside}{key}", "true or false", value)
+    return value
+
+
+def window(config: Mapping[str, Any], key: str, *, inside: str = "") -> int | None:
+    """How many tokens before itself a query sees; None for all, which is -1 or left out.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    value = config.get(key)
+    if value is None or (value == -1 and not isinstance(value, bool)):
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LONGEST:
+        raise _wrong(f"{inside}{key}", f"-1 or an integer from 0 to {LONGEST:,}", value)
     return value
 
 

@@ -21,11 +21,13 @@ from alibi_attention.integrations.inspect.description import (
     AlibiModel,
     NotAlibi,
     Trap,
+    check_depth,
     dtype_of,
     flag,
     number,
     part,
     positive,
+    window,
 )
 from alibi_attention.slopes import alibi_slopes
 
@@ -59,6 +61,7 @@ def describe(config: object) -> AlibiModel:
     """
     if not isinstance(config, Mapping):
         raise ValueError(f"config: expected a JSON object, got {type(config).__name__}")
+    check_depth(config)
     inner = config.get("text_config")
     if isinstance(inner, Mapping):
         return describe(inner)
@@ -139,7 +142,8 @@ def _read_mpt(config: Config) -> AlibiModel:
         name = "Replit"
     model = _model(config, name, shape, kv_heads=kv_heads, kv_key=f"{inside}kv_n_heads", bias_max=bias_max)
     model = replace(model, scale=positive(attention, "softmax_scale", model.scale, inside=inside))
-    return known.add(model, *known.of_mpt(config, attention, model))
+    sees = window(attention, "sliding_window_size", inside=inside)
+    return known.add(model, *known.of_mpt(config, attention, model, sees))
 
 
 def _read_falcon(config: Config) -> AlibiModel:

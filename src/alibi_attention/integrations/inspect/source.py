@@ -35,6 +35,8 @@ def read_config(source: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(f"expected JSON, got {path} ({error}); restore it as it was written") from None
+    except RecursionError:
+        raise ValueError(f"expected JSON, got {path}, nested too deeply; restore it as it was written") from None
 
 
 def _from_hub(name: str) -> Path:

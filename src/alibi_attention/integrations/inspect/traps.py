@@ -126,7 +126,9 @@ def of_falcon(model: AlibiModel) -> Iterator[Trap]:
     )
 
 
-def of_mpt(config: Mapping[str, Any], attention: Mapping[str, Any], model: AlibiModel) -> Iterator[Trap]:
+def of_mpt(
+    config: Mapping[str, Any], attention: Mapping[str, Any], model: AlibiModel, window: int | None
+) -> Iterator[Trap]:
     if attention.get("alibi") is None:
         yield Trap(
             "alibi-unsaid",
@@ -153,6 +155,13 @@ def of_mpt(config: Mapping[str, Any], attention: Mapping[str, Any], model: Alibi
             "shared-keys",
             f"{model.kv_heads} heads of keys and values for {model.heads} of queries, which Transformers' own MPT does "
             "not have: it needs trust_remote_code.",
+        )
+    if window is not None:
+        yield Trap(
+            "sliding-window",
+            f"sliding_window_size is {window:,}: a head sees that many tokens before each and no farther, whatever its "
+            "slope. The spans, horizons and memory shown here leave that out, and Transformers' own MPT does not read "
+            f"it: pass window=({window}, None) to our operator.",
         )
     if attention.get("prefix_lm"):
         yield Trap("prefix-lm", "prefix_lm is on: a prefix is attended both ways, which vLLM refuses.")
