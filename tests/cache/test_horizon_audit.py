@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -204,6 +205,78 @@ def test_the_full_cache_is_asked_what_the_call_asked(device: str, backend: str |
     assert backing.asked == {"device": device, "backend": backend, "return_lse": True, **call}
 
 
+@pytest.mark.parametrize("change", [lambda full: full.crop(90), lambda full: full.reset()])
+def test_a_full_cache_that_others_changed_is_refused(change: Callable[[KVCache], None]) -> None:
+    """It would answer for other tokens; and the cache is left as it was."""
+    whole = stream(100)
+    backing = KVCache()
+    cache = HorizonCache(on_violation="refetch", backing=backing)
+    feed(cache, whole, 100)
+    change(backing)
+    length = backing.length
+    for call in (
+        lambda: cache.append(whole.key, whole.value),
+        lambda: cache.attend(whole.query, STEEP),
+        lambda: cache.crop(50),
+        lambda: cache.reorder(torch.tensor([0, 0])),
+    ):
+        with pytest.raises(ValueError, match=rf"^backing: expected 100 tokens, as this cache has seen, got {length}; "):
+            call()
+    assert cache.length == 100
+    assert backing.length == length
+    if length:
+        backing.append(whole.key[:, :, 90:], whole.value[:, :, 90:])
+        cache.attend(whole.query, STEEP)
+    cache.reset()
+    feed(cache, whole, 100)
+
+
+FLAT = torch.tensor([0.004, 0.005, 0.006, 0.008])
+
+
+@pytest.mark.parametrize(("kv_heads", "padding"), [(4, 0), (2, 0), (2, 700)])
+def test_what_the_window_of_a_call_does_not_see_is_no_loss(kv_heads: int, padding: int) -> None:
+    """Slopes so flat that whatever is evicted matters; the second half of the heads holds much more."""
+    whole = stream(4000, batch=2, kv_heads=kv_heads)
+    mask = torch.ones(2, 4000, dtype=torch.bool)
+    mask[1, :padding] = False
+    half = kv_heads // 2
+    cache = HorizonCache(window=[100.0] * half + [2200.0] * half)
+    at = 0
+    for part in whole.parts(150, 1):
+        end = at + part.key.shape[2]
+        cache.append(part.key, part.value, key_mask=mask[:, at:end] if padding else None)
+        out = cache.attend(part.query, FLAT, window=(90, 0))
+        at = end
+    count = part.query.shape[2]
+    want = alibi_attention(whole.query, whole.key, whole.value, FLAT, window=(90, 0), key_mask=mask, is_causal=True)
+    torch.testing.assert_close(out, want[:, :, -count:])
+    certificate = cache.certificate()
+    assert bool((certificate.evicted > 0).all())
+    assert certificate.checked > 0
+    assert certificate.violations == certificate.sink_reads == certificate.dropped_share == 0
+    assert bool((cache.dropped_shares() == 0).all())
+    # Each row of a call by its own place, each head by what it has evicted: a window to the last key that is left of
+    # the flatter half sees for all rows but the last what is gone, and nothing that is gone of the other half.
+    newest = cache.length - 1
+    left = newest - int(certificate.evicted[0])
+    assert count > 1
+    with pytest.raises(HorizonViolation):
+        cache.attend(part.query, FLAT, window=(left, None))
+    shares = cache.dropped_shares()
+    assert bool((shares[:, :2, :-1] > 1e-6).all())
+    assert bool((shares[:, :2, -1] == 0).all())
+    assert bool((shares[:, 2:] == 0).all())
+    assert cache.certificate().violations == 2 * 2 * (count - 1)
+    # One row further back, and with no window at all, there is more to lose.
+    with pytest.raises(HorizonViolation):
+        cache.attend(part.query[:, :, -1:], FLAT, window=(left + 1, None))
+    assert cache.certificate().violations == 2 * 2 * count
+    with pytest.raises(HorizonViolation):
+        cache.attend(part.query, FLAT)
+    assert bool((cache.dropped_shares() > 0).all())
+
+
 @pytest.mark.parametrize("where", ["value", "key"])
 def test_what_is_not_finite_is_never_forgotten_in_silence(where: str) -> None:
     whole = stream(2600)
@@ -339,6 +412,27 @@ def test_norms_above_their_caps_are_refused() -> None:
         HorizonCache("guaranteed", query_norm=1.0, key_norm=[1.0, 2.0]).append(whole.key, whole.value)
 
 
+@pytest.mark.parametrize("noise", [math.nan, 1e4])
+def test_rows_of_padding_are_held_against_no_cap(noise: float) -> None:
+    whole = stream(20, batch=2)
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[1, :7] = False
+    query = whole.query.masked_fill(~mask[:, None, :, None], noise)
+    cache = HorizonCache("guaranteed", query_norm=20.0, key_norm=20.0)
+    cache.append(whole.key[:, :, :10], whole.value[:, :, :10], key_mask=mask[:, :10])
+    cache.attend(query[:, :, :10], STEEP)
+    cache.append(whole.key[:, :, 10:], whole.value[:, :, 10:])
+    out = cache.attend(query[:, :, 5:], STEEP)
+    want = alibi_attention(*whole, STEEP, key_mask=mask, is_causal=True)[:, :, 5:]
+    torch.testing.assert_close(out[0], want[0])
+    torch.testing.assert_close(out[1, :, 2:], want[1, :, 2:])
+    for row, token in ((1, 7), (0, 6)):
+        spoilt = query.clone()
+        spoilt[row, 2, token] = noise
+        with pytest.raises(ValueError, match=rf"^query: expected norms up to the cap .* in batch row {row}, head 2"):
+            cache.attend(spoilt[:, :, 5:], STEEP)
+
+
 @given(seed=st.integers(0, 999))
 def test_lines_bound_the_mass_at_any_norm(seed: int) -> None:
     torch.manual_seed(seed)
@@ -347,7 +441,7 @@ def test_lines_bound_the_mass_at_any_norm(seed: int) -> None:
     radii = 4.0 * torch.rand(1, 2, 300, dtype=torch.float64)
     place = 0
     for first in range(0, 300, 100):
-        mass.fade(slopes, first + 150 - place)
+        mass = mass.faded(slopes, first + 150 - place)
         place = first + 150
         ages = place - torch.arange(first, first + 100, dtype=torch.float64)
         mass.add(torch.tensor([0, 1]), radii[:, :, first : first + 100], slopes, ages)

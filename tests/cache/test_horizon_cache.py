@@ -267,6 +267,27 @@ def test_slopes_that_change_in_place_are_noticed(in_place: str) -> None:
         torch.testing.assert_close(cache.attend(whole.query, slopes), alibi_attention(*whole, 0.5 * STEEP))
 
 
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({}, {"window": (-3, None)}),
+        ({}, {"backend": "no such"}),
+        ({"mode": "guaranteed", "query_norm": 20.0, "key_norm": 20.0}, {"query": torch.full((1, 4, 20, 16), 1e3)}),
+        ({"window": [10.0, 20.0, 30.0, 40.0]}, {"slopes": 2 * STEEP, "tolerance": -1.0}),
+    ],
+)
+def test_a_first_call_that_fails_decides_nothing(options: dict[str, object], wrong: dict[str, object]) -> None:
+    """Neither slopes nor scale: those of the first that succeeds are kept."""
+    whole, cache = stream(20), HorizonCache(**options)  # type: ignore[arg-type]
+    cache.append(whole.key, whole.value)
+    call = {"query": whole.query, "slopes": 0.7 * STEEP, "scale": 2.0, **wrong}
+    with pytest.raises(ValueError, match=r"^(window|backend|query|tolerance): "):
+        cache.attend(**call)  # type: ignore[call-overload]
+    torch.testing.assert_close(cache.attend(whole.query, STEEP), alibi_attention(*whole, STEEP, is_causal=True))
+    with pytest.raises(ValueError, match="slopes, scale: expected those of the calls before, got others"):
+        cache.attend(whole.query, 2 * STEEP)
+
+
 def test_heads_that_do_not_fall_forget_nothing() -> None:
     slopes = torch.tensor([0.5, 0.0, 0.25, -0.001])
     whole = stream(3500)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alibi_attention.cache.common import lasting
+from alibi_attention.cache.common import Drafted, lasting
 from alibi_attention.horizon.summary import _NORM_FLOOR, _NORM_INFLATION
 
 # Norms at which the mass is accumulated, in multiples of the largest seen when the first key was evicted.
@@ -28,7 +28,7 @@ SCORE_ROUNDING = 1e-6
 _CHUNK = 512
 
 
-class Mass:
+class Mass(Drafted):
     """Logarithms of the mass that keys no longer held would have, at each norm of the grid.
 
     Attributes:
@@ -42,9 +42,12 @@ class Mass:
             self.held = grid.new_full((batch, *grid.shape), -torch.inf)
             self.radius = grid.new_full((batch, grid.shape[0]), -torch.inf)
 
-    def fade(self, slopes: Tensor, steps: int) -> None:
-        """Move the query the masses are for ``steps`` tokens on."""
-        self.held -= (slopes * steps).unsqueeze(-1)
+    def faded(self, slopes: Tensor, steps: int) -> Mass:
+        """The same masses for a query ``steps`` tokens further on."""
+        other = self.draft()
+        with lasting():
+            other.held, other.radius = self.held - (slopes * steps).unsqueeze(-1), self.radius.clone()
+        return other
 
     def add(self, heads: Tensor, radii: Tensor, slopes: Tensor, ages: Tensor) -> None:
         """Take in keys.

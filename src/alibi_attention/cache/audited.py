@@ -18,6 +18,7 @@ from alibi_attention.cache.sizes import reach_of
 from alibi_attention.cache.store import Store
 from alibi_attention.horizon.tiles import BLOCK_K
 from alibi_attention.merge import merge_attention
+from alibi_attention.problem import UNBOUNDED, check_window
 
 
 class Audit:
@@ -44,7 +45,8 @@ class Audit:
         self._group = slopes.shape[0] // store.center.shape[1]
         self._center = self._query_center()
         self._held: tuple[tuple[int, int | None], ...] = ()
-        self._least = slopes
+        # By query head, as `_follow_rings` finds them.
+        self._least = self._evicted = slopes
         per_head("window", options.window or (1.0,), store.center.shape[1], slopes.device)
 
     def _query_center(self) -> Tensor:
@@ -82,7 +84,7 @@ class Audit:
         if not auditor.has_evicted:
             return out, lse
         position = store.length - query.shape[2]
-        excess = self.excess = auditor.excess(rows, position, with_sink=True)
+        excess = self.excess = self._excess(rows, position, call["window"], with_sink=True)
         by_head = excess.amax((0, 2))
         at_worst = self._at_worst(by_head, position)
         worst, coming = torch.stack([by_head.amax(), at_worst.amax()]).tolist()
@@ -96,6 +98,18 @@ class Audit:
     def _rows(self, query: Tensor, lse: Tensor) -> Rows:
         return Rows(query, lse, self._center, self._by_query_head(self._store.longest), self._scale)
 
+    def _excess(
+        self, rows: Rows, position: int, window: tuple[int | None, int | None] | None, *, with_sink: bool
+    ) -> Tensor:
+        """As the auditor finds it; -inf for rows that see nothing of what is gone through the window of the call."""
+        excess = self.auditor.excess(rows, position, with_sink=with_sink)
+        self._follow_rings()
+        left = check_window(window)[0]
+        if left == UNBOUNDED:
+            return excess
+        first_seen = torch.arange(position - left, self._store.length - left, device=excess.device)
+        return excess.masked_fill(first_seen >= self._evicted.unsqueeze(1), -torch.inf)
+
     def _look_closer(
         self, query: Tensor, slopes: Tensor, out: Tensor, lse: Tensor, tolerance: float | None, **call: Any
     ) -> tuple[Tensor, Tensor]:
@@ -106,12 +120,12 @@ class Audit:
             out, lse = merge_attention((out, first[0]), (lse, first[1]))
             self.sink_reads += 1
         rows = self._rows(query, lse)
-        excess = self.auditor.excess(rows, position, with_sink=first is None)
+        excess = self._excess(rows, position, call["window"], with_sink=first is None)
         # Where the result is no number, neither is the dense one; and padding sees nothing.
         exempt = lse.isnan()
-        if self._store.padding is not None:
-            index = torch.arange(position, self._store.length, device=lse.device)
-            exempt = exempt | (index < self._store.padding.unsqueeze(1)).unsqueeze(1)
+        padding = self._store.is_padding(position, self._store.length)
+        if padding is not None:
+            exempt = exempt | padding.unsqueeze(1)
         excess = excess.masked_fill(exempt, -torch.inf)
         excess = excess.masked_fill(excess.isnan(), torch.inf)
         self.excess = excess
@@ -163,15 +177,22 @@ class Audit:
 
     def _at_worst(self, by_head: Tensor, position: int) -> Tensor:
         """What the excess would be just after an eviction: rings hold up to 512 tokens more than they must."""
-        held = tuple((ring.start, ring.reach) for ring in self._store.rings)
-        if held != self._held:
-            least = torch.zeros(len(self._slopes) // self._group, dtype=torch.float64, device=self._slopes.device)
-            for ring in self._store.rings:
-                if ring.start > 0 and ring.reach is not None:
-                    least[ring.heads] = float(ring.start + BLOCK_K + ring.reach)
-            self._held, self._least = held, least.repeat_interleave(self._group)
         # A head that has lost nothing stands at -inf whatever is added.
         return by_head + self._slopes * (position - self._least)
+
+    def _follow_rings(self) -> None:
+        """What each head has evicted, and the first position at which it would have to hold no more than it does."""
+        held = tuple((ring.start, ring.reach) for ring in self._store.rings)
+        if held == self._held:
+            return
+        least = torch.zeros(len(self._slopes) // self._group, dtype=torch.float64, device=self._slopes.device)
+        evicted = torch.zeros_like(least)
+        for ring in self._store.rings:
+            evicted[ring.heads] = float(ring.evicted)
+            if ring.start > 0 and ring.reach is not None:
+                least[ring.heads] = float(ring.start + BLOCK_K + ring.reach)
+        self._least, self._evicted = (each.repeat_interleave(self._group) for each in (least, evicted))
+        self._held = held
 
     def _widen(self, by_head: Tensor) -> None:
         """Where half of the headroom is used up, keep as much more, from now on, as restores it."""

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from alibi_attention.cache.audit import Mass, Rows, make_grid
-from alibi_attention.cache.common import lasting
+from alibi_attention.cache.common import Drafted, lasting
 from alibi_attention.cache.sizes import SLACK_NATS, log_series
 
 
-class Auditor:
+class Auditor(Drafted):
     """Judges rows of attention against everything evicted so far.
 
     Args:
@@ -57,8 +57,8 @@ class Auditor:
             grid = make_grid(self.largest)
             self._rest, self._sink = Mass(self.batch, grid), Mass(self.batch, grid)
         else:
-            for mass in (self._rest, self._sink):
-                mass.fade(self.slopes, position - self.place)
+            lag = position - self.place
+            self._rest, self._sink = self._rest.faded(self.slopes, lag), self._sink.faded(self.slopes, lag)
         self.place = position
 
     def take(self, heads: Tensor, radii: Tensor, first: int, in_sink: Tensor | None) -> None:

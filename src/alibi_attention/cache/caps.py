@@ -27,13 +27,19 @@ class Caps:
         self._options, self._slopes, self._scale, self._limit = options, slopes, scale, log_tolerance
         self._query_caps = per_head("query_norm", options.query_norm, slopes.shape[0], slopes.device)
 
-    def check_queries(self, query: Tensor) -> None:
+    def check_queries(self, query: Tensor, padding: Tensor | None) -> None:
         """
+        Args:
+            query: (batch, num_heads, q_len, head_dim).
+            padding: (batch, q_len) bool, rows that nobody looks at; None where there are none.
+
         Raises:
             ValueError: for a norm above its cap.
         """
         norms = torch.linalg.vector_norm(query, dim=-1, dtype=torch.float64)
         fits = norms <= (self._query_caps * (1.0 + _ROUNDING))[:, None]
+        if padding is not None:
+            fits = fits | padding.unsqueeze(1)
         if bool(fits.all()):
             return
         row, head, token = (~fits).nonzero()[0].tolist()

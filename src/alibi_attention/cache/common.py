@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch._compile import _disable_dynamo
 
 from alibi_attention.horizon.summary import token_chunks
 from alibi_attention.problem import SUPPORTED_DTYPES, check_tensor, compute_dtype, is_integer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
@@ -43,6 +46,21 @@ def lasting() -> Iterator[None]:
     """
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+class Drafted:
+    """Changed in a draft, which is adopted when nothing can fail any more: memory may run out on the way.
+
+    A draft shares the tensors of what it was made from, and until it is adopted writes to new ones only.
+    """
+
+    def draft(self) -> Self:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def adopt(self, draft: Self) -> None:
+        vars(self).update(vars(draft))
 
 
 def check_append(key: Tensor, value: Tensor, held_key: Tensor | None, held_value: Tensor | None) -> None:

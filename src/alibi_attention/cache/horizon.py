@@ -94,11 +94,9 @@ class HorizonCache:
         self._slopes: Tensor | None = None
         self._scale: float | None = None
         self._judge: Audit | Caps | None = None
-        self._is_settled = self._has_evicted = False
+        self._is_settled = False
         # Where windows were found last.
         self._settled_at = 0
-        # Evictions so far leave queries from this position on what they need.
-        self._safe_from = 0
 
     @property
     def length(self) -> int:
@@ -137,8 +135,10 @@ class HorizonCache:
 
         Raises:
             ValueError: as `KVCache.append`, and for padding after tokens on every device; in guaranteed mode for a key
-                norm above its cap, and for keys or values that are not finite.
+                norm above its cap, and for keys or values that are not finite; for a full cache beside this one that
+                others have changed.
         """
+        self._check_backing()
         store = self._store
         check_append(key, value, *((None, None) if store is None else store.like))
         if key_mask is not None:
@@ -149,32 +149,39 @@ class HorizonCache:
             store.check_mask(key_mask)
         if self._options.mode == "guaranteed":
             check_keys(self._options, key, value, key_mask)
+        judge = self._judge
+        if judge is not None:
+            self._settle(store, judge)
+        draft, auditor = store.draft(), judge.auditor.draft() if isinstance(judge, Audit) else None
+        if judge is not None:
+            draft.let_go(auditor)
+        write = draft.append(key, value, key_mask)
         if self._backing is not None:
             device = self._backing_device or key.device
             mask = None if key_mask is None else key_mask.to(device)
             self._backing.append(key.to(device), value.to(device), key_mask=mask)
+        # Nothing from here on takes memory: an append that fails has changed nothing, and may be repeated.
+        write()
+        store.adopt(draft)
         self._store = store
-        self._let_go(store)
-        store.append(key, value, key_mask)
+        if isinstance(judge, Audit) and auditor is not None:
+            judge.auditor.adopt(auditor)
 
-    def _let_go(self, store: Store) -> None:
-        """Evict what no query from the present length on needs."""
-        position = store.length
-        if self._judge is None:
-            return
-        if not self._is_settled or any(ring.start == 0 for ring in store.rings):
-            self._settle(store, position)
-        starts = store.starts(position)
-        if any(start > ring.start for start, ring in zip(starts, store.rings, strict=True)):
-            self._has_evicted, self._safe_from = True, position
-            store.evict(starts, position, self._judge.auditor if isinstance(self._judge, Audit) else None)
+    def _check_backing(self) -> None:
+        if self._backing is not None and self._backing.length != self.length:
+            raise ValueError(
+                f"backing: expected {self.length:,} tokens, as this cache has seen, got {self._backing.length:,}; "
+                "change it through this cache alone: reset() empties both"
+            )
 
-    def _settle(self, store: Store, position: int) -> None:
+    def _settle(self, store: Store, judge: Audit | Caps) -> None:
         """Find the windows; those of rings that are not full yet are found again, from more."""
+        position = store.length
+        if self._is_settled and all(ring.start > 0 for ring in store.rings):
+            return
         if position < 2 * PIECE or (self._is_settled and position - self._settled_at < PIECE):
             return
-        assert self._judge is not None
-        reaches = self._judge.reaches(store)
+        reaches = judge.reaches(store)
         if not self._is_settled:
             if position < dealt_from(reaches):
                 return
@@ -226,7 +233,8 @@ class HorizonCache:
 
         Raises:
             ValueError: for more queries than that, for slopes or a scale that change, where a gradient is asked for, in
-                guaranteed mode for a query norm above its cap, and as `alibi_attention`.
+                guaranteed mode for a query norm above its cap, for a full cache beside this one that others have
+                changed, and as `alibi_attention`.
             HorizonViolation: in audited mode, where evicted keys may matter.
         """
         check_tensor("query", query)
@@ -234,34 +242,37 @@ class HorizonCache:
         store = self._checked(query)
         if autocast_is_on(query.device.type):
             query = query.to(store.like[0].dtype)
-        slopes = self._settled_slopes(query, slopes, scale)
-        assert self._scale is not None
-        if isinstance(self._judge, Caps):
-            self._judge.check_queries(query)
-        call = {"scale": self._scale, "window": window, "backend": backend}
+        slopes, scale = self._checked_slopes(store, query, slopes, scale)
+        judge = self._judge or self._new_judge(store, slopes, scale)
+        if isinstance(judge, Caps):
+            judge.check_queries(query, store.is_padding(store.length - query.shape[2], store.length))
+        call = {"scale": scale, "window": window, "backend": backend}
         out, lse = store.attend(query, slopes, tolerance=tolerance, **call)
-        if isinstance(self._judge, Audit):
-            out, lse = self._judge.judge(query, slopes, out, lse, tolerance, **call)
+        if isinstance(judge, Audit):
+            out, lse = judge.judge(query, slopes, out, lse, tolerance, **call)
+        if self._judge is None:
+            # From the first call that succeeds on. A copy: slopes that are learned change in place.
+            self._slopes, self._scale, self._judge = slopes.detach().clone(), scale, judge
         return (out, lse) if return_lse else out
 
     def _checked(self, query: Tensor) -> Store:
         store = self._store
         if store is None:
             raise ValueError("cache: expected keys and values to have been appended, got an empty cache")
-        if query.dim() == 4 and query.shape[2] > store.length - (self._safe_from if self._has_evicted else 0):
+        self._check_backing()
+        if query.dim() == 4 and query.shape[2] > store.length - store.safe_from:
             what = f"the {store.length:,} tokens seen"
-            if self._has_evicted:
-                what = f"the {store.length - self._safe_from:,} tokens appended last"
+            if store.safe_from:
+                what = f"the {store.length - store.safe_from:,} tokens appended last"
             raise ValueError(
                 f"query: expected at most one for each of {what}, got shape {tuple(query.shape)}; "
                 "attend after each append, before what these queries need is gone"
             )
         return store
 
-    def _settled_slopes(self, query: Tensor, slopes: Tensor | None, scale: float | None) -> Tensor:
-        """The slopes, checked; what they and the scale decide is set up in the first call."""
-        store = self._store
-        assert store is not None
+    def _checked_slopes(
+        self, store: Store, query: Tensor, slopes: Tensor | None, scale: float | None
+    ) -> tuple[Tensor, float]:
         heads = int(query.shape[1]) if query.dim() == 4 else 1
         if slopes is None:
             slopes = alibi_slopes(heads).to(query.device) if self._slopes is None else self._slopes
@@ -272,16 +283,14 @@ class HorizonCache:
                 "keeps no graph: run under torch.no_grad()"
             )
         scale = query.shape[3] ** -0.5 if scale is None else scale
-        if self._slopes is None:
-            self._begin(store, slopes, scale)
-        elif scale != self._scale or not torch.equal(slopes, self._slopes):
+        if self._slopes is not None and (scale != self._scale or not torch.equal(slopes, self._slopes)):
             raise ValueError(
                 f"slopes, scale: expected those of the calls before, got others (scale {scale:.6g}); what was evicted "
                 "was judged by them: reset() empties the cache for others"
             )
-        return slopes
+        return slopes, scale
 
-    def _begin(self, store: Store, slopes: Tensor, scale: float) -> None:
+    def _new_judge(self, store: Store, slopes: Tensor, scale: float) -> Audit | Caps:
         if slopes.dim() != 1:
             raise ValueError(
                 f"slopes: expected shape ({slopes.shape[1]},), one set for the batch, got {tuple(slopes.shape)}; "
@@ -289,11 +298,8 @@ class HorizonCache:
             )
         exact, limit = slopes.detach().double(), math.log(self.tolerance)
         if self._options.mode == "guaranteed":
-            self._judge = Caps(self._options, exact, scale, limit)
-        else:
-            self._judge = Audit(self._options, store, exact, scale, limit, self._backing)
-        # A copy: slopes that are learned change in place.
-        self._slopes, self._scale = slopes.detach().clone(), scale
+            return Caps(self._options, exact, scale, limit)
+        return Audit(self._options, store, exact, scale, limit, self._backing)
 
     def dropped_shares(self) -> Tensor:
         """(batch, num_heads, q_len) float64: for each row of the last `attend`, the bound on what evicted keys weigh.
@@ -341,16 +347,21 @@ class HorizonCache:
 
         Raises:
             ValueError: for a length that is not between 0 and what was seen, or, once keys were evicted, below what it
-                was before the last append: what older queries need may be gone.
+                was before the last append: what older queries need may be gone; and for a full cache beside this one
+                that others have changed.
         """
-        least = self._safe_from if self._has_evicted else 0
+        self._check_backing()
+        least = 0 if self._store is None else self._store.safe_from
         why = "; what queries before that need may have been evicted" if least else ""
         check_length(length, least, self.length, "seen", why)
         if self._store is None or length == self.length:
             return
-        self._store.crop(length)
+        draft = self._store.draft()
+        write = draft.crop(length)
         if self._backing is not None:
             self._backing.crop(length)
+        write()
+        self._store.adopt(draft)
 
     def reorder(self, index: Tensor) -> None:
         """Make row b of the batch what row index[b] was, as beam search does; rows may repeat or fall away.
@@ -359,10 +370,12 @@ class HorizonCache:
             index: (new batch,) integers.
 
         Raises:
-            ValueError: for an index that is not one-dimensional and integer, or on the CPU out of range.
+            ValueError: for an index that is not one-dimensional and integer, or on the CPU out of range, and for a full
+                cache beside this one that others have changed.
         """
         if self._store is None:
             raise ValueError("cache: expected keys and values to have been appended, got an empty cache")
+        self._check_backing()
         check_index(index, self._store.center.shape[0])
         self._store.reorder(index)
         if isinstance(self._judge, Audit):

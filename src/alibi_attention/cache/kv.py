@@ -108,37 +108,48 @@ class KVCache:
         if key_mask is not None:
             check_key_mask(key_mask, key.shape[0], tokens, key.device)
             self._check_continues(key_mask)
-        self._make_room(key, value, tokens)
-        assert self._key is not None
-        assert self._value is not None
         at = slice(self._length, self._length + tokens)
-        if key_mask is not None or self._mask is not None:
-            self._append_mask(key, key_mask, at)
+        capacity = self._capacity_for(at.stop)
+        held_key, held_value = _grown(self._key, key, capacity), _grown(self._value, value, capacity)
+        mask, norms = self._grown_mask(key, key_mask, capacity), self._grown_norms(key, capacity)
         if key_mask is not None:
             # Whatever padding holds, a NaN among it, stays outside.
             key, value = (t.masked_fill(~key_mask[:, None, :, None], 0.0) for t in (key, value))
-        self._key[:, :, at] = key
-        self._value[:, :, at] = value
-        self._length += tokens
-        self._summarize(key, value, key_mask, at)
+        center = mean_key(key, key_mask) if self._center is None else self._center
+        summary = _summary(center, key, value, key_mask, at)
+        # Nothing from here on takes memory: an append that fails has changed nothing, and may be repeated.
+        held_key[:, :, at] = key
+        held_value[:, :, at] = value
+        if mask is not None:
+            mask[:, at] = True if key_mask is None else key_mask
+        norms.scatter_reduce_(2, *summary, "amax")
+        self._key, self._value, self._mask, self._center, self._norms = held_key, held_value, mask, center, norms
+        self._length = at.stop
 
-    def _make_room(self, key: Tensor, value: Tensor, tokens: int) -> None:
-        needed = self._length + tokens
+    def _capacity_for(self, needed: int) -> int:
         have = 0 if self._key is None else self._key.shape[2]
         if needed <= have:
-            return
-        capacity = max(needed, 2 * have, self._capacity or _LEAST_CAPACITY)
-        capacity = blocks_of(capacity, BLOCK_K) * BLOCK_K
+            return have
+        return blocks_of(max(needed, 2 * have, self._capacity or _LEAST_CAPACITY), BLOCK_K) * BLOCK_K
+
+    def _grown_mask(self, key: Tensor, key_mask: Tensor | None, capacity: int) -> Tensor | None:
+        held = self._mask
+        if (held is None and key_mask is None) or (held is not None and held.shape[1] == capacity):
+            return held
         with lasting():
-            self._key = _grown(self._key, key, capacity)
-            self._value = _grown(self._value, value, capacity)
-            if self._mask is not None:
-                self._mask = torch.cat([self._mask, self._mask.new_zeros(key.shape[0], capacity - have)], dim=1)
-            blocks = (*key.shape[:2], capacity // BLOCK_K)
-            norms = torch.full(blocks, -torch.inf, dtype=torch.float64, device=key.device)
-            if self._norms is not None:
-                norms[..., : self._norms.shape[-1]] = self._norms
-            self._norms = norms
+            mask = torch.zeros(key.shape[0], capacity, dtype=torch.bool, device=key.device)
+            mask[:, : self._length] = True if held is None else held[:, : self._length]
+        return mask
+
+    def _grown_norms(self, key: Tensor, capacity: int) -> Tensor:
+        held, blocks = self._norms, capacity // BLOCK_K
+        if held is not None and held.shape[2] == blocks:
+            return held
+        with lasting():
+            norms = torch.full((*key.shape[:2], blocks), -torch.inf, dtype=torch.float64, device=key.device)
+            if held is not None:
+                norms[..., : held.shape[2]] = held
+        return norms
 
     def _check_continues(self, key_mask: Tensor) -> None:
         """Whether there is no padding after tokens, where that can be seen without waiting for a GPU.
@@ -157,24 +168,6 @@ class KVCache:
                 f"key_mask: expected padding on the left only, got padding after tokens in batch rows {ended[:8]}; "
                 "what is appended next could not follow on them: pad the sequences on the left"
             )
-
-    def _append_mask(self, key: Tensor, key_mask: Tensor | None, at: slice) -> None:
-        assert self._key is not None
-        if self._mask is None:
-            with lasting():
-                self._mask = torch.zeros(self._key.shape[0], self._key.shape[2], dtype=torch.bool, device=key.device)
-            self._mask[:, : at.start] = True
-        self._mask[:, at] = True if key_mask is None else key_mask
-
-    def _summarize(self, key: Tensor, value: Tensor, key_mask: Tensor | None, at: slice) -> None:
-        if self._center is None:
-            self._center = mean_key(key, key_mask)
-        assert self._norms is not None
-        norms = distances_from(self._center, key, value)
-        if key_mask is not None:
-            norms = norms.masked_fill(~key_mask.unsqueeze(1), -torch.inf)
-        block = torch.arange(at.start, at.stop, device=key.device) // BLOCK_K
-        self._norms.scatter_reduce_(2, block.expand_as(norms), norms, "amax")
 
     @overload
     def attend(
@@ -242,14 +235,17 @@ class KVCache:
         check_length(length, 0, self._length, "held")
         if length == self._length:
             return
-        start = length // BLOCK_K * BLOCK_K
+        assert self._norms is not None
+        assert self._center is not None
+        at = slice(length // BLOCK_K * BLOCK_K, length)
+        summary = None
+        if at.start < length:
+            mask = None if self._mask is None else self._mask[:, at]
+            summary = _summary(self._center, self.key[:, :, at], self.value[:, :, at], mask, at)
         self._length = length
-        if self._norms is None or self._center is None:
-            return
-        self._norms[..., start // BLOCK_K :] = -torch.inf
-        if start < length:
-            mask = None if self._mask is None else self._mask[:, start:length]
-            self._summarize(self.key[:, :, start:], self.value[:, :, start:], mask, slice(start, length))
+        self._norms[..., at.start // BLOCK_K :] = -torch.inf
+        if summary is not None:
+            self._norms.scatter_reduce_(2, *summary, "amax")
 
     def reorder(self, index: Tensor) -> None:
         """Make row b of the batch what row index[b] was, as beam search does; rows may repeat or fall away.
@@ -273,8 +269,20 @@ class KVCache:
 
 
 def _grown(held: Tensor | None, like: Tensor, capacity: int) -> Tensor:
+    if held is not None and held.shape[2] == capacity:
+        return held
     shape = (like.shape[0], like.shape[1], capacity, like.shape[3])
-    buffer = torch.empty(shape, dtype=like.dtype, device=like.device)
-    if held is not None:
-        buffer[:, :, : held.shape[2]] = held
+    with lasting():
+        buffer = torch.empty(shape, dtype=like.dtype, device=like.device)
+        if held is not None:
+            buffer[:, :, : held.shape[2]] = held
     return buffer
+
+
+def _summary(center: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, at: slice) -> tuple[Tensor, Tensor]:
+    """Blocks and radii, (batch, num_kv_heads, tokens), of tokens that lie at ``at``."""
+    radii = distances_from(center, key, value)
+    if key_mask is not None:
+        radii = radii.masked_fill(~key_mask.unsqueeze(1), -torch.inf)
+    block = torch.arange(at.start, at.stop, device=key.device) // BLOCK_K
+    return block.expand_as(radii), radii

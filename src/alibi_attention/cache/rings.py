@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from alibi_attention.cache.common import lasting
+from alibi_attention.cache.common import Drafted, lasting
 from alibi_attention.cache.run import Run
 from alibi_attention.horizon.tiles import BLOCK_K
 
 
-class Ring(Run):
+class Ring(Drafted, Run):
     """The last keys and values of a few key heads, of equal reach, each head's in one contiguous run.
 
-    The operator reads a plain strided view of what `Run` places.
+    The operator reads a plain strided view of what `Run` places. `evict`, `append` and `crop` are for drafts.
 
     Attributes:
         heads: the key heads, ascending.
@@ -23,6 +25,9 @@ class Ring(Run):
     """
 
     center: Tensor
+    # What `evict` and `_slide` leave to the next `append`.
+    _farther: Tensor | None = None
+    _shift = 0
 
     def __init__(self, heads: list[int], key: Tensor, value: Tensor, room: int) -> None:
         """``key`` and ``value`` give batch, dims, dtype and device."""
@@ -40,22 +45,30 @@ class Ring(Run):
         at = slice(self.offset + first - self.start, self.offset + end - self.start)
         return self.key[:, :, at], self.value[:, :, at]
 
-    def append(self, key: Tensor, value: Tensor, radii: Tensor) -> None:
-        """Write tokens behind the last; ``radii`` (batch, heads, tokens) are their distances from the center."""
-        tokens = key.shape[2]
-        at = self.extend(tokens)
-        self.key[:, :, at : at + tokens] = key
-        self.value[:, :, at : at + tokens] = value
-        self._note(at, radii)
+    def append(self, key: Tensor, value: Tensor, radii: Tensor) -> Callable[[], None]:
+        """Make room behind the last token; what is returned writes there, once, and takes no memory.
 
-    def _note(self, at: int, radii: Tensor) -> None:
+        ``radii`` (batch, heads, tokens) are the distances of the tokens from the center.
+        """
+        tokens, held = key.shape[2], self.held
+        at = self.extend(tokens)
+        most = _by_tile(radii, at)
+        shift, self._shift = self._shift, 0
+        farther, self._farther = self._farther, None
+
+        def write() -> None:
+            if shift:
+                self._move(shift, held)
+            if farther is not None:
+                self._mark(farther)
+            self.key[:, :, at : at + tokens] = key
+            self.value[:, :, at : at + tokens] = value
+            self._note(at, most)
+
+        return write
+
+    def _note(self, at: int, most: Tensor) -> None:
         tile, into = divmod(at, BLOCK_K)
-        tokens = radii.shape[2]
-        if tokens == 1:
-            most = radii
-        else:
-            padded = torch.nn.functional.pad(radii, (into, -(at + tokens) % BLOCK_K), value=-torch.inf)
-            most = padded.unflatten(2, (-1, BLOCK_K)).amax(3)
         if into:
             first = self.norms[:, :, tile]
             torch.maximum(first, most[:, :, 0], out=first)
@@ -64,43 +77,49 @@ class Ring(Run):
             self.norms[:, :, tile : tile + most.shape[2]] = most
 
     def evict(self, start: int, farther: Tensor) -> None:
-        """Let the run begin at ``start``.
-
-        The operator is told that the first tile holds nothing, which the audit or the caps have established, and that
-        the second holds a key as far out as any there was, so that a test that looks at the farthest of all keys comes
-        out as it would with all of them there.
+        """Let the run begin at ``start``, from the next `append` on.
 
         Args:
             start: a multiple of PIECE.
             farther: (batch, heads) the largest radius of any key seen outside the first tile of its sequence.
         """
         self.begin_at(start)
+        self._farther = farther
+
+    def _mark(self, farther: Tensor) -> None:
+        """Tell the operator of an eviction.
+
+        The first tile holds nothing, which the audit or the caps have established, and the second a key as far out as
+        any there was, so that a test that looks at the farthest of all keys comes out as it would with all of them
+        there.
+        """
         tile = self.offset // BLOCK_K
         self.norms[:, :, tile] = -torch.inf
         second = self.norms[:, :, tile + 1]
         torch.maximum(second, farther, out=second)
 
     def _slide(self) -> None:
+        self._shift = self.offset
+
+    def _move(self, shift: int, held: int) -> None:
         # In steps that do not overlap.
-        shift, held = self.offset, self.held
         for first in range(0, held, shift):
-            count = min(shift, held - first)
-            for buffer in (self.key, self.value):
-                buffer[:, :, first : first + count] = buffer[:, :, shift + first : shift + first + count]
-        tiles = -(-held // BLOCK_K)
-        self.norms[:, :, :tiles] = self.norms[:, :, shift // BLOCK_K : shift // BLOCK_K + tiles].clone()
+            end = min(first + shift, held)
+            for buffer, unit in ((self.key, 1), (self.value, 1), (self.norms, BLOCK_K)):
+                low, high, by = first // unit, -(-end // unit), shift // unit
+                buffer[:, :, low:high] = buffer[:, :, low + by : high + by]
 
     def _grow(self, room: int) -> None:
+        self._take_over(self, room)
         super()._grow(room)
-        self._take_over(self)
 
-    def _take_over(self, source: Ring, heads: list[int] | slice = slice(None)) -> None:
+    def _take_over(self, source: Ring, room: int, heads: list[int] | slice = slice(None)) -> None:
         """Hold what ``source`` holds, at the front of new buffers."""
-        key, value, norms = (part[:, heads] for part in source.view())
-        self.key, self.value, self.norms = _buffers(key.shape[1], source.key, source.value, self.room)
-        self.key[:, :, : source.held] = key
-        self.value[:, :, : source.held] = value
-        self.norms[:, :, : norms.shape[2]] = norms
+        parts = [part[:, heads] for part in source.view()]
+        buffers = _buffers(parts[0].shape[1], source.key, source.value, room)
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer[:, :, : part.shape[2]] = part
+        self.key, self.value, self.norms = buffers
 
     def split(self, groups: list[list[int]]) -> list[Ring]:
         """The heads dealt out among rings of their own, with all that is held."""
@@ -109,20 +128,38 @@ class Ring(Run):
             ring = Ring.__new__(Ring)
             Run.__init__(ring, self.reach, self.room_of_part())
             ring.heads, ring.start, ring.end = heads, self.start, self.end
-            ring._take_over(self, [self.heads.index(head) for head in heads])
+            ring._take_over(self, ring.room, [self.heads.index(head) for head in heads])
             rings.append(ring)
         return rings
 
-    def crop(self, length: int, radii: Tensor | None) -> None:
-        """Forget the tokens from ``length`` on; ``radii`` are those of the tile it cuts, None at an edge."""
+    def crop(self, length: int, radii: Tensor | None) -> Callable[[], None]:
+        """Forget the tokens from ``length`` on; ``radii`` are those of the tile it cuts, None at an edge.
+
+        What is returned writes, once, and takes no memory.
+        """
         self.end = length
-        if radii is not None:
-            tile = (self.offset + self.held) // BLOCK_K
-            self.norms[:, :, tile] = radii.amax(2)
+        tile = (self.offset + self.held) // BLOCK_K
+        most = None if radii is None else radii.amax(2)
+
+        def write() -> None:
+            if most is not None:
+                self.norms[:, :, tile] = most
+
+        return write
 
     def reorder(self, index: Tensor) -> None:
         with lasting():
             self.key, self.value, self.norms = (t.index_select(0, index) for t in (self.key, self.value, self.norms))
+
+
+def _by_tile(radii: Tensor, at: int) -> Tensor:
+    """(batch, heads, tiles) the largest radii of tokens that lie from ``at`` on."""
+    tokens = radii.shape[2]
+    if tokens == 1:
+        return radii
+    padded = torch.nn.functional.pad(radii, (at % BLOCK_K, -(at + tokens) % BLOCK_K), value=-torch.inf)
+    most: Tensor = padded.unflatten(2, (-1, BLOCK_K)).amax(3)
+    return most
 
 
 def _buffers(heads: int, key: Tensor, value: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:

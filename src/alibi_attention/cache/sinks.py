@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alibi_attention.cache.common import lasting
+from alibi_attention.cache.common import Drafted, lasting
 from alibi_attention.cache.rings import Ring
 from alibi_attention.call import call_arguments
 from alibi_attention.horizon.tiles import BLOCK_K
 from alibi_attention.ops import run_forward
 
 
-class Sink:
+class Sink(Drafted):
     """One ring's first tiles.
 
     Attributes:
@@ -38,7 +38,9 @@ class Sink:
         self.first = first
 
     def take(self, ring: Ring, low: int, high: int) -> None:
-        """Copy the tiles among the keys from ``low`` to ``high`` that the ring is about to lose."""
+        """Copy the tiles among the keys from ``low`` to ``high`` that the ring is about to lose, into new buffers."""
+        with lasting():
+            self.key, self.value, self.there = (t.clone() for t in (self.key, self.value, self.there))
         for row, first in enumerate(self.first.tolist()):
             if low <= first < high:
                 key, value = ring.span(first, first + BLOCK_K)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from alibi_attention.cache.auditor import Auditor
-from alibi_attention.cache.common import bytes_of, lasting, mean_key
+from alibi_attention.cache.common import Drafted, bytes_of, lasting, mean_key
 from alibi_attention.cache.rings import Ring
 from alibi_attention.cache.sinks import Sink
 from alibi_attention.call import call_arguments
@@ -17,9 +18,12 @@ from alibi_attention.horizon.tiles import BLOCK_K
 from alibi_attention.ops import run_forward
 from alibi_attention.problem import values_can_be_read
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class Store:
-    """Keys and values of a batch, without those evicted.
+
+class Store(Drafted):
+    """Keys and values of a batch, without those evicted. `let_go`, `append` and `crop` are for drafts.
 
     Args:
         key, value: (batch, num_kv_heads, tokens, dim), the first to come, for shape, dtype and device.
@@ -27,6 +31,7 @@ class Store:
 
     Attributes:
         length: tokens seen.
+        safe_from: evictions so far leave queries from this position on what they need; 0 before the first.
         center: (batch, num_kv_heads, head_dim), what radii are taken about: the mean of the first keys.
         farther: (batch, num_kv_heads) float64, the largest radius of any key seen outside the first tiles.
         center_norm: (batch, num_kv_heads) float64.
@@ -36,7 +41,7 @@ class Store:
     """
 
     def __init__(self, key: Tensor, value: Tensor, key_mask: Tensor | None) -> None:
-        self.length = 0
+        self.length = self.safe_from = 0
         self.like = key[:, :, :1].detach().clone(), value[:, :, :1].detach().clone()
         with lasting():
             self.center = mean_key(key, key_mask).clone()
@@ -48,6 +53,11 @@ class Store:
         self.rings = [Ring(list(range(key.shape[1])), key, value, 0)]
         self.sinks: list[Sink | None] = [None]
         self._place_heads()
+
+    def draft(self) -> Self:
+        other = super().draft()
+        other.rings, other.sinks = [ring.draft() for ring in self.rings], list(self.sinks)
+        return other
 
     def _place_heads(self) -> None:
         """Where the heads of each ring are; `inverse` puts the rings' results back in the order of heads."""
@@ -79,8 +89,17 @@ class Store:
         before = torch.zeros_like(leading) if self.padding is None else self.padding
         return leading.masked_fill(before != self.length, 0)
 
-    def append(self, key: Tensor, value: Tensor, key_mask: Tensor | None) -> None:
-        """Hold more tokens; padding, whatever it is, as zeros. A mask has passed `check_mask`."""
+    def is_padding(self, first: int, end: int) -> Tensor | None:
+        """(batch, end - first) bool for the tokens from ``first`` to ``end``; None where none of them is padding."""
+        if self.padding is None or first >= self.most_padding:
+            return None
+        return torch.arange(first, end, device=self.padding.device) < self.padding.unsqueeze(1)
+
+    def append(self, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Callable[[], None]:
+        """Hold more tokens; padding, whatever it is, as zeros. A mask has passed `check_mask`.
+
+        What is returned writes them, once, and takes no memory.
+        """
         tokens = key.shape[2]
         if key_mask is not None:
             added = self._padding_added(key_mask)
@@ -91,23 +110,26 @@ class Store:
         if key_mask is not None:
             radii = radii.masked_fill(~key_mask.unsqueeze(1), -torch.inf)
         if len(self.rings) == 1:
-            self.rings[0].append(key, value, radii)
+            writes = [self.rings[0].append(key, value, radii)]
         else:
-            for ring, index in zip(self.rings, self._index, strict=True):
+            writes = [
                 ring.append(*(_heads(t, ring.heads, index) for t in (key, value, radii)))
+                for ring, index in zip(self.rings, self._index, strict=True)
+            ]
         self._remember(radii)
         self.length += tokens
+        return _all_of(writes)
 
     def _remember(self, radii: Tensor) -> None:
         most = radii.squeeze(2) if radii.shape[2] == 1 else radii.amax(2)
         finite = most
         if not (values_can_be_read(radii.device) and bool(most.sum() < torch.inf)):
             finite = radii.masked_fill(radii == torch.inf, -torch.inf).amax(2)
-        torch.maximum(self.longest, self.center_norm + finite, out=self.longest)
+        self.longest = torch.maximum(self.longest, self.center_norm + finite)
         if self.length < self.most_padding + BLOCK_K:
             index = torch.arange(self.length, self.length + radii.shape[2], device=radii.device)
             most = radii.masked_fill((index < self.first_tile() + BLOCK_K).unsqueeze(1), -torch.inf).amax(2)
-        torch.maximum(self.farther, most, out=self.farther)
+        self.farther = torch.maximum(self.farther, most)
 
     def first_tile(self) -> Tensor:
         """(batch or 1, 1) position of the tile of each row's first token."""
@@ -115,13 +137,18 @@ class Store:
             return torch.zeros(1, 1, dtype=torch.int64, device=self.center.device)
         return (self.padding // BLOCK_K * BLOCK_K).unsqueeze(1)
 
-    def starts(self, position: int) -> list[int]:
+    def _starts(self, position: int) -> list[int]:
         """Where each ring may begin for queries from ``position`` on."""
         apart = set() if self.padding is None else set(self.first_tile().flatten().tolist())
         return [ring.first_needed(position, apart) for ring in self.rings]
 
-    def evict(self, starts: list[int], position: int, auditor: Auditor | None) -> None:
-        """Let rings begin later, entering what goes into the books."""
+    def let_go(self, auditor: Auditor | None) -> None:
+        """Evict what no query from the present length on needs, entering it into the books."""
+        position = self.length
+        starts = self._starts(position)
+        if all(start == ring.start for start, ring in zip(starts, self.rings, strict=True)):
+            return
+        self.safe_from = position
         if auditor is not None:
             auditor.begin(position)
         for number, (ring, start) in enumerate(zip(self.rings, starts, strict=True)):
@@ -138,14 +165,15 @@ class Store:
         first = self.first_tile()
         index = torch.arange(low, high, device=first.device)
         radii = distances_from(ring.center, *ring.span(low, high))
-        if self.padding is not None:
-            radii = radii.masked_fill((index < self.padding.unsqueeze(1)).unsqueeze(1), -torch.inf)
+        padding = self.is_padding(low, high)
+        if padding is not None:
+            radii = radii.masked_fill(padding.unsqueeze(1), -torch.inf)
         in_sink = None
         if low < self.most_padding + BLOCK_K:
             sink = self.sinks[number]
-            if sink is None:
-                sink = self.sinks[number] = Sink(ring, first.flatten().expand(ring.key.shape[0]).clone())
-            sink.first = first.flatten().expand(ring.key.shape[0]).clone()
+            each = first.flatten().expand(ring.key.shape[0]).clone()
+            sink = self.sinks[number] = Sink(ring, each) if sink is None else sink.draft()
+            sink.first = each
             sink.take(ring, low, high)
             in_sink = ((index >= first) & (index < first + BLOCK_K)).expand(ring.key.shape[0], -1)
         group = auditor.slopes.shape[0] // self.center.shape[1]
@@ -154,9 +182,11 @@ class Store:
 
     def deal(self, groups: list[list[int]]) -> None:
         """Give each group of heads a ring of its own, before anything is evicted."""
-        self.rings = self.rings[0].split(groups)
-        self.sinks = [None] * len(groups)
-        self._place_heads()
+        dealt = self.draft()
+        dealt.rings = self.rings[0].split(groups)
+        dealt.sinks = [None] * len(groups)
+        dealt._place_heads()
+        self.adopt(dealt)
 
     def attend(self, query: Tensor, slopes: Tensor, **call: Any) -> tuple[Tensor, Tensor]:
         """Output and lse over what is held, from one call of the operator for each ring."""
@@ -164,10 +194,8 @@ class Store:
         group = query.shape[1] // self.center.shape[1]
         for ring, (queries, falling) in zip(self.rings, self._dealt(query, slopes, group), strict=True):
             key, value, norms = ring.view()
-            mask = None
-            if self.padding is not None and self.most_padding > ring.start:
-                index = torch.arange(ring.start, ring.end, device=query.device)
-                mask = index >= self.padding.unsqueeze(1)
+            padding = self.is_padding(ring.start, ring.end)
+            mask = None if padding is None else ~padding
             arguments = call_arguments(
                 queries, key, value, falling, is_causal=True, query_offset=None, key_mask=mask, cu_seqlens=None,
                 cu_seqlens_k=None, dropout_p=0.0, key_center=ring.center, key_norms=norms, autocast=False, **call,
@@ -211,21 +239,23 @@ class Store:
                 parts.append(sink.attend(queries, falling, position, padding, **call))
         return self._joined(parts, group)
 
-    def crop(self, length: int) -> None:
-        """Forget the tokens from ``length`` on."""
+    def crop(self, length: int) -> Callable[[], None]:
+        """Forget the tokens from ``length`` on; what is returned writes, once, and takes no memory."""
         first = length // BLOCK_K * BLOCK_K
+        padding = self.is_padding(first, length)
+        writes = []
         for ring in self.rings:
             radii = None
             if first < length:
                 radii = distances_from(ring.center, *ring.span(first, length))
-                if self.padding is not None:
-                    index = torch.arange(first, length, device=radii.device)
-                    radii = radii.masked_fill((index < self.padding.unsqueeze(1)).unsqueeze(1), -torch.inf)
-            ring.crop(length, radii)
+                if padding is not None:
+                    radii = radii.masked_fill(padding.unsqueeze(1), -torch.inf)
+            writes.append(ring.crop(length, radii))
         self.length = length
         if self.padding is not None:
             self.padding = self.padding.clamp_max(length)
             self.most_padding = int(self.padding.max())
+        return _all_of(writes)
 
     def reorder(self, index: Tensor) -> None:
         """Make row b of the batch what row index[b] was."""
@@ -246,6 +276,14 @@ class Store:
         buffers = [t for ring in self.rings for t in (ring.key, ring.value, ring.norms, ring.center)]
         buffers += [t for sink in self.sinks if sink is not None for t in (sink.key, sink.value)]
         return bytes_of(*buffers, self.center, self.padding)
+
+
+def _all_of(writes: list[Callable[[], None]]) -> Callable[[], None]:
+    def write() -> None:
+        for each in writes:
+            each()
+
+    return write
 
 
 def _heads(tensor: Tensor, heads: list[int], index: Tensor) -> Tensor:
