@@ -4,8 +4,8 @@
 
 `alibi bench sweep` measures one length to the end and then the next, so a machine that changes its speed within minutes
 makes lengths differ. Here every round has every length once, upwards and downwards by turns. A tile counts as computed
-when its scores were taken; one that is passed over for what they show has one product of matrices and not two, so the time
-of a product is given besides. Case `sweep` of ``src/alibi_attention/bench/cases.py`` says what is computed.
+when its scores were taken. One passed over for what they show has one product of matrices, not two, so the time of a
+product is given besides. Case `sweep` of ``src/alibi_attention/bench/cases.py`` says what is computed.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def spread(found: list[list[float]]) -> float:
 
 
 def told(head_dim: int, found: list[Length]) -> str:
-    lines = [f"D = {head_dim}", "tokens    tiles  passed over       ms  us a tile  us a product"]
+    lines = [f"D = {head_dim}", "tokens      tiles  passed over       ms  us a tile  us a product"]
     for each in found:
         assert each.tiles.scored is not None
         passed = 1.0 - each.tiles.kept / each.tiles.scored
         lines.append(
-            f"{short(each.tokens):>6}{each.tiles.scored:>9,}{passed:>13.0%}"
+            f"{short(each.tokens):>6}{each.tiles.scored:>11,}{passed:>13.0%}"
             f"{statistics.median(each.seconds) * 1e3:>9,.0f}{statistics.median(each.per_tile) * 1e6:>11.3g}"
             f"{statistics.median(each.per_product) * 1e6:>14.3g}"
         )
