@@ -22,11 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What the laboratory keeps of a corpus belongs to this run of the suite, not to whoever runs it.
-    if "ALIBI_CACHE" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="alibi-cache-")
-        os.environ["ALIBI_CACHE"] = folder
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # What the laboratory keeps of a corpus belongs to this run of the suite, not to whoever runs it; and what Inductor
+    # keeps of compiled graphs has the shapes that operators had when they were traced, with another version of ours.
+    for name in ("ALIBI_CACHE", "TORCHINDUCTOR_CACHE_DIR"):
+        if name not in os.environ:
+            folder = os.environ[name] = tempfile.mkdtemp(prefix=f"{name.lower()}-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Workers are the parallelism: threads beneath them would only wait for each other.
         torch.set_num_threads(1)

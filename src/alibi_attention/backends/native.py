@@ -18,6 +18,7 @@ from alibi_attention.horizon.tiles import BLOCK_K
 INTERFACE = 2
 BLOCK_Q = 48
 # Numbers that a plan has for a block of queries: first tile, end tile, tile apart, tiles whose scores were taken.
+# Graphs that Inductor keeps on disk hold the size of a plan, so whoever changes it must give the operator another name.
 PLAN = 4
 # csrc/call.h, field by field, eight bytes each; the last 18 are backward's own.
 CALL = struct.Struct("=20q3d26q18q")
