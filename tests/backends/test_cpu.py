@@ -424,9 +424,9 @@ def test_far_positions_lose_no_precision():
     expected = alibi_attention(
         *[t.double() for t in tensors], alibi_slopes(4).double(), query_offset=1 << 20, backend="reference"
     )
-    # Where every key is far the bias itself is rounded to float32. A matrix of it is rounded twice, itself and in its sum
-    # with a score; without a fused multiply-add ours three times, the slope in bits besides. One token lost would be 30
-    # times as much.
+    # Where every key is far the bias itself is rounded to float32. A matrix of it is rounded twice, itself and in its
+    # sum with a score; without a fused multiply-add ours three times, the slope in bits besides. One token lost would
+    # be 30 times as much.
     distance = (1 << 20) + torch.arange(64)[:, None] - torch.arange(64)
     bias = -alibi_slopes(4)[:, None, None] * distance
     full = torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=bias[None])
