@@ -417,20 +417,20 @@ def test_a_plan_of_another_call_is_survived(dtype: torch.dtype):
 def test_far_positions_lose_no_precision():
     # The kernel counts distances from each block's own position.
     tensors = [t[:, :, :64] for t in inputs(64)]
-    here, lse = alibi_attention(*tensors, return_lse=True, backend="cpu")
-    far, far_lse = alibi_attention(*tensors, query_offset=1 << 20, return_lse=True, backend="cpu")
+    # Powers of two times a distance are exact in a matrix of biases, which others are not.
+    slopes = 0.83 * alibi_slopes(4)
+    here, lse = alibi_attention(*tensors, slopes, return_lse=True, backend="cpu")
+    far, far_lse = alibi_attention(*tensors, slopes, query_offset=1 << 20, return_lse=True, backend="cpu")
     assert here.isfinite().all()
     assert far.isfinite().all()
     expected = alibi_attention(
-        *[t.double() for t in tensors], alibi_slopes(4).double(), query_offset=1 << 20, backend="reference"
+        *[t.double() for t in tensors], slopes.double(), query_offset=1 << 20, backend="reference"
     )
-    # Where every key is far the bias itself is rounded to float32. A matrix of it is rounded twice, itself and in its
-    # sum with a score; without a fused multiply-add ours three times, the slope in bits besides. One token lost would
-    # be 30 times as much.
+    # Where every key is far the bias itself is rounded to float32: no more is lost than by a matrix of it.
     distance = (1 << 20) + torch.arange(64)[:, None] - torch.arange(64)
-    bias = -alibi_slopes(4)[:, None, None] * distance
+    bias = -slopes[:, None, None] * distance
     full = torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=bias[None])
-    assert (far - expected).abs().max() <= 3 * (full - expected).abs().max()
+    assert (far - expected).abs().max() <= 2 * (full - expected).abs().max()
     assert (far_lse < lse).all()
 
 

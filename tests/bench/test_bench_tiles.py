@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,19 +14,10 @@ import torch
 from alibi_attention.bench.ours import Tiles
 from alibi_attention.dispatch import explain_backends
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tiles.py"
-
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    # It flushes denormals for its whole process, which here is not its own.
-    monkeypatch.setattr(torch, "set_flush_denormal", lambda _: True)
-    spec = importlib.util.spec_from_file_location("tiles", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tiles")
 
 
 def test_tiles_and_products_are_told_apart(script: ModuleType) -> None:

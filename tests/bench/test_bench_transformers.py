@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
-import torch
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "transformers_models.py"
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def script(load_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, whose models are never made and whose measurements a test gives."""
     pytest.importorskip("transformers")
-    # It flushes denormals for its whole process, which here is not its own.
-    monkeypatch.setattr(torch, "set_flush_denormal", lambda _: True)
-    spec = importlib.util.spec_from_file_location("transformers_models", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("transformers_models")
     for name in ("bloom", "enable", "prefill", "decode_forms"):
         monkeypatch.setattr(module, name, lambda *_: None)
     return module
