@@ -19,7 +19,9 @@ from alibi_attention.lab.scores import PositionBin, Score
 
 Tick = Callable[[int], None]
 
-# Tokens that go through the decoder at once, where windows are shorter than that.
+# Tokens that go through the decoder at once, where windows are shorter than that: what caches of a CPU hold, and what
+# fills other devices.
+CPU_BATCH_TOKENS = 1 << 12
 BATCH_TOKENS = 1 << 15
 
 
@@ -81,7 +83,7 @@ def _segment_nats(decoder: Decoder, tokens: torch.Tensor, length: int) -> NDArra
         parts.append((inputs[whole:].view(1, -1), targets[whole:].view(1, -1)))
     found = []
     for windows, wanted in parts:
-        rows = max(1, BATCH_TOKENS // windows.shape[1])
+        rows = rows_at_once(decoder, windows.shape[1])
         for some, want in zip(windows.split(rows), wanted.split(rows), strict=True):
             found.append(decoder.nats(some, want).flatten())
     return torch.cat(found).double().cpu().numpy()
@@ -111,7 +113,7 @@ def evaluate_ends(
     if note is not None:
         tell(tick, length * len(ends.ends))
         return Score(length=length, bits_per_byte=None, scored_bytes=0, note=note)
-    rows = max(1, BATCH_TOKENS // length)
+    rows = rows_at_once(decoder, length)
     scored = min(ends.scored, length)
     found, targets = [], []
     for first in range(0, len(ends.ends), rows):
@@ -127,6 +129,12 @@ def evaluate_ends(
     whole = held_out.documents_at(ending) == held_out.documents_at(ending - length)
     found_score = score(held_out, length, np.concatenate(targets), np.concatenate(found))
     return found_score.model_copy(update={"whole_context": float(whole.mean())})
+
+
+def rows_at_once(decoder: Decoder, length: int) -> int:
+    """Windows of ``length`` tokens to read together: as many as the decoder's device reads fastest, at least 1."""
+    on_cpu = next(decoder.parameters()).device.type == "cpu"
+    return max(1, (CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS) // length)
 
 
 def impossible(decoder: Decoder, length: int) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alibi_attention.lab.evaluation import BATCH_TOKENS, Tick, impossible, score, tell
+from alibi_attention.lab.evaluation import Tick, impossible, rows_at_once, score, tell
 from alibi_attention.lab.held_out import HeldOut, segment_starts
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.scores import Score
@@ -133,7 +133,7 @@ def _segment_nats(decoder: Decoder, shown: Tensor, targets: Tensor, length: int)
         if first == end:
             continue
         width = length if end == whole else end - first
-        rows = max(1, BATCH_TOKENS // width)
+        rows = rows_at_once(decoder, width)
         pairs = (part[first:end].view(-1, width).split(rows) for part in (shown, targets))
         found += [masked_nats(decoder, a.to(device), b.to(device)) for a, b in zip(*pairs, strict=True)]
     return torch.cat(found).double().cpu().numpy()

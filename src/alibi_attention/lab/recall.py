@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from alibi_attention.lab.bootstrap import wilson_interval
-from alibi_attention.lab.evaluation import BATCH_TOKENS, Tick
+from alibi_attention.lab.evaluation import Tick, rows_at_once
 from alibi_attention.lab.held_out import HeldOut
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.passages import Alphabet, alphabet_of
@@ -90,7 +90,7 @@ def evaluate_recall(
         generator = np.random.Generator(np.random.Philox(key=[seed, length]))
         windows = np.stack([_window(held_out, alphabet, length, distances, generator) for _ in range(trials)])
         recalled = np.zeros(len(distances), dtype=np.int64)
-        rows = max(1, BATCH_TOKENS // length)
+        rows = rows_at_once(decoder, length)
         for first in range(0, trials, rows):
             some = windows[first : first + rows]
             with decoder.position.used_at(length, variant):
