@@ -16,11 +16,11 @@ KEYS = string.ascii_uppercase
 VALUES = string.ascii_lowercase
 """Letters of another case, so that a key is never taken for a value. Guessing recalls one in 26."""
 
-MOST_KEYS = 16
-"""Of a training sequence."""
+LEAST_KEYS, MOST_KEYS = 2, 16
+"""Of a training sequence; a few more where distances need them."""
 
-LEAST_MENTIONS = 3
-"""Of a key in a training sequence: once told, at least twice asked."""
+LEAST_ASKED = 2
+"""Questions in a training sequence, unless it is too short for them."""
 
 # Words that stand for letters are taken after so many, which are too common to be told from the text around them.
 _COMMON = 256
@@ -89,10 +89,11 @@ def alphabet_of(encoder: Encoder) -> Alphabet:
 class RecallMixer:
     """Writes key-value passages into a share of training windows.
 
-    A chosen window gets 2 to 16 keys, few more often than many (log-uniform), each mentioned three times or more by the
-    same line: the first mention tells the value, the others ask for it. From one mention of a key to the next the
-    distance is about log-uniform, so that near ones are common and far ones occur. Between the lines there is text,
-    from most of the window to none of it; what lies beneath them is overwritten, so that the length stays what it was.
+    A chosen window asks between 2 times and once for every two lines that fit, any number as likely as another. From
+    the mention before to the one that asks it is a distance that is log-uniform between a line and the whole window, so
+    that each doubling is asked as often as the next, and what is tested inside the trained length was trained. Each key
+    is told once and asked once or more, by the same line. What lies beneath the lines is overwritten, so that the length
+    stays what it was.
 
     Args:
         encoder: of the tokens.
@@ -107,7 +108,7 @@ class RecallMixer:
         self.share = share
         if share > 0.0:
             self._alphabet = alphabet_of(encoder)
-            needed = LEAST_MENTIONS * self._alphabet.width - 1
+            needed = self._alphabet.width + self._alphabet.question - 1
             if length < needed:
                 remedy = "train longer sequences, or leave --recall-share out"
                 raise LabError("recall_share", expected=f"sequences of at least {needed} tokens to ask and tell in",
@@ -123,18 +124,22 @@ class RecallMixer:
         return windows
 
     def _write(self, window: NDArray[np.int64], generator: np.random.Generator) -> None:
-        width = self._alphabet.width
-        room = len(window) // width
-        most = min(MOST_KEYS, room // LEAST_MENTIONS)
-        keys = log_uniform(generator, min(2, most), most)
-        count = int(generator.integers(LEAST_MENTIONS * keys, room + 1))
-        more = generator.multinomial(count - LEAST_MENTIONS * keys, np.full(keys, 1 / keys))
-        lines = self._alphabet.draw(generator, keys)
-        gaps = np.sort(generator.integers(0, len(window) - count * width + 1, size=count))
-        order = in_order((LEAST_MENTIONS + more).tolist(), generator)
-        for place, (gap, key) in enumerate(zip(gaps.tolist(), order, strict=True)):
-            first = gap + place * width
-            window[first : first + width] = lines[key]
+        alphabet = self._alphabet
+        farthest = len(window) - alphabet.question
+        most = max(LEAST_ASKED, len(window) // alphabet.width // 2)
+        distances = [
+            log_uniform(generator, alphabet.width, farthest)
+            for _ in range(int(generator.integers(LEAST_ASKED, most + 1)))
+        ]
+        mentions = place_mentions(
+            distances, len(window), alphabet.width, alphabet.question,
+            wanted=log_uniform(generator, LEAST_KEYS, MOST_KEYS), most=len(alphabet.keys), generator=generator,
+        )  # fmt: skip
+        for line, places in zip(alphabet.draw(generator, len(mentions)), mentions, strict=True):
+            for place in places:
+                # The last line of a window may end with its value, where the tested ones do.
+                there = window[place : place + alphabet.width]
+                there[:] = line[: len(there)]
 
 
 def log_uniform(generator: np.random.Generator, low: int, high: int) -> int:
@@ -142,18 +147,60 @@ def log_uniform(generator: np.random.Generator, low: int, high: int) -> int:
     return min(high, int(np.exp(generator.uniform(np.log(low), np.log(high + 1)))))
 
 
-def in_order(mentions: Sequence[int], generator: np.random.Generator) -> list[int]:
-    """Which key each line mentions, given how often each is mentioned.
+def place_mentions(
+    distances: Sequence[int], room: int, width: int, question: int, *, wanted: int, most: int,
+    generator: np.random.Generator,
+) -> list[list[int]]:  # fmt: skip
+    """Where the lines of each key stand in a window, so that from one mention to the next it is one of the distances.
 
-    Key after key takes its places among those still free: the first anywhere, each further one at a log-uniform
-    distance from the one before.
+    A distance is given a key of its own, at any place, while there are fewer keys than wanted; then it leads on from a
+    key's last mention, or up to its first; a further key is taken where it fits none. Far ones come first, since they
+    have the fewest places; a distance that is left without one is dropped.
+
+    Args:
+        distances: from mention to mention, each at least ``width``.
+        room: tokens of the window.
+        width, question: tokens of a line, and of its part that must be in the window.
+        wanted, most: number of keys.
+        generator: of places.
+
+    Returns:
+        For each key the places of its lines, ascending; at least two.
     """
-    free = list(range(sum(mentions)))
-    order = [0] * len(free)
-    for key, count in enumerate(mentions):
-        taken = [int(generator.integers(0, len(free) - count + 1))]
-        for left in range(count - 1, 0, -1):
-            taken.append(taken[-1] + log_uniform(generator, 1, len(free) - left - taken[-1]))
-        for place in reversed(taken):
-            order[free.pop(place)] = key
-    return order
+    # By where a line begins; the last may reach beyond the window by what follows its value.
+    fits = np.ones(room - question + 1, dtype=bool)
+    mentions: list[list[int]] = []
+    for distance in sorted(distances, reverse=True):
+        taken = _lead_on(mentions, distance, fits, generator) if len(mentions) >= wanted else []
+        if not taken and len(mentions) < most:
+            taken = _begin(mentions, distance, fits, generator)
+        for place in taken:
+            fits[max(0, place - width + 1) : place + width] = False
+    return mentions
+
+
+def _lead_on(
+    mentions: Sequence[list[int]], distance: int, fits: NDArray[np.bool_], generator: np.random.Generator
+) -> list[int]:
+    """Mention a key once more, after its last place or before its first; the place taken, if there is one."""
+    after = [(places, places[-1] + distance) for places in mentions]
+    before = [(places, places[0] - distance) for places in mentions]
+    found = [(places, place) for places, place in (*after, *before) if 0 <= place < len(fits) and fits[place]]
+    if not found:
+        return []
+    places, place = found[int(generator.integers(len(found)))]
+    places.append(place)
+    places.sort()
+    return [place]
+
+
+def _begin(
+    mentions: list[list[int]], distance: int, fits: NDArray[np.bool_], generator: np.random.Generator
+) -> list[int]:
+    """Mention another key, twice; the places taken, if there are any."""
+    firsts = np.flatnonzero(fits[: len(fits) - distance] & fits[distance:])
+    if not len(firsts):
+        return []
+    first = int(generator.choice(firsts))
+    mentions.append([first, first + distance])
+    return [first, first + distance]
