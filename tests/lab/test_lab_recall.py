@@ -188,7 +188,7 @@ def test_each_distance_is_asked_at_that_distance() -> None:
         (1024, 32), (1024, 64), (1024, 128), (1024, 256), (1024, 512), (1024, 1021),
     ]  # fmt: skip
     assert all(score.recalled == score.asked for score in scores)
-    assert [cells[n, 32].asked for n in (64, 100, 256, 1024)] == [16, 10, 8, 8]
+    assert [cells[n, 32].asked for n in (64, 100, 256, 1024)] == [32] * 4
     assert cells[64, 32].interval is not None
 
 
@@ -206,7 +206,7 @@ def test_windows_without_room_are_left_out_and_distances_end_with_the_keys() -> 
 @pytest.mark.parametrize("reach", [31, 32, 128, 200, 1020, 1021])
 def test_recall_ends_where_the_reach_does(reach: int) -> None:
     scores = evaluate_recall(oracle(reach), held_out(ByteEncoder()), ByteEncoder(), (1024,), budget=1, most=64)
-    assert [score.recalled for score in scores] == [8 if score.distance <= reach else 0 for score in scores]
+    assert [score.recalled for score in scores] == [32 if score.distance <= reach else 0 for score in scores]
 
 
 def test_untrained_decoder_recalls_no_more_than_by_chance_with_any_tokens() -> None:

@@ -202,7 +202,7 @@ def test_files_of_a_report(runs: list[Path], tmp_path: Path) -> None:
     assert summary["config"]["seed"] == [0, 1]
     assert [e["name"] for e in summary["evaluations"]] == ["alibi", "alibi:ntk", "learned"]
     mean = summary["evaluations"][0]["losses"]["windows"][0]["mean"]
-    assert f"{mean:.3f} ± " in text
+    assert f"| {mean:.3f} (" in text
     assert [e["name"] for e in summary["evaluations"] if e["losses"]["windows"][2]["against"]] == ["alibi:ntk"]
     assert [len(e["usable_by_recall_by_seed"]) for e in summary["evaluations"]] == [2, 2, 2]
     cell = summary["evaluations"][0]["recall"][-1]
@@ -253,6 +253,11 @@ def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
         assert tables["recall"].header == ["distance (bytes)", "32", "64", "125"]
         assert tables["recall-farthest"].header == ["distance (bytes)", "29 of 32", "61 of 64", "125 of 128"]
         assert tables["windows"].header == ["window (bytes)", "32", "64", "128"]
+        point = lines[0].losses["windows"][2]
+        ends = [signed(end) for end in point.change.interval]
+        assert tables["windows"].rows[0][3] == f"{point.mean:.3f}: {signed(point.change.mean)} ({ends[0]} to {ends[1]})"
+        assert f"bytes of {point.documents} documents scored" in tables["windows"].note
+        assert ("are too narrow: more are read" in tables["windows"].note) == (point.documents < 30)
         positions = tables["positions"]
         assert positions.header == [
             "position (bytes)",
@@ -268,7 +273,7 @@ def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
         assert [row[0] for row in against.rows] == ["ALiBi, NTK scaling", "learned"]
         # NTK scaling leaves the trained length alone.
         several = len(roots) > 1
-        nothing = "0.000 ± 0.000 (0.000 to 0.000)" if several else "0.000 ± 0.000"
+        nothing = "0.000 (0.000 to 0.000)" + (", seeds 0.000 to 0.000" if several else "")
         assert against.rows[0][1] == nothing
         assert ("too narrow" in against.note) == several
         assert ("by recall, each seed" in tables["verdicts"].header) == several
@@ -313,11 +318,11 @@ def test_numbers_with_a_sign() -> None:
 def test_page_of_long_cells() -> None:
     """Where lines may end, and which columns are read from the left."""
     header = ["length", "change", "verdict", "share"]
-    table = Table("t", "T", "", header, [["<A>", "1.0 ± 0.1 (−1 to +1)", "not learned; none (1 b)", "5% (1%–9%)"]])
+    table = Table("t", "T", "", header, [["<A>", "1.0: +0.1 (−1 to +1)", "not learned; none (1 b)", "5% (1%–9%)"]])
     page = html_page("T", [], [], [table], {}, "", "")
     for cell in (
         '<th scope="row">&lt;A&gt;</th>',
-        '<td>1.0&nbsp;±&nbsp;0.1 <span class="keep">(−1 to +1)</span></td>',
+        '<td>1.0: +0.1 <span class="keep">(−1 to +1)</span></td>',
         '<td class="words"><span class="keep">not learned;</span> <span class="keep">none (1 b)</span></td>',
         '<td>5% <span class="whole">(1%–9%)</span></td>',
         '<th scope="col" class="words">verdict</th>',

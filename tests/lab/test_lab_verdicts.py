@@ -79,20 +79,21 @@ def test_usable_by_perplexity_says_what_it_judged() -> None:
 
 
 def recalls(*cells: tuple[int, int, int]) -> list[RecallScore]:
-    return [RecallScore(length=n, distance=d, asked=10, recalled=r) for n, d, r in cells]
+    return [RecallScore(length=n, distance=d, asked=32, recalled=r) for n, d, r in cells]
 
 
-GOOD = (256, 32, 10), (256, 253, 5), (512, 32, 0), (512, 509, 9)
+# Of 32, 22 are surely half.
+GOOD = (256, 32, 32), (256, 253, 22), (512, 32, 0), (512, 509, 29)
 
 
 def test_usable_by_recall_looks_at_the_farthest() -> None:
     found = usable_by_recall(recalls(*GOOD), 256)
-    assert found == RecallVerdict(nearest=32, nearest_share=1.0, length=512, distance=509)
+    assert found == RecallVerdict(nearest=32, nearest_share=1.0, learned=True, length=512, distance=509)
     assert found.words == "512 (509 away)"
-    more = recalls(*GOOD, (1024, 32, 10), (1024, 1021, 4), (2048, 2045, 10))
+    more = recalls(*GOOD, (1024, 32, 32), (1024, 1021, 21), (2048, 2045, 32))
     found = usable_by_recall(more, 256)
     assert found is not None
-    assert (found.length, found.failed_distance, found.failed_share) == (512, 1021, 0.4)
+    assert (found.length, found.failed_distance, found.failed_share) == (512, 1021, 21 / 32)
     unasked = RecallScore(length=1024, distance=1021, asked=0, recalled=0, note="ends")
     found = usable_by_recall([*recalls(*GOOD), unasked], 256)
     assert found is not None
@@ -102,27 +103,31 @@ def test_usable_by_recall_looks_at_the_farthest() -> None:
 
 
 def test_what_was_not_learned_is_not_what_does_not_reach() -> None:
-    short = usable_by_recall(recalls((256, 32, 9), (256, 253, 4), (512, 32, 9), (512, 509, 9)), 256)
+    short = usable_by_recall(recalls((256, 32, 28), (256, 253, 8), (512, 32, 28), (512, 509, 28)), 256)
     assert short is not None
     assert short.learned
     assert short.length is None
-    assert short.words == "does not reach 253: 40%"
+    assert short.words == "does not reach 253: 25%"
+    unsure = usable_by_recall(recalls((256, 32, 28), (256, 253, 20)), 256)
+    assert unsure is not None
+    assert unsure.words == "does not surely reach 253: 62%"
     # What a longer window happens to recall does not help.
-    never = usable_by_recall(recalls((128, 32, 9), (256, 32, 4), (256, 253, 4), (512, 32, 9), (512, 509, 9)), 256)
+    never = usable_by_recall(recalls((128, 32, 28), (256, 32, 8), (256, 253, 8), (512, 32, 28), (512, 509, 28)), 256)
     assert never is not None
     assert not never.learned
-    assert never.words == "not learned: 40% at 32"
+    assert never.words == "not learned: 25% at 32"
     untaught = usable_by_recall(recalls((256, 32, 0)), 256, taught=False)
     assert untaught is not None
     assert untaught.words == "not taught: 0% at 32"
     # Where no length inside the trained one was evaluated: the shortest.
-    assert usable_by_recall(recalls((512, 32, 4), (512, 509, 9)), 256) == RecallVerdict(nearest=32, nearest_share=0.4)
+    first = usable_by_recall(recalls((512, 32, 8), (512, 509, 28)), 256)
+    assert first == RecallVerdict(nearest=32, nearest_share=0.25, learned=False)
 
 
 def test_the_median_seed_decides() -> None:
     learned = usable_by_recall(recalls(*GOOD), 256)
-    short = usable_by_recall(recalls((256, 32, 9), (256, 253, 4)), 256)
-    never = usable_by_recall(recalls((256, 32, 4), (256, 253, 4)), 256)
+    short = usable_by_recall(recalls((256, 32, 28), (256, 253, 8)), 256)
+    never = usable_by_recall(recalls((256, 32, 8), (256, 253, 8)), 256)
     assert median_verdict([learned, never, short]) == short
     assert median_verdict([learned, never, learned]) == learned
     # Of two the worse.

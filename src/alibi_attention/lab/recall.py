@@ -19,8 +19,8 @@ from alibi_attention.lab.tokens import Encoder
 NEAREST = 32
 """Shortest distance tested, in tokens; then come its doublings, and the farthest there is room for."""
 
-LEAST_TRIALS = 8
-"""Windows per length, at least, however long they are."""
+LEAST_TRIALS = 32
+"""Windows per length, at least, however long they are: of fewer, half recalled would be hard to tell from a third."""
 
 
 def trial_count(length: int, budget: int, most: int) -> int:
@@ -69,7 +69,7 @@ def evaluate_recall(
         encoder: of the tokens.
         lengths: of windows, ascending; those too short for one question are left out.
         budget: about how many tokens to read at each length.
-        most: windows per length at most; at least 8.
+        most: windows per length at most; at least 32 where it allows.
         seed: of keys, values and places of text.
 
     Returns:

@@ -122,6 +122,11 @@ def _lead(lines: Sequence[Line], config: ExperimentConfig) -> list[str]:
         said.append(
             "Recall is another question: whether a value that was told far back is found again when it is asked for."
         )
+    seen = config.steps * config.accumulate * config.batch_size * config.length
+    said.append(
+        f"Each saw {seen:,} {unit} at one learning rate, tuned for none of them. Which of them is ahead at the trained "
+        "length may change with more training; what this page compares is what becomes of each beyond that length."
+    )
     return said
 
 

@@ -97,8 +97,8 @@ def _table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """A number and its spread stay on one line, and so does what stands in brackets, and each of several verdicts."""
-    text = html.escape(text).replace(" ± ", "&nbsp;±&nbsp;")
+    """What stands in brackets stays on one line, and so does each of several verdicts."""
+    text = html.escape(text)
     if "; " in text:
         return " ".join(f'<span class="keep">{part}</span>' for part in re.split(r"(?<=;) ", text))
     # In print a long range may break at its space; without one it never does.

@@ -10,6 +10,9 @@ from alibi_attention.lab.scores import LossProtocol
 from alibi_attention.lab.summary import Line, Point, longest_bins, reference_name
 from alibi_attention.lab.tables import NONE, signed
 
+FEW = 30
+"""Fewer documents than this are said to be few."""
+
 _LOSSES: tuple[tuple[LossProtocol, str, str], ...] = (
     (
         "windows",
@@ -51,11 +54,14 @@ def loss_tables(lines: Sequence[Line], unit: str) -> list[Table]:
 def _losses(lines: Sequence[Line], protocol: LossProtocol, title: str, note: str, header: list[str]) -> Table:
     points = lines[0].losses[protocol]
     scored = max(point.scored_bytes for point in points)
+    documents = max(point.documents for point in points)
     note += (
-        f" Mean over seeds; at the trained length ± half of its 95% bootstrap interval over documents and seeds, "
-        f"elsewhere the change from there with half of its own, paired by document. {scored:,} bytes scored a length "
-        "and seed."
+        " Mean over seeds; at the trained length with its 95% bootstrap interval over documents and seeds, elsewhere "
+        f"with the change from there and its interval, paired by document. {scored:,} bytes of {documents:,} documents "
+        "scored a length and seed."
     )
+    if documents < FEW:
+        note += f" Of fewer than {FEW} documents such intervals are too narrow: more are read with --eval-tokens."
     if protocol == "targets" and points[-1].whole_context is not None:
         note += f" At {points[-1].length:,}, {points[-1].whole_context:.0%} of the windows lie in one document."
     rows = [[line.title, *map(_cell, line.losses[protocol])] for line in lines]
@@ -67,24 +73,28 @@ def _cell(point: Point) -> str:
     if point.mean is None:
         return NONE
     if point.change is not None:
-        return f"{point.mean:.3f} ({signed(point.change.mean)}{_half(point.change.interval)})"
-    return f"{point.mean:.3f}{_half(point.interval)}"
+        return f"{point.mean:.3f}: {_signed(point.change)}"
+    interval = "" if point.interval is None else f" ({point.interval[0]:.3f} to {point.interval[1]:.3f})"
+    return f"{point.mean:.3f}{interval}"
 
 
-def _half(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.3f}"
+def _signed(difference: Difference) -> str:
+    """With both ends of its interval, which need not lie alike about it."""
+    ends = difference.interval
+    interval = "" if ends is None else f" ({signed(ends[0])} to {signed(ends[1])})"
+    return f"{signed(difference.mean)}{interval}"
 
 
 def _against(lines: Sequence[Line], protocol: LossProtocol, title: str, header: list[str]) -> Table:
     reference = next(line for line in lines if line.name == reference_name(lines))
     seeds = len(lines[0].seeds)
     note = (
-        f"Bits per byte less those of {reference.title} at the same length, paired by document and seed, ± half of the "
+        f"Bits per byte less those of {reference.title} at the same length, paired by document and seed, with the "
         "95% bootstrap interval; below 0 is better than it."
     )
     if seeds > 1:
         note += (
-            f" In brackets least and most over seeds. {seeds} seeds say little of the spread over seeds: the interval "
+            f" Behind it least and most over seeds. {seeds} seeds say little of the spread over seeds: the interval "
             "is too narrow."
         )
     else:
@@ -100,8 +110,10 @@ def _against(lines: Sequence[Line], protocol: LossProtocol, title: str, header: 
 def _difference(difference: Difference | None, seeds: int) -> str:
     if difference is None:
         return NONE
-    cell = f"{signed(difference.mean)}{_half(difference.interval)}"
-    return cell if seeds == 1 else f"{cell} ({signed(min(difference.by_seed))} to {signed(max(difference.by_seed))})"
+    if seeds == 1:
+        return _signed(difference)
+    least, most = min(difference.by_seed), max(difference.by_seed)
+    return f"{_signed(difference)}, seeds {signed(least)} to {signed(most)}"
 
 
 def _perplexity(lines: Sequence[Line], protocol: LossProtocol, title: str, header: list[str]) -> Table:

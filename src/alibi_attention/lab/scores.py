@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from alibi_attention.lab.bootstrap import wilson_interval
+
 RECALLED = 0.5
-"""Less than this share of the values asked for counts as not recalling them."""
+"""Values count as recalled where surely no less than this share of them is: by the lower end of the 95% interval."""
 
 LossProtocol = Literal["windows", "sliding", "targets"]
 
@@ -76,6 +78,11 @@ class RecallScore(BaseModel):
     def share(self) -> float | None:
         return self.recalled / self.asked if self.asked else None
 
+    @property
+    def surely(self) -> bool:
+        """Whether `RECALLED` holds."""
+        return self.asked > 0 and wilson_interval(self.recalled, self.asked)[0] >= RECALLED
+
 
 class LossVerdict(BaseModel):
     """Usable length by loss.
@@ -100,6 +107,7 @@ class RecallVerdict(BaseModel):
 
     Attributes:
         nearest, nearest_share: the shortest distance tested inside the trained length, and the share recalled there.
+        learned: whether that counts as recalling. A model that does not recall what is near says nothing of distance.
         length, distance: the longest usable length, and the farthest distance tested in it; None where there is none.
         failed_distance, failed_share: the farthest distance tested in the first length that is not usable, and the
             share recalled there; None where all are usable, the share also where positions end earlier.
@@ -110,6 +118,7 @@ class RecallVerdict(BaseModel):
 
     nearest: int
     nearest_share: float
+    learned: bool
     length: int | None = None
     distance: int | None = None
     failed_distance: int | None = None
@@ -117,17 +126,13 @@ class RecallVerdict(BaseModel):
     taught: bool = True
 
     @property
-    def learned(self) -> bool:
-        """Whether the task was learned at all: a model that does not recall what is near says nothing of distance."""
-        return self.nearest_share >= RECALLED
-
-    @property
     def words(self) -> str:
         if not self.learned:
             return f"not {'learned' if self.taught else 'taught'}: {self.nearest_share:.0%} at {self.nearest:,}"
         if self.length is None:
             share = "" if self.failed_share is None else f": {self.failed_share:.0%}"
-            return f"does not reach {self.failed_distance:,}{share}"
+            surely = "surely " if (self.failed_share or 0.0) >= RECALLED else ""
+            return f"does not {surely}reach {self.failed_distance:,}{share}"
         return f"{self.length:,} ({self.distance:,} away)"
 
     @property

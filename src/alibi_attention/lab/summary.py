@@ -46,6 +46,7 @@ class Point:
         against: the method all are compared with, at this length, paired likewise: this one less that one; None for
             that method itself.
         by_seed: one value a seed.
+        documents: that the scored bytes are of.
         scored_bytes, perplexity, whole_context, note: as in `Score`.
     """
 
@@ -55,6 +56,7 @@ class Point:
     change: Difference | None
     against: Difference | None
     by_seed: tuple[float, ...]
+    documents: int
     scored_bytes: int
     perplexity: float | None
     whole_context: float | None
@@ -220,13 +222,13 @@ def _point(scores: Sequence[Score], change: Difference | None, against: Differen
     first = scores[0]
     values = tuple(score.bits_per_byte for score in scores if score.bits_per_byte is not None)
     if len(values) < len(scores):
-        return Point(first.length, None, None, None, None, (), 0, None, None, first.note)
+        return Point(first.length, None, None, None, None, (), 0, 0, None, None, first.note)
     interval = bootstrap_interval([score.document_bits for score in scores], first.document_bytes)
     perplexities = [score.perplexity for score in scores if score.perplexity is not None]
     perplexity = fmean(perplexities) if perplexities else None
     return Point(
-        first.length, fmean(values), interval, change, against, values, first.scored_bytes, perplexity,
-        first.whole_context, None,
+        first.length, fmean(values), interval, change, against, values, len(first.document_bytes), first.scored_bytes,
+        perplexity, first.whole_context, None,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from alibi_attention.lab.pairs import paired_difference
 from alibi_attention.lab.scores import (
-    RECALLED,
     Evaluation,
     LossProtocol,
     LossVerdict,
@@ -71,10 +70,10 @@ def _mean(scores: Sequence[Score]) -> float | None:
 def usable_by_recall(scores: Sequence[RecallScore], train_length: int, *, taught: bool = True) -> RecallVerdict | None:
     """The longest evaluated length within which values are recalled from far away, under one seed.
 
-    That is: in windows of this and of every shorter evaluated length, at least half of the values told at the farthest
-    distance tested in that window are recalled. Where not even half are recalled from the nearest distance, in windows
-    of the trained length (or the shortest evaluated), the task was not learned, and nothing is said of distance.
-    ``taught`` is whether there were such values in training.
+    That is: in windows of this and of every shorter evaluated length, surely at least half of the values told at the
+    farthest distance tested in that window are recalled, by the lower end of the 95% interval. Where this does not hold
+    at the nearest distance, in windows of the trained length (or the shortest evaluated), the task was not learned, and
+    nothing is said of distance. ``taught`` is whether there were such values in training.
 
     Returns:
         The verdict; None where nothing could be asked.
@@ -87,10 +86,11 @@ def usable_by_recall(scores: Sequence[RecallScore], train_length: int, *, taught
     inside = [n for n in asked if n <= train_length]
     first = by_length[inside[-1] if inside else asked[0]][0]
     found: dict[str, object] = {"nearest": first.distance, "nearest_share": first.share, "taught": taught}
-    if (first.share or 0.0) >= RECALLED:
+    found["learned"] = first.surely
+    if first.surely:
         for length in lengths:
             farthest = by_length[length][-1]
-            if farthest.share is None or farthest.share < RECALLED:
+            if not farthest.surely:
                 found |= {"failed_distance": farthest.distance, "failed_share": farthest.share}
                 break
             found |= {"length": length, "distance": farthest.distance}
