@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+import torch
 
-from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.batches import Batches
+from alibi_attention.lab.config import ExperimentConfig, make_config
+from alibi_attention.lab.config_file import read_config_file
 from alibi_attention.lab.corpus import Corpus, load_corpus
 from alibi_attention.lab.documents import Document, split_documents
 from alibi_attention.lab.duplicates import near_duplicates
@@ -195,6 +200,37 @@ def test_sampled_shingles_find_the_same_families(monkeypatch: pytest.MonkeyPatch
     assert near_duplicates(texts) == whole == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
 
 
+@pytest.mark.parametrize("count", [20, 50, 200, 500])
+def test_near_copies_are_found_in_corpora_of_any_size(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = []
+    for i in range(20):
+        plain = words(i, count)
+        texts += [
+            " ".join(each).encode() for each in (plain, [*plain[: count // 2], "changed", *plain[count // 2 + 1 :]])
+        ]
+    expected = [i - i % 2 for i in range(40)]
+    assert near_duplicates(texts) == expected
+    # As in a corpus of 3 GiB.
+    monkeypatch.setattr("alibi_attention.lab.duplicates._WHOLE", sum(map(len, texts)) // 100)
+    assert near_duplicates(texts) == expected
+
+
+def test_boilerplate_makes_no_family_in_large_corpora_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    licence = words(9, 12)
+    texts = [" ".join([*licence, *words(100 + i, 40 + 10 * i)]).encode() for i in range(30)]
+    monkeypatch.setattr("alibi_attention.lab.duplicates._WHOLE", sum(map(len, texts)) // 100)
+    assert len(set(near_duplicates(texts))) == 30
+
+
+def test_text_without_spaces_is_compared_by_characters() -> None:
+    def chinese(seed: int) -> str:
+        return "".join(chr(0x4E00 + i) for i in random.Random(seed).choices(range(2000), k=3000))
+
+    first, second = chinese(0), chinese(1)
+    texts = [first, second, first[:1500] + "x" + first[1501:], "\n".join([second[:200], second[200:1000]])]
+    assert near_duplicates([each.encode() for each in texts]) == [0, 1, 0, 1]
+
+
 def test_groups_are_never_divided() -> None:
     documents = [Document(f"{i}", bytes([65 + i % 26]) * 100) for i in range(200)]
     groups = [i // 5 for i in range(200)]
@@ -244,6 +280,70 @@ def test_data_set_saved_to_disk(tiny: MakeConfig, saved: Path) -> None:
     assert all(name.startswith("train/") for name in corpus.train_documents)
 
 
+def test_splits_of_a_data_set_share_no_text(tiny: MakeConfig, saved: Path) -> None:
+    rows = [" ".join(words(i, 60)) for i in range(30)]
+    # Its first three are held out too; a fourth is all but one of them.
+    parts = {"train": [*rows, rows[5]], "validation": [*rows[:3], rows[4] + " more"]}
+    sets = {name: datasets.Dataset.from_dict({"text": texts}) for name, texts in parts.items()}
+    datasets.DatasetDict(sets).save_to_disk(str(saved.parent / "leaking"))
+    corpus = load_corpus(tiny(text=(), dataset=str(saved.parent / "leaking"), dataset_held_out="validation"))
+    assert not set(pieces(corpus.train)) & set(pieces(corpus.held_out))
+    assert sorted(pieces(corpus.train)) == sorted(row.encode() for row in rows[3:])
+    assert corpus.split == (
+        "as the data set has it: 27 documents of train for training, 4 of validation held out; 3 of the former left "
+        "out, being held out as well; 1 of the latter are near-duplicates of training documents"
+    )
+
+
+def test_nothing_but_held_out_rows_is_refused(tiny: MakeConfig, saved: Path) -> None:
+    with pytest.raises(LabError) as error:
+        load_corpus(tiny(text=(), dataset=str(saved), dataset_split="validation", dataset_held_out="train"))
+    assert str(error.value) == (
+        "dataset_split: expected text that is not held out, got none; choose another split, or another to hold out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"dataset": "d", "dataset_held_out": "train"}, "dataset_held_out: expected another split than the one to "
+         "train on, got 'train'; leave it out to hold out documents of train"),
+        ({"text": ("a",), "document_start": "^="}, "document_start: expected nothing, got '^=' without a data set; "
+         "name one with --dataset, or leave it out"),
+        ({"text": ("a",), "text_column": "body"}, "text_column: expected the default, text, got 'body' without a data "
+         "set; name one with --dataset, or leave it out"),
+        ({"dataset_split": "test"}, "dataset_split: expected the default, train, got 'test' without a data set; "
+         "name one with --dataset, or leave it out"),
+        ({"dataset_held_out": "test"}, "dataset_held_out: expected nothing, got 'test' without a data set; "
+         "name one with --dataset, or leave it out"),
+        ({"dataset_config": "v1"}, "dataset_config: expected nothing, got 'v1' without a data set; "
+         "name one with --dataset, or leave it out"),
+        ({"text": ("a",), "held_out_text": ("b",), "held_out_share": 0.2}, "held_out_share: expected the default, 0.1, "
+         "got 0.2 beside --held-out-text, which is held out as it is; leave it out, or --held-out-text"),
+        ({"dataset": "d", "dataset_held_out": "test", "held_out_share": 0.2}, "held_out_share: expected the default, "
+         "0.1, got 0.2 beside --dataset-held-out, which is held out as it is; leave it out, or --dataset-held-out"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_do_nothing(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(LabError) as error:
+        make_config(values)
+    assert str(error.value) == text
+
+
+def test_data_set_beside_the_file_that_names_it(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved.parent / "experiment.yaml"
+    path.write_text("dataset: saved\n", encoding="utf-8")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert read_config_file(path).dataset == str(saved)
+    # Else where one is working, and else it is a name.
+    (elsewhere / "here").mkdir()
+    for text, found in (("here", str(elsewhere / "here")), ("someone/something", "someone/something")):
+        path.write_text(f"dataset: {text}\n", encoding="utf-8")
+        assert read_config_file(path).dataset == found
+
+
 def test_data_set_of_files(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "files"
@@ -291,6 +391,10 @@ def test_data_set_refusals(tiny: MakeConfig, saved: Path, tmp_path: Path, monkey
     )
     assert (
         refusal(text_column="body") == f"text_column: expected a column of {saved}, got 'body'; choose from text, title"
+    )
+    assert refusal(dataset_config="v1") == (
+        f"dataset_config: expected nothing, got 'v1' with {saved}, a copy saved to disk, which is of one "
+        "configuration; leave it out"
     )
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -365,6 +469,41 @@ def test_bpe_learns_from_training_text_alone(tiny: MakeConfig) -> None:
     assert len(first.encode(b"aaaa bbbb")) < len(first.encode(b"zzzz yyyy")) == 9
     again = load_encoder("bpe", first.serialized)
     assert again.encode(b"aaaa zz").tolist() == first.encode(b"aaaa zz").tolist()
+
+
+NAMES = "before <|end|> <|unknown|> <|newline|> after"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "words"])
+def test_names_of_special_tokens_in_a_text_are_text(tiny: MakeConfig, kind: str) -> None:
+    # Often enough to be learned.
+    texts = [f"{NAMES} again <|end|>\n".encode() * 50]
+    encoder = make_encoder(tiny(tokenizer=kind, vocabulary=400 if kind == "bpe" else 0, eval_lengths=(16,)), texts)
+    for text in (NAMES.encode(), NAMES.replace(" ", "").encode()):
+        tokens = encoder.encode(text)
+        assert 0 not in tokens
+        if kind == "bpe":
+            assert encoder.token_bytes[tokens].sum() == len(text)
+            assert encoder.decode(tokens) == text
+    sizes = encoder.sizes(NAMES.encode())
+    if kind == "words":
+        assert sizes is not None
+        assert sizes.sum() == len(NAMES)
+        assert encoder.decode(encoder.encode(NAMES.encode())) == NAMES.encode()
+        assert len(set(encoder.encode(NAMES.encode()).tolist())) == 5
+    assert encoder.decode([0]) == b"\0"
+    first, second = encoder.encode(b"before after"), encoder.encode(b"after")
+    assert encoder.decode([*first, 0, *second]) == b"before after\0after"
+
+
+def test_vocabularies_of_words_from_before_are_read(tiny: MakeConfig) -> None:
+    made = make_encoder(tiny(tokenizer="words", eval_lengths=(16,)), [b"the cat sat\n" * 3])
+    assert made.serialized is not None
+    older = made.serialized.replace("\\u0000newline", "<|newline|>").replace("\\u0000unknown", "<|unknown|>")
+    encoder = load_encoder("words", older.replace("\\u0000", "<|end|>"))
+    tokens = encoder.encode(b"the cat\nsat")
+    assert encoder.decode([*tokens, 0, *tokens[:1]]) == b"the cat\nsat\0the"
+    assert encoder.token_bytes[[0, *tokens]].tolist() == [1, 4, 4, 1, 4]
 
 
 def test_long_texts_are_encoded_in_pieces(tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,3 +590,17 @@ def test_without_a_cache_the_corpus_stays_in_memory(
     plain = load_corpus(tiny())
     assert not isinstance(plain.train, np.memmap)
     assert plain.fingerprint == kept.fingerprint
+
+
+def test_other_processes_read_a_corpus_whose_cache_is_gone(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIBI_CACHE", str(tmp_path / "cache"))
+    corpus, config = load_corpus(tiny()), tiny()
+    batches = Batches(corpus.train, config, 0, 2)
+    mapped = pickle.dumps(batches)
+    assert len(mapped) < corpus.train.nbytes
+    shutil.rmtree(tmp_path / "cache")
+    passed_on = pickle.loads(pickle.dumps(batches))
+    for one, other in zip(passed_on, batches, strict=True):
+        assert torch.equal(one, other)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 from alibi_attention.cli.app import app
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.model import build_decoder
-from alibi_attention.lab.paper import paper_config
+from alibi_attention.lab.paper import DIFFERENCES, paper_config
+from alibi_attention.lab.training import learning_rate_factor
 
 SMALLER = """\
 layers: 2
@@ -57,6 +59,41 @@ def test_model_has_the_papers_size() -> None:
     assert parameters == pytest.approx(247e6, rel=0.01)
     assert config.batch_size * config.accumulate * config.length == 8 * 9216
     assert isinstance(config, ExperimentConfig)
+
+
+def of_fairseq(update: int) -> float:
+    """The rate of fairseq's cosine scheduler under the flags of the command in the README of the authors' code.
+
+    --lr 1.0 --warmup-init-lr 1e-07 --warmup-updates 16000 --lr-period-updates 270000 --t-mult 2 --lr-shrink 0.75
+    --min-lr 0.0001 --max-update 286000
+    """
+    if update < 16_000:
+        return 1e-7 + update * (1.0 - 1e-7) / 16_000
+    since = update - 16_000
+    period = math.floor(math.log2(1 + since / 270_000))
+    length = 2**period * 270_000
+    done = since - (2**period - 1) * 270_000
+    least, most = 1e-4 * 0.75**period, 1.0 * 0.75**period
+    return least + 0.5 * (most - least) * (1 + math.cos(math.pi * done / length))
+
+
+def test_rates_are_fairseqs() -> None:
+    config = paper_config()
+    shape = {"steps": config.steps, "warmup": config.warmup, "final": config.final_rate}
+    steps = [*range(0, 286_000, 997), 15_999, 16_000, 285_999]
+    ours = {step: config.learning_rate * learning_rate_factor(step, **shape) for step in steps}
+    # The warm-up begins elsewhere, as DIFFERENCES says.
+    assert all(abs(rate - of_fairseq(step)) < 1 / 16_001 for step, rate in ours.items() if step < 16_000)
+    assert all(rate == pytest.approx(of_fairseq(step), rel=1e-9) for step, rate in ours.items() if step >= 16_000)
+    assert ours[285_999] == pytest.approx(1e-4, rel=1e-5)
+    assert sum("warm-up" in text for text in DIFFERENCES) == 1
+    assert not any("cosine" in text for text in DIFFERENCES)
+
+
+def test_a_saved_copy_takes_no_name_of_a_configuration(local_copy: Path) -> None:
+    assert paper_config().dataset_config == "wikitext-103-v1"
+    assert paper_config({"dataset": str(local_copy)}).dataset_config == ""
+    assert paper_config({"dataset": str(local_copy), "dataset_config": "x"}).dataset_config == "x"
 
 
 def test_dry_run(local_copy: Path, tmp_path: Path) -> None:

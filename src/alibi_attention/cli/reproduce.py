@@ -50,7 +50,7 @@ def paper(
     """
     del methods, length, eval_lengths, dataset, steps, batch_size, accumulate, device, devices, seed
     given = given_settings(context, ignored=("output", "resume", "config", "show"))
-    if "dataset" in given and Path(given["dataset"]).exists():
+    if given.get("dataset") and Path(given["dataset"]).exists():
         given["dataset"] = str(Path(given["dataset"]).resolve())
     require("lab")
     with laboratory_errors(output):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,9 +66,11 @@ class Batches:
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        if isinstance(self._stream, np.memmap):
-            # For another process: where the file is, not what is in it.
-            state["_stream"] = (self._stream.filename, self._stream.dtype)
+        stream = self._stream
+        if isinstance(stream, np.memmap):
+            # For another process: where the file is, not what is in it. Where a user has deleted it the mapping still
+            # holds the text, and that is passed on.
+            state["_stream"] = (stream.filename, stream.dtype) if _still_there(stream) else np.array(stream)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -75,3 +78,11 @@ class Batches:
             name, dtype = state["_stream"]
             state["_stream"] = np.memmap(name, dtype=dtype, mode="r")
         self.__dict__.update(state)
+
+
+def _still_there(stream: np.memmap[Any, Any]) -> bool:
+    """Whether the file of a mapping is where it was, for another process to map."""
+    try:
+        return os.stat(str(stream.filename)).st_size == stream.nbytes
+    except OSError:
+        return False

@@ -77,6 +77,9 @@ MASK_SHARE = 0.15
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
+# What they say is said of a data set, and nothing otherwise.
+_OF_DATA_SETS = ("dataset_config", "dataset_split", "dataset_held_out", "text_column", "document_start")
+
 EVALUATION_SETTINGS = ("variants", "eval_lengths", "eval_tokens", "protocols", "stride", "recall_trials")
 """What may be changed without training again."""
 
@@ -277,6 +280,7 @@ class ExperimentConfig(BaseModel):
         if self.held_out_text and not self.text:
             remedy = "name the training text with --text"
             raise LabError("held_out_text", expected="text to train on beside it", got="none", remedy=remedy)
+        self._fits_corpus()
         if self.tokenizer == "bytes" and self.vocabulary not in (0, 256):
             remedy = "leave it out, or choose --tokenizer bpe"
             raise LabError("vocabulary", expected="256 for bytes", got=f"{self.vocabulary}", remedy=remedy)
@@ -285,6 +289,28 @@ class ExperimentConfig(BaseModel):
             raise LabError("vocabulary", expected=expected, got=f"{self.vocabulary}", remedy="such as 4096")
         self._fits_objective()
         return self
+
+    def _fits_corpus(self) -> None:
+        """Refuse a split that would be learned and held out, and settings that would do nothing."""
+        if not self.dataset:
+            for name in _OF_DATA_SETS:
+                self._refuse_idle(name, "without a data set", "name one with --dataset, or leave it out")
+        if self.dataset and self.dataset_held_out == self.dataset_split:
+            expected = "another split than the one to train on"
+            remedy = f"leave it out to hold out documents of {self.dataset_split}"
+            raise LabError("dataset_held_out", expected=expected, got=repr(self.dataset_held_out), remedy=remedy)
+        for given in ("held_out_text", "dataset_held_out"):
+            if getattr(self, given):
+                flag = f"--{given.replace('_', '-')}"
+                why = f"beside {flag}, which is held out as it is"
+                self._refuse_idle("held_out_share", why, f"leave it out, or {flag}")
+
+    def _refuse_idle(self, name: str, why: str, remedy: str) -> None:
+        """Raise `LabError` unless a setting, which would do nothing, is at its default."""
+        value, default = getattr(self, name), type(self).model_fields[name].default
+        if value != default:
+            expected = f"the default, {default}" if default else "nothing"
+            raise LabError(name, expected=expected, got=f"{value!r} {why}", remedy=remedy)
 
     def _fits_objective(self) -> None:
         """Refuse what has no meaning where tokens are predicted from both sides, and masks where none are made."""

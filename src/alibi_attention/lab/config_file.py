@@ -27,7 +27,10 @@ def read_config_file(path: Path, flags: Mapping[str, Any] | None = None) -> Expe
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a file, before any validation of their values. Paths of texts are relative to the file."""
+    """The settings in a file, before any validation of their values.
+
+    Paths are relative to the file. A data set is a path where there is such a file or folder, and else a name.
+    """
     remedy = "write one setting a line, such as `length: 256`"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -47,7 +50,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     for name in _PATHS:
         if name in values:
             values[name] = [str((path.parent / text).resolve()) for text in values[name]]
+    if isinstance(values.get("dataset"), str):
+        values["dataset"] = _path_or_name(values["dataset"], path.parent)
     return values
+
+
+def _path_or_name(dataset: str, folder: Path) -> str:
+    """The whole path of a data set beside the file, or where one is working; a run must find it from anywhere."""
+    there = [found for found in (folder / dataset, Path(dataset)) if dataset and found.exists()]
+    return str(there[0].resolve()) if there else dataset
 
 
 def write_config_file(path: Path, config: ExperimentConfig) -> None:

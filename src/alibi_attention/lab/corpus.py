@@ -34,6 +34,9 @@ from alibi_attention.lab.tokens import SEPARATOR, ByteEncoder, Encoder, load_enc
 # Of what is kept in the cache; another number is another key.
 _CACHE_VERSION = 2
 
+# Of how splits are divided, near-duplicates of large texts found, and tokens named: of all corpora but the default one.
+_RULES_VERSION = 3
+
 # Settings that decide what a corpus is.
 _DECISIVE = (
     "text", "held_out_text", "dataset", "dataset_config", "dataset_split", "dataset_held_out", "text_column",
@@ -106,20 +109,10 @@ def load_corpus(config: ExperimentConfig) -> Corpus:
 
 
 def _make(config: ExperimentConfig, whole: Any) -> Corpus:
-    if whole is not None and config.dataset_held_out:
-        sides = [
-            dataset_documents(whole[split][config.text_column], config, split)
-            for split in (config.dataset_split, config.dataset_held_out)
-        ]
-        train, held_out = sides
-        if not train or not held_out:
-            empty = config.dataset_held_out if train else config.dataset_split
-            raise LabError("dataset", expected="text in both splits", got=f"none in {empty}", remedy="choose another")
-        split = f"as the data set has it: {len(train)} documents of {config.dataset_split} for training, " + (
-            f"{len(held_out)} of {config.dataset_held_out} held out"
-        )
+    if config.dataset_held_out:
+        train, held_out, split = _as_given(*_split_documents_of(config, whole), config)
     elif config.held_out_text:
-        train, held_out, split = _as_given(config)
+        train, held_out, split = _as_given(*_texts_of(config), config)
     else:
         train, held_out, split = _divide(_documents(config, whole), config)
     encoder = make_encoder(config, (document.text for document in train))
@@ -156,20 +149,44 @@ def _documents(config: ExperimentConfig, whole: Any) -> list[Document]:
     return without_copies(read_folder(Path(sysconfig.get_path("stdlib")), (".py",)))
 
 
-def _as_given(config: ExperimentConfig) -> tuple[list[Document], list[Document], str]:
+def _split_documents_of(config: ExperimentConfig, whole: Any) -> tuple[list[Document], list[Document]]:
+    """Of the split to train on and of the one to hold out."""
+    names = config.dataset_split, config.dataset_held_out
+    sides = [dataset_documents(whole[name][config.text_column], config, name) for name in names]
+    for name, documents in zip(names, sides, strict=True):
+        if not documents:
+            raise LabError("dataset", expected="text in both splits", got=f"none in {name}", remedy="choose another")
+    return sides[0], sides[1]
+
+
+def _texts_of(config: ExperimentConfig) -> tuple[list[Document], list[Document]]:
+    """Of the text to train on and of the text to hold out."""
+    held_out = [document for text in config.held_out_text for document in read_path(Path(text), "held_out_text")]
+    return [document for text in config.text for document in read_path(Path(text))], held_out
+
+
+def _as_given(
+    documents: list[Document], to_hold_out: list[Document], config: ExperimentConfig
+) -> tuple[list[Document], list[Document], str]:
     """The user's own division, less training documents that are held out as well; what else is alike is said."""
-    held_out = without_copies([d for text in config.held_out_text for d in read_path(Path(text), "held_out_text")])
+    held_out, documents = without_copies(to_hold_out), without_copies(documents)
     texts = {document.text for document in held_out}
-    documents = without_copies([document for text in config.text for document in read_path(Path(text))])
     train = [document for document in documents if document.text not in texts]
     if not train:
-        remedy = "name text that is not held out with --text"
-        raise LabError("text", expected="text that is not held out", got="none", remedy=remedy)
-    split = f"as given: {len(train)} documents for training, {len(held_out)} held out"
+        name, remedy = "text", "name text that is not held out with --text"
+        if config.dataset:
+            name, remedy = "dataset_split", "choose another split, or another to hold out"
+        raise LabError(name, expected="text that is not held out", got="none", remedy=remedy)
+    if config.dataset:
+        split = f"as the data set has it: {len(train)} documents of {config.dataset_split} for training, "
+        split += f"{len(held_out)} of {config.dataset_held_out} held out"
+    else:
+        split = f"as given: {len(train)} documents for training, {len(held_out)} held out"
     if len(train) < len(documents):
         split += f"; {len(documents) - len(train)} of the former left out, being held out as well"
     groups = near_duplicates([document.text for document in [*train, *held_out]])
-    alike = sum(group in set(groups[: len(train)]) for group in groups[len(train) :])
+    trained = set(groups[: len(train)])
+    alike = sum(group in trained for group in groups[len(train) :])
     if alike:
         split += f"; {alike} of the latter are near-duplicates of training documents"
     return train, held_out, split
@@ -219,6 +236,8 @@ def _cache_root() -> Path:
 
 def _cache_key(config: ExperimentConfig, whole: Any) -> str:
     facts: list[Any] = [_CACHE_VERSION, *(getattr(config, name) for name in _DECISIVE)]
+    if config.text or config.dataset or config.tokenizer != "bytes":
+        facts.append(_RULES_VERSION)
     if whole is not None:
         facts += [(str(split), getattr(whole[split], "_fingerprint", "")) for split in whole]
     else:

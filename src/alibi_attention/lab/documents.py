@@ -123,7 +123,8 @@ def open_dataset(config: ExperimentConfig) -> Any:
     """The data set of a configuration: a name on the Hugging Face hub, a folder of files, or one saved to disk.
 
     Raises:
-        LabError: if the package is missing, or there is no such data set, split or column.
+        LabError: if the package is missing, there is no such data set, split or column, or a configuration is named of
+            a copy that has but one.
     """
     if find_spec("datasets") is None:
         remedy = "pip install 'alibi-attention[data]'"
@@ -131,8 +132,11 @@ def open_dataset(config: ExperimentConfig) -> Any:
     import datasets
 
     name = config.dataset
+    if config.dataset_config and saved_to_disk(name):
+        got = f"{config.dataset_config!r} with {name}, a copy saved to disk, which is of one configuration"
+        raise LabError("dataset_config", expected="nothing", got=got, remedy="leave it out")
     try:
-        if Path(name, "dataset_info.json").is_file() or Path(name, "dataset_dict.json").is_file():
+        if saved_to_disk(name):
             found = datasets.load_from_disk(name)
             whole = {"train": found} if isinstance(found, datasets.Dataset) else found
         else:
@@ -151,6 +155,11 @@ def open_dataset(config: ExperimentConfig) -> Any:
         remedy = f"choose from {', '.join(columns)}"
         raise LabError("text_column", expected=f"a column of {name}", got=repr(config.text_column), remedy=remedy)
     return whole
+
+
+def saved_to_disk(name: str) -> bool:
+    """Whether this is the folder of a copy that the package datasets saved, rather than a name or a folder of files."""
+    return Path(name, "dataset_info.json").is_file() or Path(name, "dataset_dict.json").is_file()
 
 
 def dataset_documents(rows: Iterable[Any], config: ExperimentConfig, split: str) -> list[Document]:

@@ -17,11 +17,22 @@ THRESHOLD = 0.25
 A quarter brings Python's code pages together, whose tables differ in their upper halves.
 """
 
-# Shingles of fewer than these in common say little: a licence line, an empty module.
+CHARACTERS = 15
+"""Characters in a shingle of text that has no spaces between its words, white space not counted."""
+
+# Text with more bytes than this for each piece between spaces is taken for one without spaces between words.
+_UNSPACED = 64
+
+# Shingles of fewer than these in common say little: a licence line, an empty module. Of shingles that were sampled, as
+# many stand for more of them; yet fewer than the second number may be chance.
 _LEAST_COMMON = 8
+_LEAST_SAMPLED = 4
 
 # Text up to this size is looked at whole; of more, an even sample of shingles.
 _WHOLE = 32 << 20
+
+# Of a document so many shingles are kept, if it has them, however small the sample.
+_LEAST_KEPT = 32
 
 # A shingle in more documents than this is boilerplate: its documents are compared with their neighbours only.
 _COMMONPLACE = 64
@@ -32,15 +43,26 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 def near_duplicates(texts: Sequence[bytes]) -> list[int]:
     """A group number for each text; texts linked by near-duplicates, directly or through others, share one.
 
-    Shingles are runs of five words, hashed. For two texts with shingle sets A and B the measure is containment,
-    |A and B| / min(|A|, |B|), so that a part of a longer text is found, too. Above 32 MiB of text in all, only hashes
-    divisible by a small number are kept, the same ones everywhere, which leaves the measure unbiased.
+    Shingles are runs of five words, hashed; of text without spaces between words, runs of fifteen characters. For two
+    texts with shingle sets A and B the measure is containment, |A and B| / min(|A|, |B|), so that a part of a longer
+    text is found, too. Fewer than eight in common never suffice: texts of less than twelve words have not that many.
+
+    Above 64 MiB of text in all, hashes are sampled: of a text those are kept that a power of two divides, the same one
+    for all but short texts, which keep at least 32 if they have them. Two texts are compared by the hashes that the
+    larger of their powers divides, so that the measure stays unbiased and near-copies of any length find each other. A
+    short text inside a far longer one is found only if at least four of its hashes are among those that this one keeps.
 
     Source: Broder, "On the resemblance and containment of documents", 1997.
     """
-    sample = np.uint64(1 + sum(map(len, texts)) // _WHOLE)
-    sketches = [_shingles(text, sample) for text in texts]
-    sizes = [len(sketch) for sketch in sketches]
+    # A power of two, so that what a larger sample keeps a smaller one has as well.
+    coarsest = (1 + sum(map(len, texts)) // _WHOLE).bit_length() - 1
+    sketches, powers = [], []
+    for text in texts:
+        sketch, power = _sketch(text, coarsest)
+        sketches.append(sketch)
+        powers.append(power)
+    # By power, how many of a text's hashes a coarser sample has.
+    sizes = [[len(_divisible(sketch, power)) for power in range(coarsest + 1)] for sketch in sketches]
     parent = list(range(len(texts)))
 
     def root(i: int) -> int:
@@ -50,25 +72,44 @@ def near_duplicates(texts: Sequence[bytes]) -> list[int]:
         return i
 
     for (first, second), common in _common(sketches).items():
-        if common >= _LEAST_COMMON and common >= THRESHOLD * min(sizes[first], sizes[second]):
+        power = max(powers[first], powers[second])
+        least = max(_LEAST_COMMON >> power, _LEAST_SAMPLED)
+        if common >= least and common >= THRESHOLD * min(sizes[first][power], sizes[second][power]):
             low, high = sorted((root(first), root(second)))
             parent[high] = low
     return [root(i) for i in range(len(texts))]
 
 
-def _shingles(text: bytes, sample: np.uint64) -> NDArray[np.uint64]:
-    """Sorted distinct hashes of the runs of `WORDS` words, those divisible by ``sample``."""
-    words = np.array([zlib.crc32(word) for word in text.split()], dtype=np.uint64)
-    if len(words) < WORDS:
-        return np.empty(0, dtype=np.uint64)
-    runs = np.zeros(len(words) - WORDS + 1, dtype=np.uint64)
-    for offset in range(WORDS):
-        # Wraps around, as a polynomial hash does; the shift mixes high bits back down.
-        runs = (runs + words[offset : offset + len(runs)]) * _ODD
-        runs ^= runs >> np.uint64(29)
-    runs = np.unique(runs)
-    kept: NDArray[np.uint64] = runs[runs % sample == 0]
+def _sketch(text: bytes, coarsest: int) -> tuple[NDArray[np.uint64], int]:
+    """Sorted distinct hashes of a text's shingles, those divisible by a power of two, and which power."""
+    hashes = _shingles(text)
+    spare = len(hashes) // _LEAST_KEPT
+    power = min(coarsest, max(0, spare.bit_length() - 1))
+    return _divisible(hashes, power), power
+
+
+def _divisible(hashes: NDArray[np.uint64], power: int) -> NDArray[np.uint64]:
+    """Those whose last ``power`` bits are zero."""
+    kept: NDArray[np.uint64] = hashes[hashes & np.uint64((1 << power) - 1) == 0] if power else hashes
     return kept
+
+
+def _shingles(text: bytes) -> NDArray[np.uint64]:
+    """Sorted distinct hashes of the runs of `WORDS` words, or of `CHARACTERS` characters."""
+    pieces = text.split()
+    if len(text) > _UNSPACED * len(pieces):
+        joined = b"".join(pieces).decode("utf-8", "replace").encode("utf-32-le")
+        units, width = np.frombuffer(joined, dtype="<u4").astype(np.uint64), CHARACTERS
+    else:
+        units, width = np.array([zlib.crc32(piece) for piece in pieces], dtype=np.uint64), WORDS
+    if len(units) < width:
+        return np.empty(0, dtype=np.uint64)
+    runs = np.zeros(len(units) - width + 1, dtype=np.uint64)
+    for offset in range(width):
+        # Wraps around, as a polynomial hash does; the shift mixes high bits back down.
+        runs = (runs + units[offset : offset + len(runs)]) * _ODD
+        runs ^= runs >> np.uint64(29)
+    return np.unique(runs)
 
 
 def _common(sketches: Sequence[NDArray[np.uint64]]) -> dict[tuple[int, int], int]:

@@ -21,6 +21,9 @@ SHOWN = -1
 # Of the masks of evaluation. Not the seed of a run: runs of several seeds predict the same tokens.
 _SEED = 0x6D61736B
 
+# Places of a stream that are drawn together.
+_BLOCK = 1 << 10
+
 
 def mask_count(length: int, share: float) -> int:
     """How many tokens of ``length`` are masked: the nearest whole number, and at least one."""
@@ -74,11 +77,23 @@ def masked_nats(decoder: Decoder, shown: Tensor, targets: Tensor) -> Tensor:
 def evaluation_masks(starts: Sequence[int], segment: int, share: float) -> list[NDArray[np.bool_]]:
     """For each segment of a stream the tokens that are masked in evaluation, (segment,).
 
-    They depend on where a segment begins, on its length and on the share: all methods, variants, lengths and seeds
-    predict the same tokens.
+    Each token with probability ``share``, by its place in the stream and nothing else: all methods, variants, lengths
+    and seeds predict the same tokens, and so do evaluations of other lengths wherever they read the same text. Where
+    that masks none at all, the first token is masked.
     """
-    generators = (np.random.Generator(np.random.Philox(key=[_SEED, start])) for start in starts)
-    return [draw_masks(generator, 1, segment, share)[0] for generator in generators]
+    masks = [_drawn(start, start + segment) < share for start in starts]
+    if not any(mask.any() for mask in masks):
+        masks[0][0] = True
+    return masks
+
+
+def _drawn(first: int, end: int) -> NDArray[np.float64]:
+    """A number in [0, 1) for every place of a stream from ``first`` up to, not including, ``end``."""
+    blocks = range(first // _BLOCK, (end - 1) // _BLOCK + 1)
+    # Keyed by the block: whichever part of a stream is asked for, a place has the same number.
+    drawn = [np.random.Generator(np.random.Philox(key=[_SEED, block])).random(_BLOCK) for block in blocks]
+    begin = blocks.start * _BLOCK
+    return np.concatenate(drawn)[first - begin : end - begin]
 
 
 @torch.no_grad()

@@ -20,9 +20,14 @@ SEPARATOR = 0
 
 DEFAULT_BPE = 8192
 
-_END = "<|end|>"
-_UNKNOWN = "<|unknown|>"
-_NEWLINE = "<|newline|>"
+# NUL is in no text, so that nothing a text says is taken for one of these.
+_END = "\0"
+_UNKNOWN = "\0unknown"
+_NEWLINE = "\0newline"
+
+# What an unknown word reads as, and what a line's end was called in runs of words before that.
+_UNKNOWN_IN_TEXT = "<|unknown|>"
+_OLDER_NEWLINE = "<|newline|>"
 
 # Characters given to the tokenizer at a time.
 _PIECE = 1 << 20
@@ -82,6 +87,7 @@ class TrainedEncoder:
 
         self._tokenizer = Tokenizer.from_str(serialized)
         self.words = kind == "words"
+        self._newline = _NEWLINE if self._tokenizer.id_to_token(SEPARATOR) == _END else _OLDER_NEWLINE
         self.serialized: str | None = serialized
         self.vocabulary = self._tokenizer.get_vocab_size()
         self.description = f"{'words' if self.words else 'byte-level BPE'}, {self.vocabulary:,} tokens"
@@ -89,7 +95,7 @@ class TrainedEncoder:
 
     def _bytes(self, token: int) -> int:
         text = str(self._tokenizer.id_to_token(token))
-        if text in (_END, _NEWLINE):
+        if token == SEPARATOR or (self.words and text == self._newline):
             return 1
         # A word brings the space before it; a character of byte-level BPE is one byte.
         return len(text.encode()) + 1 if self.words else len(text)
@@ -118,13 +124,21 @@ class TrainedEncoder:
         return np.array(found, dtype=np.int64)
 
     def decode(self, tokens: Iterable[int]) -> bytes:
-        ids = list(tokens)
+        documents: list[list[int]] = [[]]
+        for token in tokens:
+            if token == SEPARATOR:
+                documents.append([])
+            else:
+                documents[-1].append(int(token))
+        return b"\0".join(self._decode(ids) for ids in documents)
+
+    def _decode(self, ids: list[int]) -> bytes:
         if self.words:
             named = (str(self._tokenizer.id_to_token(i)) for i in ids)
-            words = " ".join({_NEWLINE: "\n", _END: "\0"}.get(name, name) for name in named)
+            words = " ".join({self._newline: "\n", _UNKNOWN: _UNKNOWN_IN_TEXT}.get(name, name) for name in named)
             return words.replace(" \n ", "\n").encode()
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return text.replace(_END, "\0").encode()
+        return text.encode()
 
 
 def make_encoder(config: ExperimentConfig, texts: Iterable[bytes]) -> Encoder:
