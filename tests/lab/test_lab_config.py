@@ -55,6 +55,8 @@ CHOOSE = "choose from alibi, alibi-interleaved, alibi-learned, learned, nope, ro
          "drop the repetitions"),
         ({"protocols": ("window",)}, "protocols: expected names of protocols, got 'window'; "
          "choose from windows, sliding, targets, recall, or all"),
+        ({"protocols": ()}, "protocols: expected one or more names, got none; "
+         "choose from windows, sliding, targets, recall, or all"),
         ({"recall_share": 1.0}, "recall_share: expected a share from 0 up to, not including, 1, got 1.0; such as 0.1"),
         ({"dropout": -0.1}, "dropout: expected a share from 0 up to, not including, 1, got -0.1; such as 0.1"),
         ({"batch_size": 8, "devices": 3}, "batch_size: expected a multiple of the 3 devices, which share a batch, "
@@ -64,6 +66,8 @@ CHOOSE = "choose from alibi, alibi-interleaved, alibi-learned, learned, nope, ro
         ({"vocabulary": 500}, "vocabulary: expected 256 for bytes, got 500; leave it out, or choose --tokenizer bpe"),
         ({"tokenizer": "bpe", "vocabulary": 200}, "vocabulary: expected at least 260: the bytes, and some pairs, "
          "got 200; such as 4096"),
+        ({"tokenizer": "bpe", "vocabulary": 2_000_000_000}, "vocabulary: expected at most 1048576 tokens of BPE, "
+         "got 2000000000; such as 8192"),
         ({"cutoffs": (20, 10)}, "cutoffs: expected ascending ranks of at least 1, got 20,10; "
          "such as 20000,60000 for a vocabulary of 267744"),
         ({"document_start": "("}, "document_start: expected a regular expression, got '(' (missing ), unterminated "
@@ -80,7 +84,16 @@ def test_refusals(values: dict[str, Any], text: str) -> None:
     assert str(error.value) == text
 
 
-@pytest.mark.parametrize("values", [{"learning_rate": float("nan")}, {"clip": float("inf")}, {"steps": 1.5}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"learning_rate": float("nan")},
+        {"clip": float("inf")},
+        {"weight_decay": float("nan")},
+        {"weight_decay": float("inf")},
+        {"steps": 1.5},
+    ],
+)
 def test_refuses_what_is_no_proper_number(values: dict[str, Any]) -> None:
     name = next(iter(values))
     with pytest.raises(LabError, match=f"^{name}: expected "):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -8,11 +9,17 @@ import pytest
 import torch
 
 from alibi_attention.lab.bootstrap import bootstrap_interval, wilson_interval
+from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.ends import Ends, sliding_ends, target_ends
 from alibi_attention.lab.evaluation import evaluate_ends, evaluate_windows, window_work
 from alibi_attention.lab.held_out import HeldOut, of_bytes, segment_starts
-from alibi_attention.lab.model import Decoder
+from alibi_attention.lab.masking import evaluate_masked
+from alibi_attention.lab.model import Decoder, build_decoder
 from alibi_attention.lab.positions import DecoderShape
+from alibi_attention.lab.protocols import held_out_of, protocol_lengths, protocol_work, run_protocol
+from alibi_attention.lab.recall import evaluate_recall
+from alibi_attention.lab.scores import RecallScore, Score
 
 SHAPE = DecoderShape(length=8, layers=1, heads=2, width=16)
 
@@ -233,6 +240,50 @@ def test_ticks_and_may_stop() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_windows(decoder, of_bytes(stream), (8, 16), 48, tick=stop)
+
+
+MakeConfig = Callable[..., ExperimentConfig]
+
+
+def at_once(config: ExperimentConfig, decoder: Decoder) -> dict[str, list[Score] | list[RecallScore]]:
+    """Scores by protocol, all lengths in one call wherever there is such a call."""
+    corpus = load_corpus(config)
+    held_out, lengths, budget = held_out_of(corpus), config.eval_lengths, config.eval_tokens
+    if config.objective == "masked":
+        return {"windows": evaluate_masked(decoder, held_out, lengths, budget, config.mask_share)}
+    sliding = [(n, sliding_ends(held_out, lengths, budget, config.stride, n)) for n in lengths]
+    targets = target_ends(held_out, config.window_lengths, budget, config.targets)
+    return {
+        "windows": evaluate_windows(decoder, held_out, lengths, budget),
+        "sliding": [evaluate_ends(decoder, held_out, n, ends) for n, ends in sliding],
+        "targets": [evaluate_ends(decoder, held_out, n, targets) for n in config.window_lengths],
+        "recall": evaluate_recall(
+            decoder, held_out, corpus.encoder, lengths, budget=budget, most=config.recall_trials, seed=config.seed
+        ),
+    }
+
+
+@pytest.mark.parametrize("method", ["alibi", "learned"])
+@pytest.mark.parametrize("changes", [{"protocols": ["all"], "recall_trials": 8}, {"objective": "masked"}])
+def test_a_length_alone_comes_to_what_it_comes_to_among_all(
+    tiny: MakeConfig, method: str, changes: dict[str, object]
+) -> None:
+    config = tiny(methods=(method,), **changes)
+    decoder, corpus = build_decoder(config, method).eval(), load_corpus(config)
+    held_out = held_out_of(corpus)
+    for protocol, whole in at_once(config, decoder).items():
+        lengths = protocol_lengths(protocol, config)
+        found: list[Score | RecallScore] = []
+        # In another order, and each on its own.
+        for length in sorted(lengths, reverse=True):
+            ticked: list[int] = []
+            ((at, scores),) = run_protocol(protocol, decoder, corpus, config, None, ticked.append, [length])
+            assert at == length
+            assert sum(ticked) == protocol_work(protocol, held_out, config, [length])
+            found[:0] = scores
+        assert found == whole
+        total = sum(protocol_work(protocol, held_out, config, [length]) for length in lengths)
+        assert protocol_work(protocol, held_out, config) == total
 
 
 def test_uniform_predictions_cost_eight_bits() -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from alibi_attention.backends import native
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.config_file import read_config_file
 from alibi_attention.lab.corpus import load_corpus
-from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.environment import environment, machine_words, sources
+from alibi_attention.lab.errors import LabError, RunInterrupted
 from alibi_attention.lab.experiment import (
     UNTAUGHT,
     reevaluate_experiment,
@@ -23,12 +26,14 @@ from alibi_attention.lab.experiment import (
 )
 from alibi_attention.lab.figures import draw_figure, save_figures
 from alibi_attention.lab.files import replacing
+from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.lock import locked
 from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.report import write_report
 from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
 from alibi_attention.lab.scores import Evaluation, LossVerdict, RecallScore, Score
+from alibi_attention.lab.summary import Run, machine_differences
 from alibi_attention.lab.tables import markdown_table, recall_rows
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -77,8 +82,10 @@ def test_contents(tiny: MakeConfig, tmp_path: Path) -> None:
     assert whole["config"]["eval_lengths"] == [16, 24, 64]
     assert whole["corpus"]["fingerprint"] == load_corpus(config).fingerprint
     assert set(whole["environment"]) == {
-        "alibi_attention", "torch", "python", "platform", "processor", "threads", "device", "date",
+        "alibi_attention", "sources", "torch", "transformers", "tokenizers", "python", "platform", "processor",
+        "threads", "device", "kernel", "date",
     }  # fmt: skip
+    assert whole["sessions"] == [whole["environment"]]
     assert [MethodResult.model_validate(value) for value in whole["results"]] == results
     assert [r.method for r in results] == methods
     assert all([score.length for score in r.scores] == [16, 24, 64] for r in results)
@@ -378,27 +385,188 @@ def test_killed_while_taking_weights(tiny: MakeConfig, tmp_path: Path, monkeypat
     assert not (tmp_path / ".again.partial").exists()
 
 
-def test_a_run_begun_elsewhere_goes_on_and_says_so(tiny: MakeConfig, tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    start_experiment(tiny(methods=("rope",)), root)
+class Stopping(Interruption):
+    """Asks to stop at a certain question."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._left = at
+
+    def check(self) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            raise RunInterrupted(signal.SIGTERM)
+
+
+def stopped(config: ExperimentConfig, root: Path, at: int = 2) -> Path:
+    """A run that was stopped in its evaluation: the first question is asked after training."""
+    with pytest.raises(RunInterrupted):
+        start_experiment(config, root, stop=Stopping(at))
+    return root
+
+
+def told_of_change(said: Said) -> list[str]:
+    return [line for line in said.lines if line.startswith("Last worked on")]
+
+
+def test_where_each_process_worked_is_kept_and_told(tiny: MakeConfig, tmp_path: Path) -> None:
+    root = stopped(tiny(methods=("rope",)), tmp_path / "run")
+    folder, said = RunFolder(root), Said()
+    assert not folder.sessions.exists()
+    torch.set_num_threads(2)
+    try:
+        resume_experiment(root, said, stop=None)
+    finally:
+        torch.set_num_threads(1)
+    assert told_of_change(said) == [
+        "Last worked on with other means: threads 1 → 2. It goes on, but the last bits may come out otherwise."
+    ]
+    assert [session["threads"] for session in folder.read_sessions()] == [1, 2]
+    whole = json.loads(folder.results.read_text(encoding="utf-8"))
+    assert whole["sessions"] == folder.read_sessions()
+    page = write_report([root], tmp_path / "report").read_text(encoding="utf-8")
+    assert ", 1 thread, then 2, cpu, torch " in page
+    # Of a complete run nothing is computed: nobody worked on it.
+    resume_experiment(root, said)
+    assert len(told_of_change(said)) == 1
+    assert len(folder.read_sessions()) == 2
+    # What it is compared with is the last of them.
+    folder.result("rope").unlink()
+    resume_experiment(root, said)
+    assert "threads 2 → 1" in told_of_change(said)[1]
+    assert [session["threads"] for session in folder.read_sessions()] == [1, 2, 1]
+    assert ", 1 thread, then 2, then 1, cpu" in machine_words(folder.read_sessions())
+    # And of two runs, all of it.
+    first, other = (Run(root, tiny(), [], {}, sessions) for sessions in (folder.read_sessions(), whole["sessions"]))
+    assert machine_differences([first, other]) == ["seed 0: threads 1, then 2, then 1 → 1, then 2"]
+    assert machine_differences([first, first]) == []
+
+
+def test_a_run_of_before_sessions_and_sources_were_kept(tiny: MakeConfig, tmp_path: Path) -> None:
+    root = stopped(tiny(methods=("rope",)), tmp_path / "run")
+    start = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    for name in ("sources", "transformers", "tokenizers", "kernel"):
+        del start["environment"][name]
+    start["environment"] |= {"torch": "1.0"}
+    (root / "config.json").write_text(json.dumps(start), encoding="utf-8")
     said = Said()
     resume_experiment(root, said)
-    assert not any("Started elsewhere" in line for line in said.lines)
-    start = json.loads((root / "config.json").read_text(encoding="utf-8"))
-    start["environment"] |= {"torch": "1.0", "threads": 99}
-    (root / "config.json").write_text(json.dumps(start), encoding="utf-8")
+    now = environment("cpu")
+    assert told_of_change(said) == [
+        f"Last worked on with other means: sources not written down → {now['sources']}, "
+        f"torch 1.0 → {torch.__version__}. It goes on, but the last bits may come out otherwise."
+    ]
+    first, second = RunFolder(root).read_sessions()
+    assert first == start["environment"]
+    assert {**second, "date": ""} == {**now, "date": ""}
+    assert f"torch 1.0, then {torch.__version__}, " in machine_words([first, second])
+
+
+def test_other_sources_are_told(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = stopped(tiny(methods=("rope",)), tmp_path / "run")
+    before = environment("cpu")["sources"]
+    monkeypatch.setattr("alibi_attention.lab.environment.sources", lambda: "0123456789ab")
+    said = Said()
     resume_experiment(root, said)
-    threads = torch.get_num_threads()
-    assert said.lines[1] == (
-        f"Started elsewhere: torch 1.0 → {torch.__version__}, threads 99 → {threads}. "
-        "It goes on, but the last bits may come out otherwise."
-    )
+    assert f"other means: sources {before} → 0123456789ab. " in told_of_change(said)[0]
+
+
+def test_sources_are_all_that_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, kernels = tmp_path / "package", tmp_path / "elsewhere"
+    for folder in (package / "lab", kernels):
+        folder.mkdir(parents=True)
+    files = (package / "__init__.py", package / "lab" / "a.py", kernels / "_alibi_cpu.so")
+    monkeypatch.setattr("alibi_attention.__file__", str(files[0]))
+    monkeypatch.setattr("alibi_attention.backends.__path__", [str(kernels)])
+    seen = set()
+    for file in (*files, *files):
+        file.write_bytes(file.read_bytes() + b"more" if file.exists() else b"")
+        sources.cache_clear()
+        seen.add(sources())
+    files[1].rename(package / "a.py")
+    assert sources() in seen, "taken once in a process"
+    sources.cache_clear()
+    seen.add(sources())
+    sources.cache_clear()
+    assert len(seen) == 7
+    assert {len(each) for each in seen} == {12}
+
+
+def test_the_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = native.load()
+    assert environment("cpu")["kernel"] == ("blocked" if isinstance(library, str) else f"cpu {library.isa}")
+    monkeypatch.setattr(native, "load", lambda: "none here")
+    assert environment("cpu")["kernel"] == "blocked"
+
+    def refuse() -> str:
+        raise RuntimeError
+
+    monkeypatch.setattr(native, "load", refuse)
+    assert environment("cpu")["kernel"] == "none"
+
+
+def test_damaged_sessions_are_refused_and_need_not_be_kept(tiny: MakeConfig, tmp_path: Path) -> None:
+    root = stopped(tiny(methods=("rope",)), tmp_path / "run")
+    for content in ("{", '{"schema_version": 3}', '{"schema_version": 3, "sessions": []}'):
+        (root / "sessions.json").write_text(content, encoding="utf-8")
+        with pytest.raises(LabError) as error:
+            resume_experiment(root)
+        assert str(error.value) == (
+            f"run: expected a file as this version writes it, got {root / 'sessions.json'}; "
+            "delete this file: where it was continued is then not known"
+        )
+    (root / "sessions.json").unlink()
+    resume_experiment(root)
+    assert len(RunFolder(root).read_sessions()) == 2
+
+
+def test_a_stop_loses_one_length_at_most(tiny: MakeConfig, tmp_path: Path) -> None:
+    """However little is done between two stops, as long as it is the longest that a length takes."""
+    config = tiny(methods=("rope",), protocols=["all"], recall_trials=8)
+    whole = start_experiment(config, tmp_path / "whole")
+    # Questions: one after training, then four segments of windows for a length, none of which suffices.
+    root = stopped(config, tmp_path / "run", 4)
+    folder, done = RunFolder(root), []
+    for _ in range(40):
+        said = Said()
+        try:
+            again = resume_experiment(root, said, stop=Stopping(5))
+            break
+        except RunInterrupted:
+            kept = [folder.read_evaluation("rope", None, protocol) for protocol in config.protocols]
+            done.append([len(each.lengths or ()) for each in kept])
+            if len(done) == 2:
+                # A bar begins behind what is done: one of three lengths.
+                assert said.bars[0] == ("RoPE: windows", 3 * 256, 256)
+    assert len(done) >= 3
+    assert all(a < b for a, b in pairwise([sum(each) for each in [[0] * 4, *done]]))
+    assert [r.evaluations for r in again] == [r.evaluations for r in whole]
+
+
+def test_evaluations_of_before_lengths_were_kept_are_whole(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "run"
+    first = start_experiment(tiny(methods=("rope",), protocols=["windows", "recall"], recall_trials=8), root)
+    for path in (root / "rope" / "evaluation").iterdir():
+        value = json.loads(path.read_text(encoding="utf-8"))
+        assert value.pop("lengths") == [16, 24, 64]
+        assert set(value) == {"schema_version", "scores", "seconds"}
+        path.write_text(json.dumps(value), encoding="utf-8")
+    (root / "rope" / "result.json").unlink()
+    monkeypatch.setattr("alibi_attention.lab.experiment.run_protocol", None)
+    assert resume_experiment(root) == first
 
 
 class Said(Progress):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
+        self.bars: list[tuple[str, int, int]] = []
+
+    def start(self, description: str, *, total: int, done: int = 0, tokens: int = 1) -> None:
+        super().start(description, total=total, done=done, tokens=tokens)
+        self.bars.append((description, total, done))
 
     def say(self, text: str) -> None:
         self.lines.append(text)
@@ -415,6 +583,89 @@ def test_damaged_results_are_refused_and_made_again(tiny: MakeConfig, tmp_path: 
     (root / "rope" / name).unlink()
     # Weights and evaluations are read; even their seconds are those of the first time.
     assert resume_experiment(root) == first
+
+
+@pytest.mark.parametrize("content", ["{", '{"schema_version": 3}', '{"schema_version": 3, "seconds": "long"}'])
+def test_a_damaged_time_of_training_is_no_dead_end(tiny: MakeConfig, tmp_path: Path, content: str) -> None:
+    root = stopped(tiny(methods=("rope",)), tmp_path / "run")
+    path = root / "rope" / "trained.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(LabError) as error:
+        resume_experiment(root)
+    assert str(error.value) == (
+        f"run: expected a file as this version writes it, got {path}; "
+        "delete this file and --resume: how long training took is then not known, and nothing else is lost"
+    )
+    path.unlink()
+    trained = (root / "rope" / "weights.safetensors").stat().st_mtime_ns
+    assert resume_experiment(root)[0].train_seconds == 0.0
+    assert (root / "rope" / "weights.safetensors").stat().st_mtime_ns == trained
+    assert reevaluate_experiment(root, tmp_path / "again", {})[0].train_seconds == 0.0
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"schema_version": 3}', '{"schema_version": 3, "seconds": 1.0, "scores": [{"length": 16}]}',
+                '{"schema_version": 3, "seconds": 1.0, "scores": 3}'],
+)  # fmt: skip
+def test_a_damaged_evaluation_is_made_again(tiny: MakeConfig, tmp_path: Path, content: str) -> None:
+    root = tmp_path / "run"
+    first = start_experiment(tiny(methods=("rope",)), root)
+    (root / "rope" / "result.json").unlink()
+    path = root / "rope" / "evaluation" / "plain-windows.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(LabError) as error:
+        resume_experiment(root)
+    assert str(error.value) == (
+        f"run: expected a file as this version writes it, got {path}; "
+        "delete this file and --resume: only what it held is done again"
+    )
+    path.unlink()
+    assert [r.evaluations for r in resume_experiment(root)] == [r.evaluations for r in first]
+
+
+def test_weights_that_are_gone_are_trained_again(tiny: MakeConfig, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    first = start_experiment(tiny(methods=("rope", "nope")), root)
+    path = root / "rope" / "weights.safetensors"
+    trained = path.read_bytes()
+    path.unlink()
+    with pytest.raises(LabError) as error:
+        reevaluate_experiment(root, tmp_path / "again", {})
+    assert error.value.remedy == f"complete it with: alibi extrapolate --resume --output {root}"
+    # Scores of weights that are no more are not those of others.
+    evaluation = root / "rope" / "evaluation" / "plain-windows.json"
+    evaluation.write_text("another", encoding="utf-8")
+    other = (root / "nope" / "weights.safetensors").stat().st_mtime_ns
+    said = Said()
+    again = resume_experiment(root, said)
+    assert "RoPE: its weights are missing; it is trained and evaluated again." in said.lines
+    assert path.read_bytes() == trained
+    assert [r.evaluations for r in again] == [r.evaluations for r in first]
+    assert (root / "nope" / "weights.safetensors").stat().st_mtime_ns == other
+    assert len(RunFolder(root).read_sessions()) == 2
+    reevaluate_experiment(root, tmp_path / "again", {})
+
+
+def test_weights_that_are_gone_again_while_they_are_trained(tiny: MakeConfig, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    first = start_experiment(tiny(methods=("rope",)), root)
+    (root / "rope" / "weights.safetensors").unlink()
+    with pytest.raises(RunInterrupted):
+        resume_experiment(root, stop=Stopping(3))
+    # The old scores are gone with the old weights: it is no complete run.
+    assert not (root / "results.json").exists()
+    assert not (root / "rope" / "result.json").exists()
+    assert [r.evaluations for r in resume_experiment(root)] == [r.evaluations for r in first]
+
+
+def test_a_state_that_was_left_behind_goes(tiny: MakeConfig, tmp_path: Path) -> None:
+    """By a process that was killed between the result and its removal."""
+    root = tmp_path / "run"
+    first = start_experiment(tiny(methods=("rope",)), root)
+    path = RunFolder(root).checkpoint("rope")
+    shutil.copyfile(RunFolder(root).weights("rope"), path)
+    assert resume_experiment(root) == first
+    assert not path.exists()
 
 
 def test_full_disk_loses_nothing(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,6 +751,34 @@ def test_evaluated_once_more_without_training(tiny: MakeConfig, tmp_path: Path) 
     (source / "rope" / "weights.safetensors").unlink()
     with pytest.raises(LabError, match=r"^run: expected a run with rope trained, got "):
         reevaluate_experiment(source, tmp_path / "other", {})
+
+
+def test_who_trained_is_kept_with_what_is_evaluated_once_more(tiny: MakeConfig, tmp_path: Path) -> None:
+    start_experiment(tiny(methods=("rope",)), tmp_path / "run")
+    torch.set_num_threads(2)
+    try:
+        reevaluate_experiment(tmp_path / "run", tmp_path / "again", {})
+    finally:
+        torch.set_num_threads(1)
+    folder = RunFolder(tmp_path / "again")
+    assert [session["threads"] for session in folder.read_sessions()] == [1, 2]
+    assert folder.read_start()["environment"]["threads"] == 2
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_folder_without_a_name_is_refused(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start_experiment(tiny(methods=("rope",)), tmp_path / "run")
+    (tmp_path / "empty" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / ("inside" if name == ".." else ""))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(LabError) as error:
+        reevaluate_experiment(tmp_path / "run", Path(name), {})
+    assert str(error.value) == (
+        f"output: expected a new folder by its name, got {name}, which is no name of one; name one, such as runs/again"
+    )
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
 def test_weights_of_another_configuration_are_refused(tiny: MakeConfig, tmp_path: Path) -> None:

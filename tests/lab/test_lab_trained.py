@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from lab_cases import TINY, WORDS
+from safetensors.torch import save
 from typer.testing import CliRunner, Result
 
 from alibi_attention.bench.trained import layers_of
 from alibi_attention.cli.app import app
+from alibi_attention.lab.checkpoint import load_tensors, save_tensors
 from alibi_attention.lab.config import make_config
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.experiment import resume_experiment, start_experiment
@@ -153,6 +155,103 @@ def test_but_not_continued(copy: Path) -> None:
         refused: Callable[[], Any] = call
         with pytest.raises(LabError, match="run: expected a run folder of schema version 3, got version 1 in"):
             refused()
+
+
+def damaged(path: Path, at: int) -> None:
+    """One bit of the byte ``at`` another."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x40
+    path.write_bytes(content)
+
+
+def test_a_single_bit_that_changed_is_found(copy: Path, tmp_path: Path) -> None:
+    path = copy / "rope" / "weights.safetensors"
+    damaged(path, -1)
+    with pytest.raises(LabError) as error:
+        load_trained(copy, "rope")
+    assert str(error.value) == (
+        f"run: expected a whole file of weights, got {path} (its checksum is another: something in it changed after it "
+        "was written); restore it from a copy, or train again"
+    )
+    # And by the flag that the command has, before anything is written.
+    done = alibi("evaluate", copy, "--output", tmp_path / "again")
+    assert done.exit_code == 2
+    assert done.stderr == (
+        f"error: RUN: expected a whole file of this program, got {path} (its checksum is another: something in it "
+        "changed after it was written)\n"
+        "  delete this file and --resume again: its method is then trained from the start\n"
+    )
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+    # Doing as it says.
+    path.unlink()
+    assert alibi("extrapolate", "--resume", "--output", copy).exit_code == 0
+    assert alibi("evaluate", copy, "--output", tmp_path / "again").exit_code == 0
+
+
+def test_weights_of_before_the_checksum_are_read(copy: Path) -> None:
+    path = copy / "rope" / "weights.safetensors"
+    tensors, header = load_tensors(path)
+    path.write_bytes(save(tensors, metadata={"alibi_attention": json.dumps(header)}))
+    found, same = load_tensors(path)
+    assert same == header
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    path.write_bytes(save(tensors, metadata={"alibi_attention": "{"}))
+    with pytest.raises(LabError, match=r"^resume: expected a whole file of this program, got "):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_everything_that_is_kept_is_in_the_checksum(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "state.safetensors"
+    tensors = {"a": torch.ones(3, 2).to(dtype), "scalar": torch.tensor(1).to(dtype), "none": torch.ones(0).to(dtype)}
+    save_tensors(path, tensors, {"step": 1, "seconds": 0.25})
+    found, header = load_tensors(path)
+    assert header == {"step": 1, "seconds": 0.25}
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    content = path.read_bytes()
+    for old, new in ((b'"step\\": 1', b'"step\\": 2'), (b"[3,2]", b"[2,3]"), (b'"scalar"', b'"scaler"')):
+        assert content.count(old) == 1
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(LabError, match="its checksum is another"):
+            load_tensors(path)
+
+
+def test_a_tolerance_that_is_no_share_of_mass_is_refused(copy: Path) -> None:
+    for tolerance in ("2", "nan", "-0.5", "1"):
+        done = alibi("dissect", copy, "--lengths", 32, "--mass-length", 32, f"--tolerance={tolerance}")
+        assert done.exit_code == 2
+        assert done.stderr == (
+            "error: --tolerance: expected a share of a row's mass from 0 up to, not including, 1, got "
+            f"{float(tolerance)}\n  leave it out for 2^-24, what float32 rounds by\n"
+        )
+    assert not (copy / "alibi" / "inside").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "lacks"),
+    [
+        ({}, "config"),
+        ({"config": 3}, "config"),
+        ({"config": {}}, "fingerprint of the corpus"),
+        ({"config": {}, "corpus": {}}, "fingerprint of the corpus"),
+        ({"config": {}, "corpus": {"fingerprint": "0"}}, "environment"),
+    ],
+)
+def test_a_config_json_without_its_parts_is_refused(
+    copy: Path, tmp_path: Path, content: dict[str, Any], lacks: str
+) -> None:
+    path = copy / "config.json"
+    path.write_text(json.dumps({"schema_version": 3, **content}))
+    complaint = f"expected a config.json as it was written, got {path}, which lacks its {lacks}\n  start a new run\n"
+    for command in (
+        ("extrapolate", "--resume", "--output", copy),
+        ("evaluate", copy, "--output", tmp_path / "again"),
+        ("report", copy, "--output", tmp_path / "report"),
+    ):
+        done = alibi(*command)
+        assert done.exit_code == 2
+        assert done.stderr.partition(": ")[2].partition(": ")[2] == complaint
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
 
 
 def test_text_that_may_have_been_seen_is_called_so(copy: Path) -> None:

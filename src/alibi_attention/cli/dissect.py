@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alibi_attention.cli.errors import laboratory_errors
+from alibi_attention.cli.errors import laboratory_errors, refuse
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_table
 from alibi_attention.cli.lab_values import whole_numbers
@@ -38,6 +38,9 @@ def dissect(
     is about each layer's attention on this text.
     """
     asked = whole_numbers("--lengths", lengths)
+    if tolerance is not None and not 0.0 <= tolerance < 1.0:
+        complaint = f"expected a share of a row's mass from 0 up to, not including, 1, got {tolerance}"
+        raise refuse("--tolerance", complaint, "leave it out for 2^-24, what float32 rounds by")
     require("lab")
     with laboratory_errors(run, names={"run": "RUN", "methods": "--method", "variants": "--method"}):
         from rich.console import Console

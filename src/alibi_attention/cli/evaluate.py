@@ -49,7 +49,7 @@ def evaluate(
     del eval_lengths, eval_tokens, variants, protocols, stride, recall_trials
     changes = given_settings(context, ignored=("run", "output"))
     require("lab")
-    with laboratory_errors(output, names={"run": "RUN"}):
+    with laboratory_errors(output, names={"run": "RUN", "resume": "RUN"}):
         from rich.console import Console
 
         from alibi_attention.lab.experiment import reevaluate_experiment

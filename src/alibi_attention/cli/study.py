@@ -45,13 +45,14 @@ def study(
 ) -> None:
     """Every method and variant by every protocol under several seeds, and the report.
 
-    Ctrl-C, or the end of --minutes, stops after the step at hand; the same command goes on from there.
+    Ctrl-C, or the end of --minutes, stops after the step at hand, or in an evaluation, whose finished lengths are kept;
+    the same command goes on from there.
     """
     del methods, length, eval_lengths, eval_tokens, steps, device
     given = given_settings(context, ignored=("output", "seeds", "only_seed", "minutes", "config"))
     require("lab")
     # A study is continued by its own command, which the message must name.
-    with laboratory_errors(output, again="the same command"):
+    with laboratory_errors(output, again="the same command", names={"run": "--output", "resume": "--output"}):
         from rich.console import Console
 
         from alibi_attention.lab.config_file import read_settings

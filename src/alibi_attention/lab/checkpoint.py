@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,32 @@ from alibi_attention.lab.files import replacing
 # A safetensors header maps strings to strings; ours is one JSON text under this key.
 _HEADER = "alibi_attention"
 
+# In that text, because safetensors writes several keys in an order that differs from time to time.
+_CHECKSUM = "sha256"
+
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write tensors and a JSON header as one file that is either whole or absent."""
+    """Write tensors and a JSON header, with a checksum of both, as one file that is either whole or absent."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {**header, _CHECKSUM: _checksum(contiguous, header)}
     with replacing(path) as temporary:
         # Not `save_file`, which makes files that only their owner may read.
         temporary.write_bytes(save(contiguous, metadata={_HEADER: json.dumps(header)}))
 
 
+def _checksum(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    """sha256 over the header and, in the order of their names, every tensor's name, type, shape and bytes."""
+    found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As bytes, because NumPy has no bfloat16.
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote.
+    """What `save_tensors` wrote; what it wrote before it added a checksum is not checked for one.
 
     Raises:
         LabError: if the file is damaged or is not ours.
@@ -36,15 +52,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()[_HEADER])
             # Cloned into memory of torch's own alignment, in which kernels take the same path as before the pause.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError) as error:
-        remedy = "delete this file and --resume again: its method is then trained from the start"
-        got = f"{path} ({error})"
-        raise LabError("resume", expected="a whole file of this program", got=got, remedy=remedy) from None
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        wanted = header.pop(_CHECKSUM, None)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, str(error)) from None
     except OSError as error:
         remedy = "name the folder of a run in which this method was trained"
         raise LabError("run", expected="a file that can be read", got=f"{path} ({error.strerror or error})",
                        remedy=remedy) from None  # fmt: skip
+    if wanted is not None and wanted != _checksum(tensors, header):
+        raise _damaged(path, "its checksum is another: something in it changed after it was written")
+    return tensors, header
+
+
+def _damaged(path: Path, why: str) -> LabError:
+    remedy = "delete this file and --resume again: its method is then trained from the start"
+    return LabError("resume", expected="a whole file of this program", got=f"{path} ({why})", remedy=remedy)
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

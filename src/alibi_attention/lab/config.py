@@ -26,10 +26,14 @@ DEFAULT_DOUBLINGS = 5
 
 MIN_BPE = 260
 
+# Memory for all of a BPE is set aside before it is learned; the largest vocabularies in use have a million tokens.
+MAX_BPE = 1 << 20
+
 
 def _at_least(minimum: float) -> AfterValidator:
     def check(value: float, info: ValidationInfo) -> float:
-        if value < minimum:
+        # Said so that what is no number is refused, too.
+        if not value >= minimum:
             name = info.field_name or "value"
             raise LabError(
                 name, expected=f"at least {minimum}", got=f"{value}", remedy=f"raise it to {minimum} or more"
@@ -169,7 +173,7 @@ class ExperimentConfig(BaseModel):
     learning_rate: Positive = 3e-3
     warmup: WholeNumber = 50
     final_rate: Annotated[float, _share] = 0.1
-    weight_decay: Annotated[float, _at_least(0)] = 0.1
+    weight_decay: Annotated[float, Field(allow_inf_nan=False), _at_least(0)] = 0.1
     clip: Positive = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: Count = 50
@@ -212,9 +216,11 @@ class ExperimentConfig(BaseModel):
     def _all_protocols(cls, names: Any) -> Any:
         if tuple(names) == ("all",):
             return PROTOCOLS
+        remedy = f"choose from {', '.join(PROTOCOLS)}, or all"
+        if not names:
+            raise LabError("protocols", expected="one or more names", got="none", remedy=remedy)
         for name in names:
             if name not in PROTOCOLS:
-                remedy = f"choose from {', '.join(PROTOCOLS)}, or all"
                 raise LabError("protocols", expected="names of protocols", got=repr(name), remedy=remedy)
         return tuple(name for name in PROTOCOLS if name in names)
 
@@ -287,6 +293,9 @@ class ExperimentConfig(BaseModel):
         if self.tokenizer == "bpe" and 0 < self.vocabulary < MIN_BPE:
             expected = f"at least {MIN_BPE}: the bytes, and some pairs"
             raise LabError("vocabulary", expected=expected, got=f"{self.vocabulary}", remedy="such as 4096")
+        if self.tokenizer == "bpe" and self.vocabulary > MAX_BPE:
+            expected = f"at most {MAX_BPE} tokens of BPE"
+            raise LabError("vocabulary", expected=expected, got=f"{self.vocabulary}", remedy="such as 8192")
         self._fits_objective()
         return self
 

@@ -33,7 +33,7 @@ def window_work(held_out: HeldOut, lengths: Sequence[int], budget: int) -> int:
 @torch.no_grad()
 def evaluate_windows(
     decoder: Decoder, held_out: HeldOut, lengths: Sequence[int], budget: int,
-    *, variant: str | None = None, tick: Tick | None = None,
+    *, segment: int | None = None, variant: str | None = None, tick: Tick | None = None,
 ) -> list[Score]:  # fmt: skip
     """Score a decoder at each length over non-overlapping windows, by the protocol of the paper's main table.
 
@@ -46,13 +46,15 @@ def evaluate_windows(
         held_out: text, at least one token longer than the longest length.
         lengths: ascending.
         budget: about how many tokens to score at each length.
+        segment: length of the segments, where it is not the longest of these lengths: that of all, if these are some
+            of them.
         variant: of the position method, set up for each length.
         tick: called with the number of tokens scored; may raise to stop.
 
     Returns:
         One score per length, in their order, with the loss by position; without a number where positions end earlier.
     """
-    segment = lengths[-1]
+    segment = segment or lengths[-1]
     starts = segment_starts(len(held_out.tokens), segment, budget)
     targets = np.concatenate([np.arange(start + 1, start + 1 + segment) for start in starts])
     scores = []

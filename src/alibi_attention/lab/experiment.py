@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from alibi_attention.lab.checkpoint import load_tensors, load_weights, save_tensors
-from alibi_attention.lab.config import EVALUATION_SETTINGS, ExperimentConfig, make_config
+from alibi_attention.lab.config import EVALUATION_SETTINGS, ExperimentConfig, Protocol, make_config
 from alibi_attention.lab.corpus import Corpus, load_corpus
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.figures import save_figures
@@ -23,9 +23,9 @@ from alibi_attention.lab.model import Decoder, build_decoder
 from alibi_attention.lab.passages import RecallMixer, alphabet_of
 from alibi_attention.lab.positions import full_title, position_methods, split_name
 from alibi_attention.lab.progress import Progress
-from alibi_attention.lab.protocols import held_out_of, protocol_work, run_protocol
+from alibi_attention.lab.protocols import held_out_of, protocol_lengths, protocol_work, run_protocol
 from alibi_attention.lab.recall import askable_distances
-from alibi_attention.lab.runs import MethodResult, RunFolder
+from alibi_attention.lab.runs import Kept, MethodResult, RunFolder
 from alibi_attention.lab.schema import SCHEMA_VERSION
 from alibi_attention.lab.scores import Evaluation
 from alibi_attention.lab.tables import markdown_table
@@ -77,8 +77,11 @@ def resume_experiment(
 ) -> list[MethodResult]:
     """Continue an interrupted run to the result it would have had; of a complete run only the figure is redrawn.
 
-    On one machine with one number of threads and one version of torch the weights and scores are the same to the last
-    bit; if any of these is not what it was, that is said.
+    A model whose weights are missing is trained again, complete or not, and its scores are made anew.
+
+    On one machine with one number of threads, the same packages and the same sources of this one, the weights and
+    scores are the same to the last bit; if any of these is not what it was when the run was last worked on, that is
+    said, and kept (`RunFolder.read_sessions`).
 
     Args:
         root: of the run folder.
@@ -110,11 +113,14 @@ def resume_experiment(
     corpus = load_corpus(config)
     folder.refuse_changed_corpus(corpus)
     progress = progress or Progress()
-    changed = folder.changes_of_environment(config)
-    if changed:
-        progress.say(f"Started elsewhere: {', '.join(changed)}. It goes on, but the last bits may come out otherwise.")
     with folder.held():
         folder.complete_beginning(config)
+        if folder.unfinished(config):
+            changed = folder.changes_of_environment(config)
+            if changed:
+                progress.say(f"Last worked on with other means: {', '.join(changed)}. "
+                             "It goes on, but the last bits may come out otherwise.")  # fmt: skip
+            folder.begin_session(config)
         return _run(folder, config, corpus, progress, stop)
 
 
@@ -140,12 +146,17 @@ def reevaluate_experiment(
             raise LabError(name, expected="a setting of evaluation", got="this one", remedy=remedy)
     config = make_config({**before.model_dump(), **changes})
     folder = RunFolder(root)
+    if root.name in ("", ".."):
+        got = f"{root}, which is no name of one"
+        raise LabError("output", expected="a new folder by its name", got=got, remedy="name one, such as runs/again")
     folder.refuse_existing()
     _check(config)
     for method in config.methods:
         if not old.weights(method).is_file():
             remedy = f"complete it with: alibi extrapolate --resume --output {source}"
             raise LabError("run", expected=f"a run with {method} trained", got=f"{source}", remedy=remedy)
+        # Damage is better found here than in a copy.
+        load_tensors(old.weights(method))
     corpus = load_corpus(config)
     old.refuse_changed_corpus(corpus)
     _check_recall(config, corpus)
@@ -172,6 +183,8 @@ def _taking_weights(
             with replacing(made.weights(method)) as temporary:
                 shutil.copyfile(old.weights(method), temporary)
         made.begin(config, corpus)
+        # It was trained by those who worked on the other.
+        made.write_sessions([*old.read_sessions(), made.read_start()["environment"]])
         RunFolder(root).refuse_existing()
         shutil.rmtree(root, ignore_errors=True)
         made.root.replace(root)
@@ -219,11 +232,14 @@ def _run(
         mixer = RecallMixer(corpus.encoder, config.recall_share, config.length)
         for method in config.methods:
             result = folder.read_result(method)
+            if result is not None and not folder.weights(method).is_file():
+                progress.say(f"{result.title}: its weights are missing; it is trained and evaluated again.")
+                result = None
             if result is None:
                 result = _run_method(folder, config, corpus, method, mixer, progress, stop)
                 folder.write_result(result)
-                # What it was kept for is done; the weights stay.
-                folder.checkpoint(method).unlink(missing_ok=True)
+            # What it was kept for is done; the weights stay. A process that was killed may have left it.
+            folder.checkpoint(method).unlink(missing_ok=True)
             results.append(result)
     write_text(folder.table, markdown_table(results))
     save_figures(results, config, folder.figures)
@@ -282,6 +298,8 @@ def _train_method(
     )
     header = {"schema_version": SCHEMA_VERSION, "method": method, **decoder.position.shape._asdict()}
     header |= {"vocabulary": corpus.encoder.vocabulary, "tokenizer": config.tokenizer}
+    # Of a run whose weights were lost. There are none now, so that whoever is killed here comes by again.
+    folder.forget_scores(method)
     # Apart from the weights, which are the same on every repetition.
     folder.write_train_seconds(method, seconds)
     save_tensors(path, decoder.state_dict(), header)
@@ -292,35 +310,46 @@ def _evaluate(
     folder: RunFolder, config: ExperimentConfig, corpus: Corpus, decoder: Decoder, name: str,
     progress: Progress, stop: Interruption,
 ) -> tuple[Evaluation, float]:  # fmt: skip
-    """Every protocol for one way of using a decoder; those evaluated before a pause are read."""
-    method, variant = split_name(name)
+    """Every protocol for one way of using a decoder."""
     found: dict[str, Any] = {}
     seconds = 0.0
-
-    def tick(tokens: int) -> None:
-        progress.advance(tokens)
-        stop.check()
-
     for protocol in config.protocols:
-        kept = folder.read_evaluation(method, variant, protocol)
-        if kept is None:
-            total = protocol_work(protocol, held_out_of(corpus), config)
-            progress.start(f"{full_title(name)}: {protocol}", total=total)
-            began = time.perf_counter()
-            scores = run_protocol(protocol, decoder, corpus, config, variant, tick)
-            kept = {
-                "scores": [score.model_dump(mode="json") for score in scores],
-                "seconds": time.perf_counter() - began,
-            }
-            folder.write_evaluation(method, variant, protocol, kept)
-        found[protocol] = kept["scores"]
-        seconds += kept["seconds"]
+        kept = _evaluate_protocol(folder, config, corpus, decoder, name, protocol, progress, stop)
+        found[protocol] = kept.scores
+        seconds += kept.seconds
     what = {"name": name, "title": full_title(name), "objective": config.objective}
     evaluation = Evaluation.model_validate({**what, **found})
     by_loss = usable_by_perplexity([evaluation], config.length)
     by_recall = usable_by_recall(evaluation.recall, config.length, taught=config.recall_share > 0.0)
     verdict = {"usable_by_perplexity": by_loss, "usable_by_recall": by_recall}
     return evaluation.model_copy(update=verdict), seconds
+
+
+def _evaluate_protocol(
+    folder: RunFolder, config: ExperimentConfig, corpus: Corpus, decoder: Decoder, name: str, protocol: Protocol,
+    progress: Progress, stop: Interruption,
+) -> Kept:  # fmt: skip
+    """All lengths of a protocol, each kept once it is evaluated; those evaluated before a pause are read."""
+    method, variant = split_name(name)
+    kept = folder.read_evaluation(method, variant, protocol)
+    missing = kept.missing(protocol_lengths(protocol, config))
+    if not missing:
+        return kept
+
+    def tick(tokens: int) -> None:
+        progress.advance(tokens)
+        stop.check()
+
+    held_out = held_out_of(corpus)
+    total = protocol_work(protocol, held_out, config)
+    left = protocol_work(protocol, held_out, config, missing)
+    progress.start(f"{full_title(name)}: {protocol}", total=total, done=total - left)
+    began = time.perf_counter()
+    for length, scores in run_protocol(protocol, decoder, corpus, config, variant, tick, missing):
+        seconds, began = kept.seconds + time.perf_counter() - began, time.perf_counter()
+        kept = Kept(scores=(*kept.scores, *scores), seconds=seconds, lengths=(*(kept.lengths or ()), length))
+        folder.write_evaluation(method, variant, protocol, kept)
+    return kept
 
 
 def _count(module: nn.Module) -> int:

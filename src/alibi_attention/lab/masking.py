@@ -99,7 +99,7 @@ def _drawn(first: int, end: int) -> NDArray[np.float64]:
 @torch.no_grad()
 def evaluate_masked(
     decoder: Decoder, held_out: HeldOut, lengths: Sequence[int], budget: int, share: float,
-    *, variant: str | None = None, tick: Tick | None = None,
+    *, segment: int | None = None, variant: str | None = None, tick: Tick | None = None,
 ) -> list[Score]:  # fmt: skip
     """Score an encoder at each length over non-overlapping windows of text with masked tokens.
 
@@ -112,12 +112,12 @@ def evaluate_masked(
         lengths: ascending.
         budget: about how many tokens are read at each length; ``share`` of them are scored.
         share: of masked tokens.
-        variant, tick: as in `evaluate_windows`.
+        segment, variant, tick: as in `evaluate_windows`.
 
     Returns:
         One score per length, in bits per masked byte; without a number where positions end earlier.
     """
-    segment = lengths[-1]
+    segment = segment or lengths[-1]
     starts = segment_starts(len(held_out.tokens), segment, budget)
     masks = evaluation_masks(starts, segment, share)
     places = [np.flatnonzero(mask) for mask in masks]

@@ -12,6 +12,7 @@ import matplotlib as mpl
 
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.config_file import write_config_file
+from alibi_attention.lab.environment import machine_words
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.figures import save_figure
 from alibi_attention.lab.files import write_json, write_text
@@ -73,6 +74,7 @@ def summary_json(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, object
         "config": {**runs[0].config.model_dump(mode="json"), "seed": [run.config.seed for run in runs]},
         "corpus": runs[0].start["corpus"],
         "environments": [run.start["environment"] for run in runs],
+        "sessions": [run.sessions for run in runs],
         "evaluations": [
             {
                 "name": line.name,
@@ -136,16 +138,15 @@ def _count(number: int, what: str) -> str:
 
 def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     config, start = runs[0].config, runs[0].start
-    corpus, where = start["corpus"], start["environment"]
+    corpus = start["corpus"]
     tokens = config.steps * config.accumulate * config.batch_size * config.length
-    machine = [where["processor"], _count(where["threads"], "thread"), where["device"], f"torch {where['torch']}"]
     facts = [
         ("corpus", f"{corpus['source']}; {corpus['split']}; sha256 {corpus['fingerprint'][:12]}"),
         ("tokens", f"{corpus['tokens']}; {tokens:,} seen in training"),
         ("model", f"{_count(config.layers, 'layer')}, {_count(config.heads, 'head')}, width {config.width}"),
         ("recall in training", f"in {config.recall_share:.0%} of the sequences"),
         ("seeds", ", ".join(str(run.config.seed) for run in runs)),
-        ("machine", ", ".join([*machine, f"Python {where['python']}", f"alibi-attention {where['alibi_attention']}"])),
+        ("machine", machine_words(runs[0].sessions)),
     ]
     changed = machine_differences(runs)
     if changed:

@@ -5,6 +5,7 @@
     RUN/
       config.json            the configuration, the corpus's fingerprint, where and when it was started
       config.yaml            the configuration alone, every setting, to start another run with
+      sessions.json          where and when each process worked on it, where there was more than one
       documents.json         which documents were trained on, which held out
       tokenizer.json         the vocabulary, where it was learned
       METHOD/
@@ -12,7 +13,7 @@
         checkpoint.safetensors   resumable state, while training or evaluation is under way
         weights.safetensors  once trained
         trained.json         how long that took
-        evaluation/          one file for each variant and protocol, once evaluated
+        evaluation/          one file for each variant and protocol, which grows by one length after the other
         result.json          once all are
         inside/              what alibi dissect saw; inside-VARIANT/ of a variant
       table.md  figure.png  figure.svg
@@ -21,7 +22,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,12 @@ from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import is_partial, read_json, write_json, write_text
 from alibi_attention.lab.lock import locked
 from alibi_attention.lab.schema import SCHEMA_VERSION, brought_up_to_date
-from alibi_attention.lab.scores import Evaluation, Score
+from alibi_attention.lab.scores import Evaluation, RecallScore, Score
+
+_AGAIN = "delete this file and --resume: only what it held is done again"
+
+# Of a config.json.
+_PARTS = ("config", "corpus", "environment")
 
 
 class MethodResult(BaseModel):
@@ -47,7 +54,8 @@ class MethodResult(BaseModel):
         parameters: trained numbers, and those of them that belong to the positions.
         trained_tokens: tokens seen in training.
         evaluations: the method as it was trained, then its variants.
-        train_seconds, eval_seconds: wall time; all else is the same on every repetition.
+        train_seconds, eval_seconds: wall time, 0 for training of which it is not known; all else is the same on every
+            repetition.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +75,26 @@ class MethodResult(BaseModel):
         return self.evaluations[0].scores
 
 
+class Kept(BaseModel):
+    """What was evaluated of one variant by one protocol.
+
+    Attributes:
+        scores: in the order of lengths.
+        seconds: what they took.
+        lengths: that are done; None, in files of before they were kept one by one, for all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scores: tuple[RecallScore | Score, ...] = ()
+    seconds: float = 0.0
+    lengths: tuple[int, ...] | None = ()
+
+    def missing(self, lengths: Iterable[int]) -> list[int]:
+        """Those of a protocol's lengths that are not done."""
+        return [] if self.lengths is None else [length for length in lengths if length not in self.lengths]
+
+
 def evaluations_of(results: Iterable[MethodResult]) -> list[Evaluation]:
     """All evaluations, methods in order, each followed by its variants."""
     return [evaluation for result in results for evaluation in result.evaluations]
@@ -79,6 +107,7 @@ class RunFolder:
         self.root = root
         self.config = root / "config.json"
         self.config_file = root / "config.yaml"
+        self.sessions = root / "sessions.json"
         self.tokenizer = root / "tokenizer.json"
         self.documents = root / "documents.json"
         self.results = root / "results.json"
@@ -139,6 +168,28 @@ class RunFolder:
         if not self.config_file.is_file():
             write_config_file(self.config_file, config)
 
+    def read_sessions(self) -> list[dict[str, Any]]:
+        """Where each process worked on the run, in their order; the environment of the beginning alone of a run that
+        was never continued, or by a version that did not keep them."""
+        if not self.sessions.is_file():
+            return [self.read_start()["environment"]]
+        remedy = "delete this file: where it was continued is then not known"
+        found = self._read_part(self.sessions, remedy).get("sessions")
+        if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
+            raise _not_as_written(self.sessions, remedy)
+        return found
+
+    def write_sessions(self, sessions: Sequence[Mapping[str, Any]]) -> None:
+        write_json(self.sessions, {"schema_version": SCHEMA_VERSION, "sessions": list(sessions)})
+
+    def begin_session(self, config: ExperimentConfig) -> None:
+        """Write down that this process goes on with the run, and where."""
+        self.write_sessions([*self.read_sessions(), environment(config.device)])
+
+    def unfinished(self, config: ExperimentConfig) -> bool:
+        """Whether anything is left to compute."""
+        return not all(self.result(m).exists() and self.weights(m).is_file() for m in config.methods)
+
     def write_documents(self, corpus: Corpus) -> None:
         documents = {"train": corpus.train_documents, "held_out": corpus.held_out_documents}
         write_json(self.documents, {"schema_version": SCHEMA_VERSION, **documents})
@@ -150,12 +201,14 @@ class RunFolder:
         return make_config(self.read_start(older=older)["config"])
 
     def changes_of_environment(self, config: ExperimentConfig) -> list[str]:
-        """In words, what is no longer as it was when the run was started, and bears on the last bits of a result."""
-        return differences(self.read_start()["environment"], environment(config.device))
+        """In words, what is not as it was when the run was last worked on, and bears on the last bits of a result."""
+        return differences(self.read_sessions()[-1], environment(config.device))
 
     def refuse_changed_corpus(self, corpus: Corpus) -> None:
         """Raise `LabError` unless the corpus is, byte for byte, that of the beginning."""
-        started_with = self.read_start(older=True)["corpus"]["fingerprint"]
+        start = self.read_start(older=True)
+        self._require_parts(start, "corpus")
+        started_with = start["corpus"]["fingerprint"]
         if corpus.fingerprint != started_with:
             raise LabError(
                 "text",
@@ -171,8 +224,7 @@ class RunFolder:
         try:
             return MethodResult.model_validate(self._read_part(path)["result"])
         except (ValidationError, KeyError):
-            remedy = "delete this file and --resume: only what it held is done again"
-            raise LabError("run", expected="a result of this version", got=str(path), remedy=remedy) from None
+            raise LabError("run", expected="a result of this version", got=str(path), remedy=_AGAIN) from None
 
     def read_results(self) -> list[MethodResult]:
         """Of a complete run.
@@ -196,32 +248,54 @@ class RunFolder:
         write_json(self._trained(method), {"schema_version": SCHEMA_VERSION, "seconds": seconds})
 
     def read_train_seconds(self, method: str) -> float:
-        return float(self._read_part(self._trained(method))["seconds"])
+        """How long training took; 0 where that was not kept."""
+        path = self._trained(method)
+        if not path.exists():
+            return 0.0
+        remedy = "delete this file and --resume: how long training took is then not known, and nothing else is lost"
+        seconds = self._read_part(path, remedy).get("seconds")
+        if not isinstance(seconds, int | float):
+            raise _not_as_written(path, remedy)
+        return float(seconds)
 
     def _trained(self, method: str) -> Path:
         return self.root / method / "trained.json"
 
-    def read_evaluation(self, method: str, variant: str | None, protocol: str) -> dict[str, Any] | None:
-        """What was evaluated before, as `write_evaluation` was given it."""
+    def read_evaluation(self, method: str, variant: str | None, protocol: str) -> Kept:
+        """What was evaluated before, as `write_evaluation` was given it; nothing where nothing was."""
         path = self.evaluation(method, variant, protocol)
-        return self._read_part(path) if path.exists() else None
+        if not path.exists():
+            return Kept()
+        value = {"lengths": None, **self._read_part(path)}
+        kind = RecallScore if protocol == "recall" else Score
+        try:
+            scores = tuple(kind.model_validate(score) for score in value["scores"])
+            return Kept(scores=scores, seconds=value["seconds"], lengths=value["lengths"])
+        except (ValidationError, KeyError, TypeError):
+            raise _not_as_written(path) from None
 
-    def write_evaluation(self, method: str, variant: str | None, protocol: str, value: Mapping[str, Any]) -> None:
-        write_json(self.evaluation(method, variant, protocol), {"schema_version": SCHEMA_VERSION, **value})
+    def write_evaluation(self, method: str, variant: str | None, protocol: str, kept: Kept) -> None:
+        path = self.evaluation(method, variant, protocol)
+        write_json(path, {"schema_version": SCHEMA_VERSION, **kept.model_dump(mode="json")})
 
-    def _read_part(self, path: Path) -> dict[str, Any]:
+    def forget_scores(self, method: str) -> None:
+        """Remove the scores of weights that are no more."""
+        for path in (self.results, self.result(method)):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.root / method / "evaluation", ignore_errors=True)
+
+    def _read_part(self, path: Path, remedy: str = _AGAIN) -> dict[str, Any]:
         try:
             value: dict[str, Any] = read_json(path)
             if value.get("schema_version") == SCHEMA_VERSION:
                 return value
         except (OSError, ValueError, AttributeError):
             pass
-        remedy = "delete this file and --resume: only what it held is done again"
-        raise LabError("run", expected="a file as this version writes it", got=str(path), remedy=remedy)
+        raise _not_as_written(path, remedy)
 
     def write_results(self, results: list[MethodResult]) -> None:
-        start = self.read_start()
-        write_json(self.results, {**start, "results": [result.model_dump(mode="json") for result in results]})
+        whole = {**self.read_start(), "sessions": self.read_sessions()}
+        write_json(self.results, {**whole, "results": [result.model_dump(mode="json") for result in results]})
 
     def read_start(self, *, older: bool = False) -> dict[str, Any]:
         """What `begin` wrote: configuration, corpus and environment.
@@ -249,4 +323,17 @@ class RunFolder:
             expected = f"a run folder of schema version {SCHEMA_VERSION}"
             remedy = "continue it with the version of alibi-attention that started it"
             raise LabError("run", expected=expected, got=f"version {version} in {self.root}", remedy=remedy)
+        self._require_parts(start, *(("config",) if older else _PARTS))
         return dict(start)
+
+    def _require_parts(self, start: Mapping[str, Any], *names: str) -> None:
+        """Raise `LabError` unless these parts of a ``config.json`` are there, and the corpus has its fingerprint."""
+        for name in names:
+            part = start.get(name)
+            if not isinstance(part, dict) or (name == "corpus" and not isinstance(part.get("fingerprint"), str)):
+                got = f"{self.config}, which lacks its {'fingerprint of the corpus' if name == 'corpus' else name}"
+                raise LabError("run", expected="a config.json as it was written", got=got, remedy="start a new run")
+
+
+def _not_as_written(path: Path, remedy: str = _AGAIN) -> LabError:
+    return LabError("run", expected="a file as this version writes it", got=str(path), remedy=remedy)

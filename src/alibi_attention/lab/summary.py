@@ -10,7 +10,7 @@ from typing import Any
 
 from alibi_attention.lab.bootstrap import bootstrap_interval
 from alibi_attention.lab.config import ExperimentConfig
-from alibi_attention.lab.environment import differences
+from alibi_attention.lab.environment import course, differences
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.pairs import Difference, paired_difference
 from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
@@ -26,12 +26,19 @@ _FREE = frozenset({"seed", "checkpoint_every"})
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run."""
+    """A complete run.
+
+    Attributes:
+        root: its folder.
+        config, results, start: as kept there.
+        sessions: where each process worked on it, in their order.
+    """
 
     root: Path
     config: ExperimentConfig
     results: list[MethodResult]
     start: dict[str, Any]
+    sessions: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,8 @@ def read_runs(roots: Sequence[Path]) -> list[Run]:
     runs = []
     for root in roots:
         folder = RunFolder(root)
-        runs.append(Run(root, folder.read_config(), folder.read_results(), folder.read_start()))
+        config, start = folder.read_config(), folder.read_start()
+        runs.append(Run(root, config, folder.read_results(), start, folder.read_sessions()))
     first = runs[0]
     for other in runs[1:]:
         for name in ExperimentConfig.model_fields:
@@ -143,11 +151,11 @@ def read_runs(roots: Sequence[Path]) -> list[Run]:
 
 
 def machine_differences(runs: Sequence[Run]) -> list[str]:
-    """In words, what of where they ran differs between the first run and each of the others."""
-    first = runs[0].start["environment"]
+    """In words, what of where they ran differs between the first run and each of the others, all sessions told."""
+    first = course(runs[0].sessions)
     found = []
     for run in runs[1:]:
-        changed = differences(first, run.start["environment"], also=("python", "platform"))
+        changed = differences(first, course(run.sessions), also=("python", "platform"))
         if changed:
             found.append(f"seed {run.config.seed}: {', '.join(changed)}")
     return found
