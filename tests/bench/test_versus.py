@@ -36,6 +36,7 @@ from alibi_attention.bench.versus.results import (
     Speed,
     Timed,
     Trained,
+    Usable,
     read_comparison,
 )
 from alibi_attention.bench.versus.run import Plan, check, compare, open_bare
@@ -48,7 +49,8 @@ BARE = Path(__file__).parents[2] / "build/bare/_alibi_cpu_without_bias.so"
 
 
 def contestant(name: str) -> Contestant:
-    return next(each for each in contestants(TIMED, bare=True) if each.name == name)
+    both = [*contestants(TIMED, bare=True), *contestants(TIMED, bare=False)]
+    return next(each for each in both if each.name == name)
 
 
 def call_of(name: str, phase: Phase) -> tuple[Callable[[], Any], Inputs]:
@@ -117,6 +119,7 @@ def test_every_price_is_between_contestants_there_are() -> None:
         for price in prices(TIMED, bare=bare):
             assert {*price.with_, price.without} <= there
     assert [each.without for each in prices(["alibi"], bare=False)] == ["zero-slopes", "sdpa"]
+    assert [(each.with_, each.without) for each in prices(["rope"], bare=False)][1] == (("rope-ours",), "zero-slopes")
     assert {each.method for each in contestants(["rope"], bare=False)} == {"", "rope"}
 
 
@@ -173,6 +176,21 @@ def test_kernels_with_a_bias_are_not_taken_for_bare_ones(tmp_path: Path) -> None
         open_bare(tmp_path / "text.so")
 
 
+def test_rope_runs_on_bare_kernels_where_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [each.name for each in contestants(["rope"], bare=True)]
+    assert names == ["bare", "zero-slopes", "sdpa", "rope", "rope-complex", "rope-bare"]
+    assert [(each.with_, each.without) for each in prices(["rope"], bare=True)][1] == (("rope-bare",), "bare")
+    used: list[Any] = []
+    monkeypatch.setattr(native, "use", used.append)
+    library = native.Native(lambda _: 2, lambda _: 2, "none")
+    trial = make_trial("prefill", LENGTH, HEADS, HEAD_DIM)
+    inputs = make_inputs(trial, sys.maxsize)
+    with torch.no_grad():
+        outputs = [make_call(contestant(name), trial, inputs, library)() for name in ("rope-bare", "rope-ours")]
+    assert used == [library, None]
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.skipif(not BARE.is_file(), reason="make bare builds it")
 @pytest.mark.parametrize("phase", ["training", "prefill", "decode"])
 def test_bare_kernels_have_no_bias_and_nothing_else_is_missing(phase: Phase) -> None:
@@ -188,7 +206,7 @@ def test_bare_kernels_have_no_bias_and_nothing_else_is_missing(phase: Phase) -> 
     pairs = zip(bare, zero, strict=True) if phase == "training" else [(bare, zero)]
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    # It is the one contestant that runs them.
+    # ALiBi does not run them.
     first = steep[0] if phase == "training" else steep
     assert not torch.allclose(first, bare[0] if phase == "training" else bare, atol=1e-3)
 
@@ -308,33 +326,81 @@ def test_rows_of_memory() -> None:
     assert "killed" in page_text(found)
 
 
-def quality() -> Trained:
-    trained = Trained("next", 256, 4, 8, 128, 900, 1_843_200, "byte", "texts", [0, 1])
+def quality(**changes: Any) -> Trained:
+    values: dict[str, Any] = {"protocol": "sliding", "reference": "ALiBi"}
+    trained = Trained("next", 256, 4, 8, 128, 900, 1_843_200, "byte", "texts", [0, 1], **{**values, **changes})
     trained.quality = [
-        Quality("alibi", "ALiBi", 256, 1.0, 2.1, 2.0, 2.2),
-        Quality("rope", "RoPE", 256, 1.0, 2.0),
-        Quality("alibi", "ALiBi", 1024, 4.0, 2.05, 1.95, 2.15),
-        Quality("rope", "RoPE", 1024, 4.0, 3.0),
+        Quality("alibi", "ALiBi", 256, 1.0, 2.1, 2.0, 2.2, documents=23),
+        Quality("rope", "RoPE", 256, 1.0, 2.0, 1.9, 2.1, -0.1, -0.125, -0.075, documents=23),
+        Quality("alibi", "ALiBi", 1024, 4.0, 2.05, 1.95, 2.15, documents=9),
+        Quality("alibi:ntk", "ALiBi, NTK", 1024, 4.0, 2.06),
+        Quality("rope", "RoPE", 1024, 4.0, 3.0, difference=0.95),
         Quality("rope:pi", "RoPE, position interpolation", 1024, 4.0, 2.5),
         Quality("rope:yarn", "RoPE, YaRN", 1024, 4.0, 2.25),
         Quality("nope", "NoPE", 1024, 4.0, None, note="no luck"),
+    ]
+    trained.usable = [
+        Usable("alibi", "ALiBi", "1,024", "256 (253 away)"),
+        Usable("alibi:ntk", "ALiBi, NTK", "1,024", "1,024 (1,021 away)"),
+        Usable("rope", "RoPE", "256", "does not reach 253: 28%"),
+        Usable("rope:pi", "RoPE, position interpolation", "256"),
+        Usable("rope:yarn", "RoPE, YaRN", "512", "256 (253 away)"),
+        Usable("nope", "NoPE"),
     ]
     return trained
 
 
 def test_rows_of_trained_models() -> None:
     found = comparison(trained=[quality()])
-    assert row(found, "bits per byte, decoder, at the trained 256") == ["2.100 (2.000 to 2.200)", "2.000", "—"]
-    assert row(found, "bits per byte, decoder, at 1K, 4 times that") == ["2.050 (1.950 to 2.150)", "3.000", "no luck"]
-    assert row(found, "bits per byte, decoder, at 1K, its best variant") == ["—", "2.250, YaRN", "—"]
-    assert any("4 layers of width 128" in note and "2 seeds" in note for note in notes(found))
+    start = "bits per byte, decoder, sliding window, at"
+    # Those of others with what lies between them and ALiBi, whose interval is paired.
+    assert row(found, f"{start} the trained 256") == [
+        "2.100 (2.000 to 2.200)", "2.000, −0.100 (−0.125 to −0.075)", "—",
+    ]  # fmt: skip
+    assert row(found, f"{start} 1K, 4 times that") == ["2.050 (1.950 to 2.150)", "3.000, +0.950", "no luck"]
+    # None is chosen by the text that is scored.
+    assert row(found, f"{start} 1K, scaled without training") == [
+        "2.060 with NTK", "2.500 with position interpolation; 2.250 with YaRN", "—",
+    ]  # fmt: skip
+    usable = "usable length by perplexity, decoder, sliding window"
+    assert row(found, f"{usable} |") == ["1,024", "256", "—"]
+    assert row(found, f"{usable}, scaled")[1] == "256 with position interpolation; 512 with YaRN"
+    assert row(found, "usable length by recall, decoder |") == ["256 (253 away)", "does not reach 253: 28%", "—"]
+    assert row(found, "usable length by recall, decoder, scaled") == [
+        "1,024 (1,021 away) with NTK", "256 (253 away) with YaRN", "—",
+    ]  # fmt: skip
+    about = next(note for note in notes(found) if note.startswith("Decoders: "))
+    assert about == (
+        "Decoders: 4 layers of width 128, 8 heads, 1.8 million bytes of texts at length 256, 2 seeds. Bits are by a "
+        "sliding window, of 9 documents at the least. Intervals are 95%, over documents and seeds. After a comma, that "
+        "less the bits of ALiBi at the same length, paired by document and seed: below 0 is better than it."
+    )
+    assert not any("was not measured" in note for note in notes(found))
+
+
+def test_what_was_not_measured_of_trained_models_is_said() -> None:
+    trained = quality(protocol="windows")
+    trained.usable = [Usable(each.name, each.title, each.by_loss) for each in trained.usable]
+    found = comparison(trained=[trained])
+    assert row(found, "bits per byte, decoder, windows, at the trained 256")[0] == "2.100 (2.000 to 2.200)"
+    assert not any("usable length by recall" in line for line in one_table(found).splitlines())
+    assert "Whether the decoders recall anything from far away was not measured." in notes(found)
+    assert any("windows that do not overlap, where part of what is gained" in note for note in notes(found))
+
+
+def test_one_of_a_kind_is_told_as_one() -> None:
+    trained = Trained("masked", 16, 1, 1, 16, 3, 96, "byte", "texts", [0])
+    (about,) = (note for note in notes(comparison(trained=[trained])) if note.startswith("Encoders"))
+    assert about.startswith(
+        "Encoders, trained by masked prediction: 1 layer of width 16, 1 head, 96 bytes of texts at length 16, 1 seed. "
+    )
 
 
 def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
     found = comparison(trained=[quality()], memory=[Memory("prefill", 8, "sdpa", "", "", 3)])
     found.write(tmp_path / "versus.json")
     assert read_comparison(tmp_path / "versus.json") == found
-    for text, got in (("{", "no JSON"), ("{}", "of version None"), ('{"schema_version": 1}', "'speed'")):
+    for text, got in (("{", "no JSON"), ("{}", "of version None"), ('{"schema_version": 2}', "'speed'")):
         (tmp_path / "other.json").write_text(text, encoding="utf-8")
         with pytest.raises(BenchError, match=rf"^table: expected .*{got}"):
             read_comparison(tmp_path / "other.json")
@@ -426,6 +492,8 @@ def test_a_contestant_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: 
          "name one of alibi, rope, t5"),
         ({"lengths": [64, 32]}, "lengths: expected ascending lengths of at least 1, got 64,32; such as 512,2K,8K"),
         ({"lengths": []}, "lengths: expected ascending lengths of at least 1, got ; such as 512,2K,8K"),
+        ({"memory_length": -5}, "memory-length: expected a length of at least 1, or 0, got -5; "
+         "such as 32K; 0 measures none"),
         ({"heads": 0}, "heads: expected at least 1, got 0; 8 is the default"),
         ({"head_dim": 7}, "head-dim: expected an even width, whose pairs are turned, got 7; such as 64"),
         ({"memory_length": 1 << 30}, "lengths: expected at most half of the memory that is free, 8.0 GiB, "

@@ -13,7 +13,9 @@ from typer.testing import CliRunner, Result
 
 from alibi_attention.cli.app import app
 from alibi_attention.lab.config import make_config
-from alibi_attention.lab.experiment import start_experiment
+from alibi_attention.lab.experiment import reevaluate_experiment, start_experiment
+from alibi_attention.lab.summary import read_runs, summarise
+from alibi_attention.lab.tables import signed
 
 Invoke = Callable[..., Result]
 
@@ -40,8 +42,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     book.write_text(" ".join(random.Random(0).choices(["near", "keys", "fade"], k=900)), encoding="utf-8")
     found = {}
     for name, changes in (
-        ("seed-0", {"variants": ("rope:yarn",)}),
-        ("seed-1", {"variants": ("rope:yarn",), "seed": 1}),
+        ("seed-0", {"variants": ("rope:yarn",), "protocols": ("windows", "sliding", "recall")}),
+        ("seed-1", {"variants": ("rope:yarn",), "protocols": ("windows", "sliding", "recall"), "seed": 1}),
         ("encoder", {"objective": "masked"}),
     ):
         config = make_config({**TINY, "methods": ("alibi", "rope", "learned"), "text": (str(book),), **changes})
@@ -84,10 +86,22 @@ def test_the_whole_table(alibi: Invoke, runs: dict[str, Path]) -> None:
         for result in json.loads((runs["encoder"] / "results.json").read_text(encoding="utf-8"))["results"]
     ]
     bits = [f"{each['windows'][0]['bits_per_byte']:.3f}" for each in evaluations]
-    row = cells(text, "bits per masked byte, encoder, at the trained 16")
-    assert [cell.partition(" ")[0] for cell in row] == bits
-    assert cells(text, "bits per byte, decoder, at 64, 4 times that")[2] == "its positions end at 16"
-    assert cells(text, "bits per byte, decoder, at 256, its best variant")[1].endswith(", YaRN")
+    row = cells(text, "bits per masked byte, encoder, windows, at the trained 16")
+    assert [cell.partition(" ")[0].strip(",") for cell in row] == bits
+    sliding = "bits per byte, decoder, sliding window, at"
+    assert cells(text, f"{sliding} 64, 4 times that")[2] == "its positions end at 16"
+    assert cells(text, f"{sliding} 256, scaled without training")[1].endswith(" with YaRN")
+    lines = summarise(read_runs([runs["seed-0"], runs["seed-1"]]))
+    alibi_line, rope = lines[0], next(line for line in lines if line.name == "rope")
+    point = rope.losses["sliding"][1]
+    assert point.mean is not None
+    assert point.against is not None
+    assert cells(text, f"{sliding} 64, 4 times that")[1] == f"{point.mean:.3f}, {signed(point.against.mean)}"
+    assert alibi_line.usable_by_recall is not None
+    assert rope.usable_by_recall is not None
+    assert cells(text, "usable length by recall, decoder")[:2] == [
+        alibi_line.usable_by_recall.words, rope.usable_by_recall.words,
+    ]  # fmt: skip
     assert "3 seeds" not in text
     assert "2 seeds" in text
     assert result.stdout.endswith("Written to out: versus.md, versus.json\n")
@@ -111,6 +125,9 @@ def test_the_whole_table(alibi: Invoke, runs: dict[str, Path]) -> None:
          "  choose from training, prefill, decode\n"),
         (["--lengths=8;9"], "error: --lengths: expected numbers joined by commas, got '8;9'\n  such as 1K,8K\n"),
         (["--threads=9999"], "error: --threads: expected "),
+        (["--memory-length=-5"], "error: --memory-length: expected a length of at least 1, or 0, got -5\n"
+         "  such as 32K; 0 measures none\n"),
+        (["--memory-length=many"], "error: --memory-length: expected a number of tokens, got 'many'\n  such as 32K\n"),
         (["--repeats=0"], "error: --repeats: expected 1 to 1000, got 0\n  such as --repeats 15\n"),
         (["--bare=none.so"], "error: --bare: expected the kernels without the bias, got none.so (no such file)\n"
          "  build it with: make bare\n"),
@@ -139,6 +156,17 @@ def test_runs_in_the_wrong_place(alibi: Invoke, runs: dict[str, Path]) -> None:
     same = ["--decoder", str(runs["seed-0"])] * 2
     assert "expected runs with different seeds, got seeds [0, 0]" in alibi("versus", *SMALL, *same).stderr
     assert not any(Path().iterdir())
+
+
+def test_runs_without_losses(alibi: Invoke, runs: dict[str, Path]) -> None:
+    asked = Path("asked")
+    reevaluate_experiment(runs["seed-0"], asked, {"protocols": ("recall",)})
+    result = alibi("versus", *SMALL, "--decoder=asked", "--output=out")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: --decoder: expected runs evaluated by sliding, targets or windows, got recall\n"
+        "  alibi evaluate asked --protocols all --output NEW\n"
+    )
 
 
 def test_a_folder_in_use_is_left_alone(alibi: Invoke) -> None:

@@ -12,6 +12,7 @@ import typer
 from alibi_attention.cli.bench_values import bench_errors, read_length, split_names, wide_console
 from alibi_attention.cli.errors import laboratory_errors, refuse
 from alibi_attention.cli.extras import require
+from alibi_attention.cli.lab_values import whole_number
 
 if TYPE_CHECKING:
     from alibi_attention.bench.versus.results import Comparison, Trained
@@ -60,7 +61,8 @@ def versus(
     """ALiBi against RoPE: parameters, price of the positions, time, memory, and loss beyond the trained length.
 
     Writes versus.md and versus.json. The price is attention with the positions less the same kernel without them, in
-    training, prefill and decode. Runs of the laboratory add how decoders and encoders extrapolate.
+    training, prefill and decode. Runs of the laboratory add how decoders and encoders extrapolate: bits beside ALiBi's,
+    and usable lengths by perplexity and by recall.
 
     A page marks the table's place with lines `<!-- versus -->` and `<!-- end of versus -->`.
     """
@@ -135,12 +137,21 @@ def _plan(
     )  # fmt: skip
     plan = Plan(
         methods=list(dict.fromkeys(names)), phases=[phase for phase in PHASES if phase in wanted],
-        lengths=[read_length(text) for text in split_names(lengths)], memory_length=read_length(memory_length) or None,
+        lengths=[read_length(text) for text in split_names(lengths)], memory_length=_memory_length(memory_length),
         heads=heads, head_dim=head_dim, threads=threads, settings=settings, quick=quick,
         bare=None if bare is None else open_bare(bare), trained=trained,
     )  # fmt: skip
     check(plan)
     return plan
+
+
+def _memory_length(text: str) -> int | None:
+    from alibi_attention.bench.errors import BenchError
+
+    try:
+        return whole_number(text) or None
+    except ValueError:
+        raise BenchError("memory-length", expected="a number of tokens", got=repr(text), remedy="such as 32K") from None
 
 
 def _measure(plan: Plan, output: Path) -> tuple[Comparison, int | None]:

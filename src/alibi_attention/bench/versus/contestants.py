@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -182,6 +182,16 @@ _ZERO = Contestant(
 )  # fmt: skip
 _SDPA = Contestant("sdpa", "SDPA, no positions", "", _no_positions)
 
+_ROPE_OURS = Contestant(
+    "rope-ours", "this library's kernel, every key, turned as complex numbers in plain torch", "rope",
+    partial(_rope, form=_complex, ours=True), ours=True,
+)  # fmt: skip
+# Slopes of zero are still subtracted, and RoPE has no use for them: where there is a kernel without, it runs there.
+_ROPE_BARE = replace(
+    _ROPE_OURS, name="rope-bare", bare=True,
+    title="this library's kernel built without the bias, every key, turned as complex numbers in plain torch",
+)  # fmt: skip
+
 _WITH_POSITIONS = (
     Contestant("alibi-dense", "this library's kernel, every key", "alibi", partial(_ours, tolerance=0.0), ours=True),
     Contestant("alibi", "this library's kernel, horizon", "alibi", partial(_ours, tolerance=None), ours=True),
@@ -191,10 +201,7 @@ _WITH_POSITIONS = (
         "rope-complex", "SDPA, turned as complex numbers in plain torch", "rope",
         partial(_rope, form=_complex, ours=False),
     ),
-    Contestant(
-        "rope-ours", "this library's kernel, every key, turned as complex numbers in plain torch", "rope",
-        partial(_rope, form=_complex, ours=True), ours=True,
-    ),
+    _ROPE_OURS,
     Contestant("t5", "SDPA, the laboratory's bias in blocks of rows", "t5", _T5),
 )  # fmt: skip
 
@@ -216,9 +223,15 @@ def timed_as(method: str) -> str | None:
 
 
 def contestants(kinds: Collection[str | None], *, bare: bool) -> list[Contestant]:
-    """Everything that is timed for these of `TIMED`, what they are compared with first."""
+    """Everything that is timed for these of `TIMED`, what they are compared with first.
+
+    Args:
+        kinds: of `TIMED`.
+        bare: whether there are kernels built without the bias.
+    """
     without = [_BARE, _ZERO, _SDPA] if bare else [_ZERO, _SDPA]
-    return [*without, *(each for each in _WITH_POSITIONS if each.method in kinds)]
+    with_positions = [_ROPE_BARE if bare and each is _ROPE_OURS else each for each in _WITH_POSITIONS]
+    return [*without, *(each for each in with_positions if each.method in kinds)]
 
 
 def prices(kinds: Collection[str | None], *, bare: bool) -> list[Price]:
@@ -229,7 +242,12 @@ def prices(kinds: Collection[str | None], *, bare: bool) -> list[Price]:
         Price("alibi", "this library's kernel, against slopes of zero", ("alibi-dense",), "zero-slopes", real=False),
         Price("alibi", "a bias of one row in SDPA", ("alibi-sdpa",), "sdpa"),
         Price("rope", "plain torch before SDPA", ("rope", "rope-complex"), "sdpa"),
-        Price("rope", "plain torch before this library's kernel", ("rope-ours",), "zero-slopes"),
+        Price("rope", "plain torch before this library's kernel", *_ours_without(bare)),
         Price("t5", "the laboratory's bias in SDPA", ("t5",), "sdpa"),
     ]
     return [each for each in every if each.method in kinds and (bare or each.without != "bare")]
+
+
+def _ours_without(bare: bool) -> tuple[tuple[str], str]:
+    """RoPE on this library's kernel, and the same kernel without it."""
+    return ((_ROPE_BARE.name,), _BARE.name) if bare else ((_ROPE_OURS.name,), _ZERO.name)

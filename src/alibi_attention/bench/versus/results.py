@@ -11,8 +11,9 @@ from alibi_attention.bench.errors import BenchError
 from alibi_attention.bench.summary import measured, median
 from alibi_attention.bench.timing import Samples
 from alibi_attention.lab.files import write_json
+from alibi_attention.lab.scores import LossProtocol
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Phase = Literal["training", "prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -73,6 +74,9 @@ class Quality:
         name, title: such as ``"rope:yarn"``, and in words.
         multiple: length over the trained length.
         bits, low, high: mean over seeds, 95% interval over documents and seeds.
+        difference, difference_low, difference_high: that less the bits of `Trained.reference` at this length, paired by
+            document and seed; None for the reference itself.
+        documents: that the scored bytes are of.
         note: why there is no number.
     """
 
@@ -83,12 +87,40 @@ class Quality:
     bits: float | None
     low: float | None = None
     high: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    documents: int = 0
     note: str = ""
 
 
 @dataclass
+class Usable:
+    """Up to which length one way of using a trained method is of use, in the words of the laboratory's verdicts.
+
+    Attributes:
+        name, title: as of `Quality`.
+        by_loss, by_recall: "" where that was not measured.
+    """
+
+    name: str
+    title: str
+    by_loss: str = ""
+    by_recall: str = ""
+
+
+@dataclass
 class Trained:
-    """Finished runs that differ in their seed; ``objective`` "next" or "masked"."""
+    """Finished runs that differ in their seed.
+
+    Attributes:
+        objective: "next" or "masked".
+        train_length, layers, heads, width, steps, tokens, unit, corpus, seeds: what was trained, and how.
+        protocol: by which the bits were measured, of `lab.scores.LossProtocol`.
+        reference: title of the method that the others are compared with.
+        position_parameters: by method.
+        quality, usable: in the order of the runs.
+    """
 
     objective: str
     train_length: int
@@ -100,8 +132,11 @@ class Trained:
     unit: str
     corpus: str
     seeds: list[int]
+    protocol: LossProtocol = "windows"
+    reference: str = ""
     position_parameters: dict[str, int] = field(default_factory=dict)
     quality: list[Quality] = field(default_factory=list)
+    usable: list[Usable] = field(default_factory=list)
 
 
 @dataclass
@@ -151,9 +186,7 @@ def read_comparison(path: Path) -> Comparison:
     try:
         speed = [Speed(**{**each, "timed": [_timed(one) for one in each["timed"]]}) for each in value.pop("speed")]
         memory = [Memory(**each) for each in value.pop("memory")]
-        trained = [
-            Trained(**{**each, "quality": [Quality(**one) for one in each["quality"]]}) for each in value.pop("trained")
-        ]
+        trained = [_trained(each) for each in value.pop("trained")]
         return Comparison(speed=speed, memory=memory, trained=trained, **value)
     except (KeyError, TypeError) as error:
         got = f"{path} ({error})"
@@ -163,3 +196,8 @@ def read_comparison(path: Path) -> Comparison:
 def _timed(value: dict[str, Any]) -> Timed:
     samples = value["samples"]
     return Timed(**{**value, "samples": None if samples is None else Samples(**samples)})
+
+
+def _trained(value: dict[str, Any]) -> Trained:
+    quality, usable = [Quality(**one) for one in value["quality"]], [Usable(**one) for one in value["usable"]]
+    return Trained(**{**value, "quality": quality, "usable": usable})

@@ -209,6 +209,10 @@ def check(plan: Plan) -> None:
     if not plan.lengths or min(plan.lengths) < 1 or list(plan.lengths) != sorted(set(plan.lengths)):
         got = ",".join(map(str, plan.lengths))
         raise BenchError("lengths", expected="ascending lengths of at least 1", got=got, remedy="such as 512,2K,8K")
+    if plan.memory_length is not None and plan.memory_length < 1:
+        remedy = "such as 32K; 0 measures none"
+        raise BenchError("memory-length", expected="a length of at least 1, or 0", got=f"{plan.memory_length}",
+                         remedy=remedy)  # fmt: skip
     if plan.heads < 1:
         raise BenchError("heads", expected="at least 1", got=f"{plan.heads}", remedy="8 is the default")
     if plan.head_dim < 2 or plan.head_dim % 2:

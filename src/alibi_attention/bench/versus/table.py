@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,18 @@ from alibi_attention.bench.versus.contestants import Price, prices
 from alibi_attention.bench.versus.results import Comparison, Memory, Quality, Speed, Timed, Trained
 from alibi_attention.bench.versus.trained import MULTIPLES
 from alibi_attention.lab.files import write_text
-from alibi_attention.lab.tables import NONE, markdown
+from alibi_attention.lab.scores import LossProtocol
+from alibi_attention.lab.tables import NONE, PROTOCOL_NAMES, markdown, signed
 
 BEGIN, END = "<!-- versus -->\n", "<!-- end of versus -->"
 
 _NOTHING = "nothing in attention"
+_KINDS = {"next": "decoder", "masked": "encoder"}
+_PROTOCOLS: dict[LossProtocol, str] = {
+    "windows": "windows that do not overlap, where part of what is gained with length is fewer tokens near a beginning",
+    "sliding": "a sliding window",
+    "targets": "the same tokens at the end of longer and longer windows",
+}
 _WHOSE = {"alibi": "ALiBi", "rope": "RoPE", "t5": "T5 bias"}
 
 
@@ -158,7 +165,10 @@ def _mib(memory: Memory) -> str:
 
 
 def _quality(found: Comparison, trained: Trained) -> list[list[str]]:
-    what = "bits per masked byte, encoder" if trained.objective == "masked" else "bits per byte, decoder"
+    kind = _KINDS[trained.objective]
+    what = (
+        f"bits per {'masked ' if trained.objective == 'masked' else ''}byte, {kind}, {PROTOCOL_NAMES[trained.protocol]}"
+    )
     rows = []
     for multiple in MULTIPLES:
         at = [each for each in trained.quality if each.multiple == multiple]
@@ -168,26 +178,48 @@ def _quality(found: Comparison, trained: Trained) -> list[list[str]]:
         where = f"the trained {length}" if multiple == 1 else f"{length}, {multiple} times that"
         plain = {each.name: each for each in at}
         rows.append([f"{what}, at {where}", *(_bits(plain.get(name)) for name in found.methods)])
-        if multiple > 1 and any(":" in name for name in plain):
-            cells = [_best(at, name) for name in found.methods]
-            rows.append([f"{what}, at {length}, its best variant", *cells])
+        if multiple > 1:
+            scaled = {each.name: "" if each.bits is None else f"{each.bits:.3f}" for each in at}
+            rows += _scaled(found, trained, f"{what}, at {length}", scaled)
+    by_loss = {each.name: each.by_loss for each in trained.usable}
+    by_recall = {each.name: each.by_recall for each in trained.usable}
+    for measure, verdicts in (
+        (f"perplexity, {kind}, {PROTOCOL_NAMES[trained.protocol]}", by_loss),
+        (f"recall, {kind}", by_recall),
+    ):
+        if any(verdicts.values()):
+            start = f"usable length by {measure}"
+            rows.append([start, *(verdicts.get(name) or NONE for name in found.methods)])
+            rows += _scaled(found, trained, start, verdicts)
     return rows
 
 
+def _scaled(found: Comparison, trained: Trained, start: str, values: dict[str, str]) -> list[list[str]]:
+    """A row of what every variant of a method comes to, none chosen; no row where there are none."""
+    titles = {each.name: each.title.partition(", ")[2] for each in trained.usable}
+    cells = []
+    for method in found.methods:
+        mine = [
+            f"{value} with {titles[name]}" for name, value in values.items() if name.startswith(f"{method}:") and value
+        ]
+        cells.append("; ".join(mine) or NONE)
+    return [[f"{start}, scaled without training", *cells]] if any(cell != NONE for cell in cells) else []
+
+
 def _bits(quality: Quality | None) -> str:
+    """Of the reference with its interval, of the others with that of the difference: paired, and far tighter."""
     if quality is None:
         return NONE
     if quality.bits is None:
         return quality.note or NONE
-    if quality.low is None or quality.high is None:
-        return f"{quality.bits:.3f}"
-    return f"{quality.bits:.3f} ({quality.low:.3f} to {quality.high:.3f})"
+    if quality.difference is None:
+        return f"{quality.bits:.3f}{_interval(quality.low, quality.high, '{:.3f}'.format)}"
+    ends = _interval(quality.difference_low, quality.difference_high, signed)
+    return f"{quality.bits:.3f}, {signed(quality.difference)}{ends}"
 
 
-def _best(at: Sequence[Quality], method: str) -> str:
-    mine = [each for each in at if each.name.startswith(f"{method}:") and each.bits is not None]
-    best = min(mine, key=lambda each: each.bits or 0.0, default=None)
-    return NONE if best is None else f"{_bits(best)}, {best.title.partition(', ')[2]}"
+def _interval(low: float | None, high: float | None, words: Callable[[float], str]) -> str:
+    return "" if low is None or high is None else f" ({words(low)} to {words(high)})"
 
 
 def notes(found: Comparison) -> list[str]:
@@ -221,7 +253,8 @@ def notes(found: Comparison) -> list[str]:
             lines.append(
                 "RoPE is turned in plain torch, before attention: once with halves, once as complex numbers; the "
                 "faster counts. Its cosines are made beforehand. A kernel that turns queries and keys as it loads them "
-                "would cost less. The rows of times take the faster of SDPA and this library's kernel."
+                "would cost less. The rows of times take the faster of SDPA and this library's kernel"
+                + (", built without the bias." if settings.get("bare") else ", which subtracts a bias of zero from it.")
             )
         if "t5" in kinds:
             lines.append("T5's bias is this laboratory's, in blocks of rows, linear in memory.")
@@ -241,7 +274,14 @@ def notes(found: Comparison) -> list[str]:
             "Memory is the peak of one call in a process of its own, outputs and gradients included; of several ways "
             "of a method the least. A trained model's horizon differs from that of normal inputs."
         )
-    lines += [_about(trained) for trained in found.trained]
+    for trained in found.trained:
+        lines += _about(trained)
+    if any(each.by_loss or each.by_recall for trained in found.trained for each in trained.usable):
+        lines.append(
+            "Usable lengths are by the rules in docs/lab.md. By perplexity: to which the loss stays that of the "
+            "trained length. By recall: within which values are recalled from as far away as was tested, by the median "
+            "seed. A flat loss is no evidence that the context is used."
+        )
     return lines
 
 
@@ -249,14 +289,40 @@ def _by_length(speeds: Sequence[Speed]) -> list[Speed]:
     return list({speed.length: speed for speed in speeds}.values())
 
 
-def _about(trained: Trained) -> str:
+def _about(trained: Trained) -> list[str]:
     kind = "Encoders, trained by masked prediction" if trained.objective == "masked" else "Decoders"
-    seeds = f"{len(trained.seeds)} seed{'s' if len(trained.seeds) > 1 else ''}"
-    return (
-        f"{kind}: {trained.layers} layers of width {trained.width}, {trained.heads} heads, {trained.tokens / 1e6:.1f} "
-        f"million {trained.unit}s of {trained.corpus} at length {trained.train_length}, {seeds}; non-overlapping "
-        "windows, 95% intervals over documents" + (" and seeds." if len(trained.seeds) > 1 else ".")
+    seeds = _counted(len(trained.seeds), "seed")
+    amount = f"{trained.tokens / 1e6:.1f} million" if trained.tokens >= 1_000_000 else f"{trained.tokens:,}"
+    text = (
+        f"{kind}: {_counted(trained.layers, 'layer')} of width {trained.width}, {_counted(trained.heads, 'head')}, "
+        f"{amount} {trained.unit}s of {trained.corpus} at length {trained.train_length}, {seeds}. Bits are by "
+        f"{_PROTOCOLS[trained.protocol]}"
     )
+    scored = [each.documents for each in trained.quality if each.documents]
+    if scored:
+        text += f", of {_counted(min(scored), 'document')}" + (" at the least." if min(scored) < max(scored) else ".")
+    else:
+        text += "."
+    if any(each.low is not None for each in trained.quality):
+        text += " Intervals are 95%, over documents" + (" and seeds." if len(trained.seeds) > 1 else ".")
+    if any(each.difference is not None for each in trained.quality):
+        text += (
+            f" After a comma, that less the bits of {trained.reference} at the same length, paired by document and "
+            "seed: below 0 is better than it."
+        )
+    lines = [text]
+    if any(":" in each.name for each in trained.quality):
+        lines.append(
+            f"{_KINDS[trained.objective].capitalize()}s scaled without training: every variant that was evaluated. To "
+            "take the best of them by these numbers would be to choose by the text that is scored."
+        )
+    if trained.objective == "next" and not any(each.by_recall for each in trained.usable):
+        lines.append("Whether the decoders recall anything from far away was not measured.")
+    return lines
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 # What stands behind it
