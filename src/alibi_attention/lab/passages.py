@@ -91,8 +91,8 @@ class RecallMixer:
 
     A chosen window asks between 2 times and once for every two lines that fit, any number as likely as another. From
     the mention before to the one that asks it is a distance that is log-uniform between a line and the whole window, so
-    that each doubling is asked as often as the next, and what is tested inside the trained length was trained. Each key
-    is told once and asked once or more, by the same line. What lies beneath the lines is overwritten, so that the length
+    that each doubling is asked as often as the next, and what is tested inside the trained length was trained. A key is
+    told once and asked once or more, by the same line. What lies beneath the lines is overwritten, so that the length
     stays what it was.
 
     Args:

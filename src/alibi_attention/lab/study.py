@@ -26,7 +26,7 @@ STUDY: Mapping[str, Any] = {
     "learning_rate": 2e-3,
     "recall_share": 0.5,
     "precision": "bf16",
-    "eval_tokens": 65536,
+    "eval_tokens": 131072,
 }
 """About 3 M parameters, 3.7 M tokens, on the default corpus; with every method that differs from the others.
 
