@@ -168,7 +168,7 @@ def test_t5_bias_is_that_of_transformers_encoder(seq_len: int, monkeypatch: pyte
     monkeypatch.setattr(t5, "_ROWS", 64)
     found = encoder("t5").position
     with torch.no_grad():
-        theirs.relative_attention_bias.weight.copy_(found.get_parameter("table"))
+        theirs.relative_attention_bias.weight.copy_(found.table)
         query, key, value = random_qkv(seq_len)
         expected = F.scaled_dot_product_attention(query, key, value, attn_mask=theirs.compute_bias(seq_len, seq_len))
         torch.testing.assert_close(found.attend(query, key, value), expected)
@@ -184,7 +184,7 @@ def test_t5_gradients_in_blocks_are_those_of_one(monkeypatch: pytest.MonkeyPatch
         found = encoder("t5").position
         inputs = [t.requires_grad_() for t in random_qkv(40)]
         found.attend(*inputs).square().sum().backward()
-        gradients.append([t.grad for t in (*inputs, found.get_parameter("table"))])
+        gradients.append([t.grad for t in (*inputs, found.get_parameter("units"))])
     for whole, blocks in zip(*gradients, strict=True):
         torch.testing.assert_close(blocks, whole)
 

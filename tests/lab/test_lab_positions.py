@@ -260,6 +260,17 @@ def test_t5_bias_is_that_of_transformers(seq_len: int, monkeypatch: pytest.Monke
         torch.testing.assert_close(found.attend(query, key, value), expected)
 
 
+def test_t5_moves_by_ten_nats_where_others_move_by_one() -> None:
+    found = method("t5")
+    optimizer = torch.optim.AdamW(found.parameters(), lr=1e-2, weight_decay=0.0)
+    query, key, value = random_qkv(40)
+    found.attend(query, key, value).square().sum().backward()
+    optimizer.step()
+    moved = found.table.abs()
+    torch.testing.assert_close(moved[moved > 0], torch.full_like(moved[moved > 0], 0.1), rtol=1e-3, atol=0.0)
+    assert (moved > 0).sum() >= 20 * SHAPE.heads
+
+
 def test_t5_gradients_in_blocks_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = []
     for rows in (1024, 7):
@@ -267,7 +278,7 @@ def test_t5_gradients_in_blocks_are_those_of_one(monkeypatch: pytest.MonkeyPatch
         found = trained("t5")
         inputs = [t.requires_grad_() for t in random_qkv(40)]
         found.attend(*inputs).square().sum().backward()
-        gradients.append([t.grad for t in (*inputs, found.table)])
+        gradients.append([t.grad for t in (*inputs, found.units)])
     for whole, blocks in zip(*gradients, strict=True):
         torch.testing.assert_close(blocks, whole)
 

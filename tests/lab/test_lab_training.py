@@ -235,7 +235,7 @@ def weights(root: Path, method: str) -> dict[str, Tensor]:
 def test_positions_are_trained_and_not_decayed(tiny: MakeConfig, tmp_path: Path) -> None:
     config = tiny(methods=("t5", "alibi-learned", "learned"), steps=4, weight_decay=1e6, learning_rate=1e-6, clip=1e9)
     start_experiment(config, tmp_path / "run")
-    for method, name in (("t5", "table"), ("alibi-learned", "log_slopes"), ("learned", "table")):
+    for method, name in (("t5", "units"), ("alibi-learned", "log_slopes"), ("learned", "table")):
         before = build_decoder(config, method).position.get_parameter(name)
         after = weights(tmp_path / "run", method)[f"position.{name}"]
         assert not torch.equal(after, before)

@@ -164,9 +164,9 @@ class _T5:
     def __init__(self, trial: Trial, group: Group) -> None:
         heads = len(group.slopes)
         self._position = T5Bias(DecoderShape(trial.keys, 1, heads, heads * trial.head_dim))
-        torch.nn.init.normal_(self._position.table, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.normal_(self._position.units, generator=torch.Generator().manual_seed(0))
         self._inputs = group.query, group.key, group.value
-        self.parameters = (self._position.table,)
+        self.parameters = (self._position.units,)
 
     def __call__(self) -> Tensor:
         return self._position.attend(*self._inputs)

@@ -17,6 +17,9 @@ BUCKETS = 32
 FURTHEST = 128
 """Distances from here on share the last bucket."""
 
+UNIT = 10.0
+"""Nats that the trained numbers count in."""
+
 # Queries at a time. With gradients a block holds its scores, and commonly trained lengths are one block.
 _ROWS = 128
 _ROWS_WITH_GRADIENTS = 1024
@@ -59,6 +62,12 @@ class T5Bias(PositionMethod):
 
     In an encoder half of the buckets are for keys ahead.
 
+    What is trained is the table in units of 10 nats. AdamW moves a number by about the learning rate a step, whatever
+    its gradient: in nats, the table of a study of 900 steps would move by one at most, which is next to no positions at
+    all (ALiBi's slopes begin with eight nats over sixteen tokens). Predicted: the loss follows ALiBi's, not NoPE's.
+    Measured at 3 M parameters and L = 256, nats per byte of the batch after 250 steps: 2.77 in these units, 3.50 in
+    nats, ALiBi 2.86. No other unit was tried.
+
     Scores stay divided by sqrt(head_dim), as in every other method here; T5 itself folds that into its initial weights.
 
     Blocks of queries meet the keys before them one after the other, each with its own stretch of bias: a view of one
@@ -74,7 +83,12 @@ class T5Bias(PositionMethod):
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__(shape)
-        self.table = nn.Parameter(torch.zeros(BUCKETS, shape.heads))
+        self.units = nn.Parameter(torch.zeros(BUCKETS, shape.heads))
+
+    @property
+    def table(self) -> Tensor:
+        """(buckets, heads), in nats."""
+        return UNIT * self.units
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self._attend_last(query, key, value)
