@@ -39,7 +39,7 @@ def study(
         str | None,
         typer.Option(help="Lengths to evaluate at.", metavar="LENGTHS", show_default="--length and its five doublings"),
     ] = None,
-    eval_tokens: Annotated[int, typer.Option(help="About how many held-out tokens to read a length.")] = 65_536,
+    eval_tokens: Annotated[int, typer.Option(help="About how many held-out tokens to read a length.")] = 131_072,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 900,
     device: Annotated[str, typer.Option(help="Where to compute.", metavar="cpu|cuda")] = "cpu",
 ) -> None:
