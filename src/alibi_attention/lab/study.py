@@ -30,8 +30,8 @@ STUDY: Mapping[str, Any] = {
 }
 """About 3 M parameters, 3.7 M tokens, on the default corpus; with every method that differs from the others.
 
-In a pilot under one seed, ALiBi alone, half of what was told 32 bytes before was recalled after 347 steps, and nothing
-above chance from 64 on. Here are more steps; how many the far ones take, and other methods, was not measured.
+Under seed 0 at these settings ALiBi recalled 62 of 64 values told 253 bytes before, sinusoidal positions 14; RoPE and
+learned positions had not learned the task, 4 and 2 of 64 at 32 bytes. How many steps those need was not measured.
 Products in bfloat16 take a step from 1.1 to 0.6 s on one core with AVX512-BF16 (T5 bias from 1.5 to 1.0); what is
 trained is evaluated in float32.
 """
