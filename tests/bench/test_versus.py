@@ -28,6 +28,8 @@ from alibi_attention.bench.versus.contestants import (
     timed_as,
 )
 from alibi_attention.bench.versus.memory import caches, peak_of
+from alibi_attention.bench.versus.notes import notes
+from alibi_attention.bench.versus.page import fill_page, page_text, table_text
 from alibi_attention.bench.versus.results import (
     Comparison,
     Memory,
@@ -40,7 +42,7 @@ from alibi_attention.bench.versus.results import (
     read_comparison,
 )
 from alibi_attention.bench.versus.run import Plan, check, compare, open_bare
-from alibi_attention.bench.versus.table import fill_page, notes, one_table, page_text, shares
+from alibi_attention.bench.versus.shares import shares
 from alibi_attention.lab.positions import PositionMethod, position_methods
 from alibi_attention.lab.positions.rope import plain_rates, rotate, rotation
 
@@ -269,8 +271,8 @@ def comparison(**changes: Any) -> Comparison:
 
 
 def row(found: Comparison, start: str) -> list[str]:
-    lines = [line for line in one_table(found).splitlines() if line.startswith(f"| {start}")]
-    assert len(lines) == 1, (start, one_table(found))
+    lines = [line for line in table_text(found).splitlines() if line.startswith(f"| {start}")]
+    assert len(lines) == 1, (start, table_text(found))
     return [cell.strip() for cell in lines[0].strip("|").split("|")][1:]
 
 
@@ -383,7 +385,7 @@ def test_what_was_not_measured_of_trained_models_is_said() -> None:
     trained.usable = [Usable(each.name, each.title, each.by_loss) for each in trained.usable]
     found = comparison(trained=[trained])
     assert row(found, "bits per byte, decoder, windows, at the trained 256")[0] == "2.100 (2.000 to 2.200)"
-    assert not any("usable length by recall" in line for line in one_table(found).splitlines())
+    assert not any("usable length by recall" in line for line in table_text(found).splitlines())
     assert "Whether the decoders recall anything from far away was not measured." in notes(found)
     assert any("windows that do not overlap, where part of what is gained" in note for note in notes(found))
 

@@ -69,8 +69,8 @@ def versus(
     require("lab")
     folder = output or Path("versus") / f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}"
     with bench_errors(), laboratory_errors(folder, again="a new measurement"):
+        from alibi_attention.bench.versus.page import fill_page, page_text, table_text
         from alibi_attention.bench.versus.results import read_comparison
-        from alibi_attention.bench.versus.table import fill_page, one_table, page_text
         from alibi_attention.lab.files import write_text
 
         if table is not None:
@@ -83,7 +83,7 @@ def versus(
                 _trained(decoder or [], encoder or []),
             )  # fmt: skip
             found, stopped = _measure(plan, folder / "versus.json")
-        text = one_table(found)
+        text = table_text(found)
         typer.echo(text)
         if table is None or output is not None:
             write_text(folder / "versus.md", page_text(found))

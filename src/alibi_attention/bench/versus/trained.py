@@ -13,6 +13,9 @@ from alibi_attention.lab.verdicts import LOSS_PROTOCOLS
 MULTIPLES = (1, 4, 16)
 """Lengths of the table, over the trained length."""
 
+KINDS = {"next": "decoder", "masked": "encoder"}
+"""What a model of an objective is called."""
+
 
 def read_trained(roots: Sequence[Path], objective: str, flag: str) -> Trained:
     """What runs that differ in their seed alone came to.
