@@ -125,7 +125,7 @@ class _Attention(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise NotImplementedError(
             "alibi_attention has no forward-mode derivative (jvp): use reverse mode, "
-            "or differentiate alibi_attention.reference.reference_attention, which has every derivative"
+            "or write it as softmax(scale * query @ key.mT + build_alibi_bias(...)) @ value, which has every derivative"
         )
 
     @staticmethod
@@ -205,7 +205,7 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # noqa: ARG004
         raise RuntimeError(
             "alibi_attention has no second derivative: call it without create_graph=True, "
-            "or differentiate alibi_attention.reference.reference_attention, which has every derivative"
+            "or write it as softmax(scale * query @ key.mT + build_alibi_bias(...)) @ value, which has every derivative"
         )
 
 
