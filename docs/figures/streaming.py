@@ -185,38 +185,38 @@ def draw(folder: Path, figure: Path) -> None:
     import matplotlib.pyplot as plt
 
     marks = reading["marks"]
-    fig, (memory, pace, shares) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    mpl.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
+    fig, (memory, pace, shares) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained", width_ratios=(1, 1, 0.95))
     tokens = [mark["tokens"] / 1e6 for mark in marks]
     layers, heads = len(reading["windows"]), len(reading["windows"][0])
-    memory.plot(tokens, [mark["bytes_held"] / 2**20 for mark in marks], color="#0072b2", label="HorizonCache")
     full_bytes = reading["bytes_per_token"]
-    memory.plot(
-        tokens,
-        [full_bytes * mark["tokens"] / 2**20 for mark in marks],
-        color="#999999",
-        ls="--",
-        label="every token kept",
+    every_token = [full_bytes * mark["tokens"] / 2**20 for mark in marks]
+    held = [mark["bytes_held"] / 2**20 for mark in marks]
+    memory.plot(tokens, every_token, color="#999999", ls="--")
+    memory.plot(tokens, held, color="#0072b2", lw=2)
+    memory.annotate("every token kept", (0.5, every_token[len(marks) // 2]), (0, -22), textcoords="offset points")
+    memory.annotate(
+        f"HorizonCache, {held[-1]:.0f} MiB", (0.5, held[-1]), (0, 8), textcoords="offset points", color="#0072b2"
     )
     memory.set(
         yscale="log", xlabel="million tokens read", ylabel="MiB", title=f"Memory of {layers} layers, {heads} heads"
     )
-    memory.legend(frameon=False)
     timed = [mark for mark in marks if "median_ms" in mark]
-    pace.plot(
-        [m["tokens"] / 1e6 for m in timed], [m["median_ms"] for m in timed], color="#0072b2", label="median of 256"
-    )
-    pace.plot(
-        [m["tokens"] / 1e6 for m in timed], [m["fastest_ms"] for m in timed], color="#56b4e9", label="fastest of 256"
-    )
+    at = [mark["tokens"] / 1e6 for mark in timed]
+    pace.plot(at, [mark["median_ms"] for mark in timed], ".", color="#999999", label="median of 256")
+    pace.plot(at, [mark["fastest_ms"] for mark in timed], color="#0072b2", lw=2, label="fastest of 256")
     pace.set(xlabel="million tokens read", ylabel="ms", ylim=(0, None), title="One token through the model")
-    pace.legend(frameon=False)
+    pace.legend(frameon=False, loc="lower left")
     seen = [(true, bound) for *_, bound, true in comparing["samples"] if true > 1e-60]
     shares.loglog(*zip(*seen, strict=True), ".", color="#d55e00", ms=3)
     low, high = 1e-60, 1.0
+    decades = [10.0**power for power in range(-60, 1, 12)]
     shares.plot([low, high], [low, high], color="#999999", lw=1)
     shares.axhline(2.0**-24, color="#009e73", lw=1, ls="--")
-    shares.text(low * 10, 2.0**-24 * 8, "tolerance", color="#009e73", va="bottom")
-    shares.set(xlim=(low, high), ylim=(low, high), xlabel="true share dropped", ylabel="bound", title="Evicted mass")
+    shares.text(low * 10, 2.0**-24 * 30, "tolerance", color="#009e73", va="bottom")
+    shares.text(1e-22, 1e-27, "bound = true share", color="#777777", rotation=45, rotation_mode="anchor", va="top")
+    shares.set(xlim=(low, high), ylim=(low, high), xticks=decades, yticks=decades, aspect="equal")
+    shares.set(xlabel="true share dropped", ylabel="bound on it", title="Mass of what was evicted")
     fig.savefig(figure, dpi=120)
 
 
