@@ -101,12 +101,12 @@ _ALL = (
         (2 * K, 8 * K), dtype=torch.bfloat16, peers=("alibi-fp32",), alone=True, target=Target("alibi-fp32", 1.0),
     ),
     Case(
-        "overhead-forward", "what a call costs at 16 tokens, without gradients", "forward", (16,), head_dims=(64,),
+        "overhead-forward", "what a call costs, without gradients", "forward", (16,), head_dims=(64,),
         peers=("sdpa", "sdpa-row"), target=Target("sdpa-row", at={(64, 16): 0.5}, also=("sdpa",)),
         quick_lengths=(16,), limits=Limits(seconds=25e-6),
     ),
     Case(
-        "overhead-training", "what a call and its gradients cost at 16 tokens", "training", (16,), head_dims=(64,),
+        "overhead-training", "what a call and its gradients cost", "training", (16,), head_dims=(64,),
         peers=("sdpa", "sdpa-row"), target=Target("sdpa-row", at={(64, 16): 0.5}, also=("sdpa",)),
         quick_lengths=(16,),
     ),

@@ -255,7 +255,7 @@ def _peers(trials: Trials, cases: Mapping[str, str]) -> Table:
 def _slower(trials: Trials) -> Table:
     """Every size at which a peer is faster than what a call takes unasked."""
     rows = [
-        [f"{trial.title}, D = {trial.head_dim}, {short(trial.keys)}", each.peer.title, _cell(each)]
+        [f"{trial.title}, D = {trial.head_dim}, {short(trial.keys)} tokens", each.peer.title, _cell(each)]
         for trial in trials
         for each in comparisons(trial)
         if each.ours.default and each.slower
