@@ -258,7 +258,7 @@ def test_a_page_says_where_a_peer_is_faster_and_where_its_numbers_are_from(tmp_p
     fill(page, [run([won], "2001-02-03T04:05:06+00:00"), run([lost], "2001-02-03T05:05:06+00:00")])
     lines = page.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if "0.500x" in line] == [
-        f"| {lost.title}, D = 64, 1K | {lost.entries[-1].title} | 0.500x |"
+        f"| {lost.title}, D = 64, 1K tokens | {lost.entries[-1].title} | 0.500x |"
     ]
     assert not any("2K" in line for line in lines)
     assert sum(lost.case in line for line in lines) == 2
