@@ -133,7 +133,7 @@ def skippable(
     return all_gone, rest_gone
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "tiles"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "tiles", "pairs"])
 def plan_kernel(
     query, key, center, radius, largest, slopes, plan, order, key_order,
     offsets, key_range, position_of, lower_of, upper_of,
@@ -270,8 +270,13 @@ def plan_kernel(
 
 @triton.jit
 def place_in_order(order, own, slope, slopes, slope_batch, slope_head, num_heads, group, count):
-    """Writes ``own`` where it belongs among ``count`` groups of heads, by the least slope of each, ties by number."""
+    """Writes ``own`` where it belongs among ``count`` groups of heads, by the least slope of each, ties by number.
+
+    NaN comes last. Compared as it is, it would be neither before nor after any other: places would be taken twice and
+    others never written, and whoever reads an order takes what is there for an address.
+    """
     heads = num_heads // group
+    slope = tl.where(slope == slope, slope, INF)
     rank = tl.full([], 0, tl.int32)
     for first in range(0, count, CHUNK):
         other = first + tl.arange(0, CHUNK)
@@ -280,6 +285,7 @@ def place_in_order(order, own, slope, slopes, slope_batch, slope_head, num_heads
         for member in range(1, group):
             one = tl.load(slopes + batch * slope_batch + (head + member) * slope_head, mask=other < count, other=INF)
             least = tl.minimum(least, one)
+        least = tl.where(least == least, least, INF)
         before = (least < slope) | ((least == slope) & (other < own))
         rank += tl.sum((before & (other < count)).to(tl.int32), 0)
     tl.store(order + rank, own)
