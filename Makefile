@@ -1,4 +1,5 @@
-# One command each. Nothing is needed beforehand but Python 3.10 or later with its venv module.
+# One command each. Needed beforehand: Python 3.10 or later with its venv module, a C++17 compiler for the CPU kernels
+# (without one their tests are skipped), and CMake for `make bare`.
 
 PYTHON ?= python3
 PYTEST_FLAGS ?= -n 2
@@ -44,6 +45,7 @@ help: ## list these commands
 	@echo
 	@echo "  PYTHON=$(PYTHON)    the interpreter environments are made with"
 	@echo "  PYTEST_FLAGS=\"$(PYTEST_FLAGS)\""
+	@echo "  OUTPUT=FILE.json    where make gpu writes its results"
 
 run: ## train short, test long: install into a fresh environment, run (or resume) `alibi extrapolate`
 	$(call fresh,.venv-run,.[all])
@@ -86,7 +88,7 @@ sanitize: ## the C++ kernels under the address, undefined-behaviour and thread s
 	$(MAKE) -j2 -C csrc/tests sanitize
 
 gpu: ## check and measure the GPU kernels on this machine's GPU, under eight minutes; torch and Triton are all it needs
-	$(PYTHON) benchmarks/gpu.py
+	$(PYTHON) benchmarks/gpu.py $(if $(OUTPUT),--output "$(OUTPUT)")
 
 bare: ## the C++ kernels without the bias, into build/bare: what it costs is the difference (alibi versus --bare)
 	cmake -S csrc -B build/bare -DCMAKE_BUILD_TYPE=Release -DALIBI_WITHOUT_BIAS=ON

@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/, which are no part of the package, as modules."""
+"""The scripts of benchmarks/, which are no part of the package, as modules; and peers of known behaviour."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import gpu_fakes
 import pytest
 import torch
+
+from alibi_attention.bench.gpu.peers import GPU_PEERS, GpuPeer
 
 _FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -28,3 +31,10 @@ def load_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture
+def fake_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers that are right, wrong, failing at once or failing later, beside those of a GPU."""
+    for name, prepare in gpu_fakes.fake_peers().items():
+        monkeypatch.setitem(GPU_PEERS, name, GpuPeer(name, f"a peer that is {name}", prepare))

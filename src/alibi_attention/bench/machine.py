@@ -21,6 +21,9 @@ _SWITCHES = (
     "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "TORCH", "LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES",
 )  # fmt: skip
 
+# For a copy of the files without their repository, as on a borrowed machine.
+_COMMIT = "ALIBI_COMMIT"
+
 
 def machine() -> dict[str, Any]:
     """Processor, memory (bytes), versions, commit, date and switches, for the head of a file of results."""
@@ -69,7 +72,10 @@ def _cpuinfo(field: str) -> str:
 
 
 def _commit() -> str | None:
-    """Of the checkout this package runs from, with "+ changes" where files differ from it; None outside of one."""
+    """Of the checkout this package runs from, with "+ changes" where files differ from it.
+
+    Outside of one, or where git cannot be asked, what `ALIBI_COMMIT` says, or None.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -81,6 +87,6 @@ def _commit() -> str | None:
 
     # Installed beneath some other project's checkout, its commit would not be ours.
     if git("ls-files", "--error-unmatch", "../__init__.py") is None:
-        return None
+        return os.environ.get(_COMMIT) or None
     commit = git("rev-parse", "HEAD")
     return f"{commit} + changes" if commit and git("status", "--porcelain", "--", "..", "../../../csrc") else commit

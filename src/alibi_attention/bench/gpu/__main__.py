@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import FrameType
 
 import torch
 
 from alibi_attention.bench.errors import BenchError
 from alibi_attention.bench.gpu.cases import GPU_CASES, gpu_trials
+from alibi_attention.bench.gpu.logs import logs_of
 from alibi_attention.bench.gpu.run import Budget, GpuRun, spare_workers
 from alibi_attention.bench.gpu.verdicts import report
 
@@ -28,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of {', '.join(GPU_CASES)}; all by default")
     parser.add_argument(
-        "--output", type=Path, help="a new .json file; by default benchmarks/results/gpu-NAME-DATE.json"
+        "--output",
+        type=Path,
+        help="a new .json file, with logs beside it; benchmarks/results/gpu-NAME-DATE.json by default",
     )
     parser.add_argument("--minutes", type=float, default=7.5, help="for everything; 7.5 by default")
     parser.add_argument("--no-suite", action="store_true", help="no checks, benchmarks alone")
@@ -54,19 +60,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with_suite=not options.no_suite, workers=spare_workers(), tell=_say,
     )  # fmt: skip
     try:
-        results = run.run()
+        with _terminated_as_interrupted():
+            results = run.run()
     except KeyboardInterrupt:
         print(f"Stopped. What was known until then is in {output}, marked incomplete.", file=sys.stderr)
         return 130
-    print(f"\n{report(results)}\n\nWritten to {output} ({results.status}, {results.seconds:.0f} s)")
+    written = f"{output} ({results.status}, {results.seconds:.0f} s), what processes wrote to {logs_of(output)}"
+    print(f"\n{report(results)}\n\nWritten to {written}")
     return 1 if results.suite.get("failed") else 0
 
 
 def _budget(minutes: float, checks_alone: bool) -> Budget:
     whole = 60.0 * minutes - 5.0
     base = Budget()
-    suite = whole - 25.0 if checks_alone else min(base.suite, whole / 3.0)
+    suite = whole - 40.0 if checks_alone else min(base.suite, whole / 3.0)
     return replace(base, whole=whole, suite=suite)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does, once: what follows must not cut off the writing of what is known."""
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say(line: str) -> None:

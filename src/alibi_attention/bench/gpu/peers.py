@@ -68,6 +68,9 @@ def _mask_fits(trial: GpuTrial, memory: int) -> str | None:
     need = trial.full_bias_bytes
     if need > memory:
         return f"holds a mask of {need / 2**30:.1f} GiB, over the memory budget of {memory / 2**30:.1f} GiB"
+    if need // trial.case.dtype.itemsize >= 1 << 31:
+        # Offsets of 32 bits somewhere in a library would fault, and take the process and its time along.
+        return "its mask has 2^31 elements or more"
     return None
 
 

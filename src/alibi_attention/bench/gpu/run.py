@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from alibi_attention.bench.case import short
 from alibi_attention.bench.gpu.cases import FASTEST, GpuTrial
+from alibi_attention.bench.gpu.logs import keep_logs
 from alibi_attention.bench.gpu.suite import Findings, Suite
 from alibi_attention.bench.gpu.trial import GpuSettings
-from alibi_attention.bench.gpu.watch import Measuring, Process
+from alibi_attention.bench.gpu.warm import Warming
+from alibi_attention.bench.gpu.watch import Measuring, Patience
 from alibi_attention.bench.gpu.worker import Plan
-from alibi_attention.bench.machine import machine
+from alibi_attention.bench.machine import machine, usable_cores
 from alibi_attention.bench.results import Results, TrialResult
 from alibi_attention.bench.tables import milliseconds
 
@@ -30,14 +31,17 @@ class Budget:
     """How long what may take, in seconds from the start.
 
     Attributes:
-        suite: the checks, and compilation beside them.
+        suite: after that no check is begun; compilation goes on beside the checks until they end.
+        again: what did not fit in memory beside others is tried alone for so long.
         whole: everything; under eight minutes with a margin for the last process to end.
-        stall: how long one step of a benchmark may go without an answer.
+        cold, warm: how long one step of a benchmark may go without an answer, by whether it was compiled beforehand.
     """
 
-    suite: float = 150.0
+    suite: float = 140.0
+    again: float = 10.0
     whole: float = 445.0
-    stall: float = 75.0
+    cold: float = 75.0
+    warm: float = 30.0
 
 
 @dataclass
@@ -47,7 +51,7 @@ class GpuRun:
     Attributes:
         trials: sizes to measure, in order; none for checks alone.
         with_suite: whether to run the checks.
-        workers: processes for checks and for compilation, each.
+        workers: processes for checks and for compilation.
         cases: random calls among the checks.
         tell: is given lines for people.
     """
@@ -58,13 +62,14 @@ class GpuRun:
     settings: GpuSettings = field(default_factory=GpuSettings)
     budget: Budget = field(default_factory=Budget)
     with_suite: bool = True
-    workers: int = 4
-    cases: int = 150
+    workers: tuple[int, int] = (4, 2)
+    cases: int = 20
     script: Path = SCRIPT
     tell: Callable[[str], None] = print
+    _warmed: Collection[int] = field(default=(), init=False)
 
     def run(self) -> Results:
-        """Run, and keep ``output`` up to date; what stops it (Ctrl-C too) leaves what is known."""
+        """Run, keeping ``output`` and the logs beside it up to date: a stop, Ctrl-C too, leaves what is known."""
         begin = time.monotonic()
         results = Results(machine(), {
             **asdict(self.settings), **asdict(self.budget), "device": self.device,
@@ -79,6 +84,7 @@ class GpuRun:
         finally:
             results.seconds = time.monotonic() - begin
             results.write(self.output)
+            keep_logs(folder, self.output)
             shutil.rmtree(folder, ignore_errors=True)
         return results
 
@@ -86,29 +92,23 @@ class GpuRun:
         if not self.with_suite:
             results.suite = Findings(reason="it was not asked for").summary()
             return
-        warming = self._warmed(folder)
-        suite = Suite(self.script, folder, self.workers, self.budget.suite, self.cases)
+        suite_workers, warm_workers = self.workers
+        warming = Warming(folder, self.trials, warm_workers, self.device, self.settings)
+        suite = Suite(self.script, folder, suite_workers, self.budget.suite, self.cases)
         try:
             found = suite.wait(lambda found: self.tell(found.line()))
+            warming.end()
+            self._warmed = warming.warmed()
+            found = suite.again(self.budget.again)
         finally:
             suite.end()
-            for process in warming:
-                process.end()
+            warming.end()
             results.suite = suite.findings().summary()
             results.write(self.output)
+            keep_logs(folder, self.output)
         self.tell(found.line())
         for name, reason in found.failed.items():
             self.tell(f"  FAILED {name}: {reason}")
-
-    def _warmed(self, folder: Path) -> list[Process]:
-        """Processes that compile, into the caches on disk, what the benchmarks will need."""
-        found = []
-        for part in range(min(self.workers, len(self.trials))):
-            mine = {number: trial for number, trial in enumerate(self.trials) if number % self.workers == part}
-            place = folder / f"warm-{part}"
-            Plan(self.device, mine, self.settings, warm=True).write(place / "plan.json")
-            found.append(Process(["-m", "alibi_attention.bench.gpu.worker", str(place)], place / "worker.log"))
-        return found
 
     def _benchmarks(self, folder: Path, results: Results, begin: float) -> None:
         place = folder / "measured"
@@ -116,7 +116,8 @@ class GpuRun:
         if not self.trials:
             results.status = "complete"
             return
-        measuring = Measuring(place, Plan(self.device, dict(enumerate(self.trials)), self.settings), self.budget.stall)
+        plan = Plan(self.device, dict(enumerate(self.trials)), self.settings)
+        measuring = Measuring(place, plan, Patience(self.budget.cold, self.budget.warm), self._warmed)
         told: set[int] = set()
 
         def changed(found: dict[int, TrialResult]) -> None:
@@ -171,6 +172,8 @@ def _log(place: Path) -> str:
         return ""
 
 
-def spare_workers() -> int:
-    """As many processes as leave the machine responsive."""
-    return max(1, min(6, (os.cpu_count() or 2) // 3))
+def spare_workers(cores: int | None = None) -> tuple[int, int]:
+    """Processes for checks and for compilation beside them, one for each core: both mostly wait for a compiler."""
+    cores = cores or usable_cores()
+    compiling = max(1, min(6, cores // 4))
+    return max(1, min(24, cores - compiling)), compiling

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alibi_attention.bench.gpu.watch import Process
+from alibi_attention.bench.gpu.part import Part
+from alibi_attention.bench.gpu.process import end_all
 
 _POLL = 0.2
-# Beyond its own limit a process is ended by force, so long after.
-_GRACE = 20.0
+# After the time at which no check is begun any more, those under way have so long.
+_GRACE = 12.0
 
 
 @dataclass
@@ -21,30 +21,41 @@ class Findings:
     """What the checks found.
 
     Attributes:
-        passed, left_out: names; left out is what time did not suffice for.
-        failed: reasons by name; a process that fell has one for the check it was at.
+        passed, left_out: names; left out is what time or memory did not suffice for.
+        failed: reasons by name; what felled a process is the failure of the check it was at.
+        cut_short: those left out that were under way when time was up.
+        short_of_memory: those left out that did not fit.
+        tracebacks: of those that failed, by name.
+        restarts: processes that took the place of one that fell.
         reason: why nothing ran, or None.
     """
 
     passed: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    cut_short: list[str] = field(default_factory=list)
+    short_of_memory: list[str] = field(default_factory=list)
+    tracebacks: dict[str, str] = field(default_factory=dict)
+    restarts: int = 0
     seconds: float = 0.0
     reason: str | None = None
 
     def summary(self) -> dict[str, Any]:
         """For the file of results."""
         return {
-            "passed": len(self.passed), "failed": self.failed, "left_out": self.left_out,
-            "seconds": round(self.seconds, 1), "reason": self.reason, "checks": self.passed,
+            "passed": len(self.passed), "failed": self.failed, "left_out": self.left_out, "cut_short": self.cut_short,
+            "short_of_memory": self.short_of_memory, "restarts": self.restarts, "seconds": round(self.seconds, 1),
+            "reason": self.reason, "checks": self.passed, "tracebacks": self.tracebacks,
         }  # fmt: skip
 
     def line(self) -> str:
         if self.reason is not None:
             return f"checks: not run, {self.reason}"
+        notes = {"for memory": len(self.short_of_memory), "cut short": len(self.cut_short)}
+        of_them = ", ".join(f"{number} {what}" for what, number in notes.items() if number)
         return (
-            f"checks: {len(self.passed)} passed, {len(self.failed)} failed, "
-            f"{len(self.left_out)} left out for time, {self.seconds:.0f} s"
+            f"checks: {len(self.passed)} passed, {len(self.failed)} failed, {len(self.left_out)} left out"
+            f"{f' ({of_them})' if of_them else ''}, {self.seconds:.0f} s"
         )
 
 
@@ -53,69 +64,72 @@ class Suite:
 
     def __init__(self, script: Path, folder: Path, parts: int, seconds: float, cases: int) -> None:
         self._begin = time.monotonic()
-        self._limit = seconds
-        self._logs: list[Path] = []
-        self._processes: list[Process] = []
+        self._script, self._folder, self._cases = script, folder, cases
         self._missing = None if script.is_file() else f"{script} is not there: it needs a checkout of the repository"
-        if self._missing is not None:
-            return
-        for part in range(1, parts + 1):
-            log = folder / f"suite-{part}.log"
-            arguments = [str(script), "--part", f"{part}/{parts}", "--seconds", str(seconds), "--cases", str(cases)]
-            self._processes.append(Process(["-u", *arguments], log))
-            self._logs.append(log)
+        self._parts: list[Part] = []
+        if self._missing is None:
+            for number in range(1, parts + 1):
+                self._start(f"part {number}", ["--part", f"{number}/{parts}"], seconds)
+
+    def _start(self, name: str, arguments: Sequence[str], seconds: float) -> Part:
+        log = self._folder / f"suite-{name.replace(' ', '-')}.log"
+        command = [str(self._script), "--cases", str(self._cases), *arguments]
+        part = Part(name, command, log, until=time.time() + seconds)
+        self._parts.append(part)
+        return part
 
     def wait(self, tell: Callable[[Findings], None] = lambda found: None) -> Findings:  # noqa: ARG005
         """Until every process has ended, or has been ended for want of time."""
         told = -1
-        while any(process.status is None for process in self._processes):
+        while [part for part in self._parts if not part.watch()]:
             time.sleep(_POLL)
             found = self.findings()
             if len(found.passed) + len(found.failed) != told:
                 told = len(found.passed) + len(found.failed)
                 tell(found)
-            if time.monotonic() - self._begin > self._limit + _GRACE:
-                self.end()
+            late = [part for part in self._parts if time.time() > part.until + _GRACE]
+            if late:
+                for part in late:
+                    part.ended = True
+                end_all([part.process for part in late])
         return self.findings()
 
+    def again(self, seconds: float) -> Findings:
+        """Once more, one after the other, what did not fit in memory beside others; for when nothing else runs."""
+        names = self.findings().short_of_memory
+        if names:
+            self._start("alone", [argument for name in names for argument in ("--exactly", name)], seconds)
+        return self.wait()
+
     def end(self) -> None:
-        for process in self._processes:
-            process.end()
+        for part in self._parts:
+            part.ended = True
+        end_all([part.process for part in self._parts])
 
     def findings(self) -> Findings:
         """As far as known."""
         found = Findings(seconds=time.monotonic() - self._begin, reason=self._missing)
-        for number, (process, log) in enumerate(zip(self._processes, self._logs, strict=True), start=1):
-            last = "its start"
-            for record in _records(log):
-                last = record["check"]
-                if record.get("left_out"):
-                    found.left_out.append(last)
+        planned: dict[str, None] = {}
+        cut_short: list[str] = []
+        short: dict[str, None] = {}
+        for part in self._parts:
+            told = part.told()
+            found.restarts += part.restarts
+            planned.update(dict.fromkeys(told.planned))
+            if part.ended and told.under_way is not None and told.under_way not in part.fallen:
+                cut_short.append(told.under_way)
+            for record in told.records:
+                name = record["check"]
+                if record.get("memory"):
+                    short[name] = None
                 elif record["failure"] is None:
-                    found.passed.append(last)
+                    found.passed.append(name)
                 else:
-                    found.failed[last] = record["failure"]
-            if process.status not in (None, 0, 1):
-                found.failed[f"part {number}, after {last}"] = (
-                    f"the process ended with status {process.status}: {process.last_words()}"
-                )
-            elif process.status == 1 and not any(record["failure"] for record in _records(log)):
-                # An exception outside of the checks: Python's own exit status for it is 1 as well.
-                found.failed[f"part {number}, after {last}"] = process.last_words()
+                    found.failed[name] = record["failure"]
+                    found.tracebacks[name] = record.get("traceback") or ""
+            found.failed.update(part.fallen)
+        known = {*found.passed, *found.failed}
+        found.left_out = [name for name in planned if name not in known]
+        found.cut_short = [name for name in cut_short if name not in known]
+        found.short_of_memory = [name for name in short if name not in known]
         return found
-
-
-def _records(log: Path) -> list[dict[str, Any]]:
-    """The lines of JSON; a library may print between them, and the last may be half written."""
-    found = []
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        if line.startswith('{"check"'):
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-    return found

@@ -36,12 +36,15 @@ class GpuSettings:
 
     Attributes:
         rounds: samples of each contestant, taken in turn.
+        long_rounds: the same where a round of everyone takes more than ``long`` seconds.
         least: seconds a sample of short calls lasts.
         memory_share: of the free memory, how much a mask of a peer may take.
         backend: ours.
     """
 
-    rounds: int = 7
+    rounds: int = 5
+    long_rounds: int = 3
+    long: float = 1.5
     least: float = 0.05
     memory_share: float = 0.4
     backend: str = "triton"
@@ -62,6 +65,8 @@ class _Contestant:
     entry: Entry
     call: Call
     samples: Samples
+    # What a sample takes, as far as one call tells.
+    expected: float
 
 
 def blank_result(trial: GpuTrial) -> TrialResult:
@@ -98,10 +103,11 @@ def measure_gpu_trial(trial: GpuTrial, record: Record, clock: Clock, settings: G
             made = _prepared(entry, trial, inputs, clock, settings)
             contestants += [] if made is None else [made]
             record.save(result)
-    if trial.case.tolerance != 0.0 and trial.queries > 1:
+    rounds = _rounds(contestants, settings)
+    if trial.case.tolerance != 0.0 and trial.queries > 1 and rounds:
         record.status("certify")
         result.kept_share = _kept_share(inputs, clock)
-    for _ in range(settings.rounds):
+    for _ in range(rounds):
         for each in list(contestants):
             record.status(each.entry.name)
             failure = _sampled(each, trial, clock)
@@ -114,6 +120,11 @@ def measure_gpu_trial(trial: GpuTrial, record: Record, clock: Clock, settings: G
     del contestants, inputs
     gc.collect()
     clock.tidy()
+
+
+def _rounds(contestants: list[_Contestant], settings: GpuSettings) -> int:
+    slow = sum(each.expected for each in contestants) > settings.long
+    return min(settings.rounds, settings.long_rounds) if slow else settings.rounds
 
 
 def _entry(
@@ -150,8 +161,9 @@ def _prepared(
             if trial.case.cached:
                 call = clock.graph(call)
             again, _ = clock.once(call)
-            entry.plain = Samples(inner=calls_in(min(first, again), settings.least), first=first)
-            return _Contestant(entry, call, entry.plain)
+            quickest = min(first, again)
+            entry.plain = Samples(inner=calls_in(quickest, settings.least), first=first)
+            return _Contestant(entry, call, entry.plain, quickest * entry.plain.inner)
     except Exception as failure:
         entry.refused, entry.plain = _text(failure), None
         _check(clock, entry.name, failure)

@@ -98,8 +98,10 @@ def report(results: Results) -> str:
         parts += ["", f"Checks not run: {suite['reason']}"]
     elif suite:
         left_out = len(suite["left_out"])
-        parts += ["", f"Checks: {suite['passed']} passed, {len(suite['failed'])} failed, {left_out} left out for time"]
+        parts += ["", f"Checks: {suite['passed']} passed, {len(suite['failed'])} failed, {left_out} left out"]
         parts += [f"    FAILED {name}: {reason}" for name, reason in suite["failed"].items()]
+        for kind, why in (("cut_short", "time was up while it ran"), ("short_of_memory", "it did not fit in memory")):
+            parts += [f"    left out, {why}: {name}" for name in suite.get(kind, ())]
     return "\n".join(parts)
 
 

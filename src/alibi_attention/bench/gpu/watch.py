@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import alibi_attention
 from alibi_attention.bench.gpu.cases import GpuTrial
+from alibi_attention.bench.gpu.process import Process
 from alibi_attention.bench.gpu.trial import blank_result
 from alibi_attention.bench.gpu.worker import Plan
 from alibi_attention.bench.results import TrialResult, trial_result
@@ -26,49 +23,31 @@ _WAKING = 60.0
 _MOST_RESTARTS = 25
 
 
-class Process:
-    """A Python process of ours, in a group of its own, so that what it started ends with it."""
+# So often a contestant may cost a process in one case; after that it is left out of the rest of the case.
+_MOST_LOSSES = 2
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
-        source = str(Path(alibi_attention.__file__).parents[1])
-        path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.log = log
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
-            )  # fmt: skip
 
-    @property
-    def status(self) -> int | None:
-        return self._process.poll()
+@dataclass(frozen=True)
+class Patience:
+    """How long one step of a contestant may take, in seconds.
 
-    def end(self) -> None:
-        """End it and everything it started; nothing where it has ended by itself."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if self._process.poll() is not None:
-                return
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=5.0)
+    Attributes:
+        cold: compilation included.
+        warm: at sizes that were compiled beforehand.
+    """
 
-    def last_words(self) -> str:
-        """The last line it wrote."""
-        try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        except OSError:
-            return ""
-        return lines[-1].strip()[:300] if lines else ""
+    cold: float = 75.0
+    warm: float = 30.0
 
 
 class Measuring:
     """The benchmarks' process: replaced when it falls or stalls, without the contestant that was under way."""
 
-    def __init__(self, folder: Path, plan: Plan, stall: float) -> None:
-        self._folder, self._plan, self._stall = folder, plan, stall
+    def __init__(self, folder: Path, plan: Plan, patience: Patience, warmed: Collection[int] = ()) -> None:
+        self._folder, self._plan, self._patience, self._warmed = folder, plan, patience, warmed
         self._excluded: dict[int, dict[str, str]] = {}
         self._abandoned: dict[int, str] = {}
+        self._losses: Counter[tuple[str, str]] = Counter()
         self.restarts = 0
 
     def run(self, until: float, changed: Callable[[dict[int, TrialResult]], None]) -> dict[int, TrialResult]:
@@ -115,9 +94,9 @@ class Measuring:
                     changed(self.results())
                 if time.monotonic() > until:
                     return True
-                if time.monotonic() - moved > self._stall:
+                if time.monotonic() - moved > self._stall():
                     process.end()
-                    self._blame(f"gave no answer within {self._stall:.0f} s")
+                    self._blame(f"gave no answer within {self._stall():.0f} s")
                     return False
         finally:
             process.end()
@@ -127,10 +106,20 @@ class Measuring:
         self._blame(f"ended the process (status {process.status}): {process.last_words()}")
         return False
 
-    def _blame(self, reason: str) -> None:
+    def _state(self) -> dict[str, Any] | None:
         try:
             state: dict[str, Any] = json.loads((self._folder / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
+            return None
+        return state
+
+    def _stall(self) -> float:
+        state = self._state()
+        return self._patience.warm if state and state["trial"] in self._warmed else self._patience.cold
+
+    def _blame(self, reason: str) -> None:
+        state = self._state()
+        if state is None:
             # It fell before it began: there is nothing to leave out.
             self.restarts = _MOST_RESTARTS
             return
@@ -138,8 +127,16 @@ class Measuring:
         excluded = self._excluded.setdefault(number, {})
         if name is None or name == "certify" or name in excluded:
             self._abandoned[number] = reason
-        else:
-            excluded[name] = reason
+            return
+        excluded[name] = reason
+        case = self._plan.trials[number].case.name
+        self._losses[case, name] += 1
+        if self._losses[case, name] >= _MOST_LOSSES:
+            # A fault that is common to all sizes would take the time of everybody else.
+            for other in self._left():
+                if self._plan.trials[other].case.name == case:
+                    elsewhere = f"left out after {_MOST_LOSSES} faults in this case, the last: {reason}"
+                    self._excluded.setdefault(other, {}).setdefault(name, elsewhere)
 
     def _stamps(self) -> dict[str, int]:
         found = {}

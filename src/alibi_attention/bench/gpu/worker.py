@@ -17,6 +17,8 @@ import torch
 
 from alibi_attention.bench.gpu.cases import GpuCase, GpuTrial
 from alibi_attention.bench.gpu.clock import Clock, clock_for
+from alibi_attention.bench.gpu.compiler import compiler
+from alibi_attention.bench.gpu.process import LOST
 from alibi_attention.bench.gpu.trial import (
     DeviceLostError,
     GpuSettings,
@@ -27,8 +29,8 @@ from alibi_attention.bench.gpu.trial import (
 from alibi_attention.bench.results import TrialResult
 from alibi_attention.lab.files import write_json
 
-LOST = 75
-"""Exit status of a process whose device answers no more."""
+WARMED = "warmed.json"
+"""Where a process that compiles lists the sizes it is done with."""
 
 
 @dataclass
@@ -83,7 +85,7 @@ def _trial(value: dict[str, Any]) -> GpuTrial:
 
 def work(folder: Path, plan: Plan, clock: Clock) -> int:
     """Measure every trial of the plan; the exit status."""
-    write_json(folder / "machine.json", {**clock.machine(), "triton": _triton_version()})
+    write_json(folder / "machine.json", {**clock.machine(), **compiler()})
     for number, trial in plan.trials.items():
         record = _record(folder, number, trial, plan.excluded.get(number, {}))
         try:
@@ -115,10 +117,11 @@ def _record(folder: Path, number: int, trial: GpuTrial, excluded: Mapping[str, s
     return Record(blank_result(trial), status, save, excluded)
 
 
-def warm(plan: Plan, clock: Clock) -> int:
+def warm(folder: Path, plan: Plan, clock: Clock) -> int:
     """Run everything compiled once, so that its code is on disk when it is measured. Failures are left to that."""
     once = replace(plan.settings, rounds=0)
-    for trial in plan.trials.values():
+    done: list[int] = []
+    for number, trial in plan.trials.items():
         compiled = tuple(name for name in trial.case.peers if name.startswith("flex"))
         quick = GpuTrial(replace(trial.case, peers=compiled), trial.head_dim, trial.keys)
         try:
@@ -126,25 +129,17 @@ def warm(plan: Plan, clock: Clock) -> int:
         except Exception as error:
             print(f"{trial.name}: {error}", file=sys.stderr, flush=True)
             clock.tidy()
-    return 0
-
-
-def _triton_version() -> str | None:
-    from importlib import metadata
-
-    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
             continue
-    return None
+        done.append(number)
+        write_json(folder / WARMED, done)
+    return 0
 
 
 def main(arguments: Sequence[str]) -> int:
     folder = Path(arguments[0])
     plan = read_plan(folder / "plan.json")
     clock = clock_for(plan.device)
-    return warm(plan, clock) if plan.warm else work(folder, plan, clock)
+    return warm(folder, plan, clock) if plan.warm else work(folder, plan, clock)
 
 
 if __name__ == "__main__":

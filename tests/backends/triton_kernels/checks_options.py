@@ -1,0 +1,73 @@
+"""Checks of the kernels: dropout, padding, windows, packed sequences, offsets."""
+
+from __future__ import annotations
+
+import torch
+from kernel_calls import BACKEND, make_call
+from kernel_limits import compare
+from operator_budget import check as within_budget
+
+from alibi_attention import alibi_attention
+from alibi_attention.dropout import keep_scale
+
+
+def dropout_masks(device: str) -> None:
+    """The very scores the common generator drops are dropped, in every tile."""
+    length, p = 64, 0.4
+    call = make_call(device, batch=2, q_len=length, head_dim=16, value_dim=length, kv_heads=4, dropout_p=p)
+    value = torch.eye(length, device=device).expand(2, 4, length, length).contiguous()
+    torch.manual_seed(3)
+    out = alibi_attention(
+        call.query, call.key, value, 0 * call.slopes, is_causal=False, dropout_p=p, tolerance=0.0, backend=BACKEND
+    )
+    torch.manual_seed(3)
+    seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+    index = [torch.arange(n, device=device) for n in (2, 4, length, length)]
+    assert torch.equal(out != 0, keep_scale(seed, p, 4, *index) != 0)
+
+
+def dropout(dtype: torch.dtype, device: str) -> None:
+    compare(make_call(device, batch=2, q_len=129, dtype=dtype, dropout_p=0.3))
+    compare(make_call(device, q_len=65, k_len=90, dtype=dtype, dropout_p=0.8, is_causal=False))
+
+
+def masks(device: str) -> None:
+    mask = torch.ones(3, 80, dtype=torch.bool)
+    mask[0, :37], mask[1, 60:], mask[2] = False, False, False
+    for is_causal in (True, False):
+        few = {"heads": 2, "kv_heads": 1, "slopes": (0.3, 0.01)}
+        call = make_call(device, batch=3, q_len=80, key_mask=mask, is_causal=is_causal, dtype=torch.bfloat16, **few)
+        # What padding holds must not matter.
+        hidden = ~mask.to(device)[:, None, :, None]
+        call.key.masked_fill_(hidden, torch.nan)
+        call.value.masked_fill_(hidden, torch.nan)
+        got = call.run()
+        assert all(not each.isnan().any() for each in got)
+        call.key.masked_fill_(hidden, 0.0)
+        call.value.masked_fill_(hidden, 0.0)
+        within_budget(call, got, call.oracle())
+        assert (got[0][2] == 0).all(), "a row that sees no key has output 0"
+        assert (got[1][2] == -torch.inf).all(), "and lse -inf"
+
+
+WINDOWS = ((0, 0), (16, None), (None, 5), (70, 3))
+
+
+def windows(window: tuple[int | None, int | None], device: str) -> None:
+    for is_causal in (True, False):
+        few = {"heads": 2, "kv_heads": 1, "slopes": (0.3, 0.0)}
+        compare(make_call(device, q_len=150, window=window, is_causal=is_causal, **few))
+
+
+def packing(device: str) -> None:
+    bounds = torch.tensor([0, 5, 5, 70, 71, 200], dtype=torch.int32)
+    other = torch.tensor([0, 9, 40, 100, 101, 150], dtype=torch.int32)
+    compare(make_call(device, q_len=200, cu_seqlens=bounds))
+    compare(make_call(device, q_len=200, k_len=150, cu_seqlens=bounds, cu_seqlens_k=other, is_causal=False))
+    compare(make_call(device, q_len=200, cu_seqlens=bounds, window=(30, 0), dtype=torch.bfloat16))
+
+
+def offsets(device: str) -> None:
+    compare(make_call(device, batch=2, q_len=40, k_len=100, query_offset=torch.tensor([60, 3])))
+    compare(make_call(device, q_len=40, k_len=100, query_offset=-30))
+    compare(make_call(device, q_len=40, k_len=60, query_offset=500, is_causal=False, dtype=torch.bfloat16))

@@ -1,0 +1,70 @@
+"""Checks of the kernels: shapes, dtypes, heads and slopes, and the whole surface at random."""
+
+from __future__ import annotations
+
+import torch
+from cpu_cases import random_case
+from kernel_calls import BACKEND, LAYOUTS, Call, blocks, make_call, moved, relocated
+from kernel_limits import UNIT, compare, within
+
+from alibi_attention import alibi_attention, alibi_slopes
+
+LENGTHS = (1, 17, 64, 129, 250)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Rows and keys of a tile in the interpreter: equal, unequal both ways, and smaller than any length above 1.
+BLOCKS = ((64, 64), (32, 64), (64, 16), (128, 32), (16, 128))
+
+
+def grid(length: int, dtype: torch.dtype, is_causal: bool, device: str) -> None:
+    place = LENGTHS.index(length) + DTYPES.index(dtype) + is_causal
+    call = make_call(device, seed=length, q_len=length, dtype=dtype, layout=LAYOUTS[place % 3], is_causal=is_causal)
+    with blocks(device, *BLOCKS[place % len(BLOCKS)]):
+        compare(call)
+
+
+def head_dims(head_dim: int, dtype: torch.dtype, device: str) -> None:
+    heads = {"heads": 2, "kv_heads": 1, "slopes": (0.5, 0.01)}
+    compare(make_call(device, q_len=33, head_dim=head_dim, dtype=dtype, layout="padded", **heads))
+    if device == "cpu" or dtype == torch.bfloat16:
+        # On a GPU each is seven kernels more to compile, and other dtypes have no other code for it.
+        compare(make_call(device, q_len=17, head_dim=head_dim, value_dim=40, dtype=dtype, **heads))
+
+
+def unequal_lengths(q_len: int, k_len: int, device: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        compare(make_call(device, seed=q_len, q_len=q_len, k_len=k_len, dtype=dtype, layout="transposed"))
+
+
+def far_positions(dtype: torch.dtype, device: str) -> None:
+    # Every key a million tokens away: the bias is large, its differences are what counts.
+    far = make_call(device, q_len=129, dtype=dtype, query_offset=1 << 20)
+    compare(far)
+    near = alibi_attention(*far.tensors, query_offset=128 + 1, backend=BACKEND)
+    out = alibi_attention(*far.tensors, query_offset=1 << 20, backend=BACKEND)
+    # Softmax ignores what all keys of a row have in common. With every key visible to every row both calls are one
+    # function, so that far away nothing but the rounding of larger numbers may differ.
+    limit = 2.0**-24 * 1.0 * (1 << 20) + 4 * UNIT[dtype]
+    within("position 2^20 costs more than fp32 must", (out.double() - near.double()).abs().max(), limit)
+
+
+def groups(kv_heads: int, device: str) -> None:
+    slopes = tuple(alibi_slopes(6).tolist())
+    compare(make_call(device, batch=2, heads=6, kv_heads=kv_heads, q_len=70, slopes=slopes, layout="padded"))
+    by_batch = torch.stack([alibi_slopes(6), -0.05 * alibi_slopes(6)])
+    compare(make_call(device, batch=2, heads=6, kv_heads=kv_heads, q_len=70, slopes=by_batch, dtype=torch.bfloat16))
+
+
+def random(number: int, longest: int, device: str) -> None:
+    case = random_case(number, longest=longest)
+    generator = torch.Generator().manual_seed(number)
+    rows = case.query.shape[:3]
+    grad_out = torch.randn(*rows, case.value.shape[3], generator=generator).to(case.query.dtype)
+    grad_lse = torch.randn(rows, generator=generator)
+    tensors = [relocated(t, device) for t in (case.query, case.key, case.value)]
+    options = moved(case.options, device)
+    cotangents = (grad_out.to(device), grad_lse.to(device))
+    call = Call(*tensors, case.slopes.to(device), *cotangents, options)
+    try:
+        compare(call)
+    except AssertionError as error:
+        raise AssertionError(f"{case.describe()}: {error}") from error
