@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # ROOT is the package's own __init__, which gathers the public names; the layers listed after it may use them.
 ROOT = "__init__"
 LAYERS = [
-    ["slopes", "bias"],
+    ["extras", "slopes", "bias"],
     ["problem", "visibility", "call"],
     ["reference", "horizon", "merge", "dropout"],
     ["backends"],

@@ -401,7 +401,8 @@ def test_data_set_refusals(tiny: MakeConfig, saved: Path, tmp_path: Path, monkey
     assert refusal(dataset=str(empty)).startswith(f"dataset: expected a data set that can be read, got {empty} (")
     monkeypatch.setattr("alibi_attention.lab.documents.find_spec", lambda _: None)
     assert refusal() == (
-        "dataset: expected the package datasets, got none installed; pip install 'alibi-attention[data]'"
+        "dataset: expected the package datasets, got none installed; "
+        "pip install '.[data]' in a checkout of alibi-attention"
     )
 
 

@@ -23,7 +23,7 @@ from alibi_attention.lab.experiment import resume_experiment, start_experiment
 from alibi_attention.lab.model import Decoder, build_decoder
 from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.runs import RunFolder
-from alibi_attention.lab.training import learning_rate_factor
+from alibi_attention.lab.training import MOMENTUM, build_optimizer, learning_rate_factor
 
 MakeConfig = Callable[..., ExperimentConfig]
 
@@ -309,3 +309,17 @@ def test_tensorboard(tiny: MakeConfig, tmp_path: Path) -> None:
     steps = [entry.step for entry in events.Scalars("train/learning_rate")]
     assert steps == [10, 20]
     assert all(0 < entry.value < 9 for entry in events.Scalars("train/bits_per_token"))
+
+
+def test_units_of_trained_numbers_are_no_matter_of_gradient_descent(tiny: MakeConfig):
+    config = tiny(methods=["t5"], optimizer="nag", learning_rate=0.25)
+    decoder = build_decoder(config, "t5", vocabulary=256)
+    table = decoder.position.table.detach().clone()
+    tokens = torch.arange(2 * config.length).reshape(2, -1)
+    decoder.nats(tokens[:, :-1], tokens[:, 1:]).mean().backward()
+    by_nats = decoder.position.units.grad / decoder.position.unit
+    assert by_nats.abs().max() > 0
+    build_optimizer(decoder, config).step()
+    # Nesterov's first step, of a table in nats.
+    expected = table - 0.25 * (1.0 + MOMENTUM) * by_nats
+    torch.testing.assert_close(decoder.position.table, expected)

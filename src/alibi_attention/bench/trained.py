@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention.bench.errors import BenchError
+from alibi_attention.extras import installing
 
 if TYPE_CHECKING:
     from alibi_attention.lab.config import ExperimentConfig
@@ -85,7 +86,7 @@ def layers_of(model: Path, tokens: int) -> tuple[list[tuple[Tensor, Tensor, Tens
 def _config(model: Path) -> ExperimentConfig:
     missing = [name for name in ("pydantic", "safetensors", "numpy") if find_spec(name) is None]
     if missing:
-        remedy = "pip install 'alibi-attention[lab]'"
+        remedy = installing("lab")
         raise BenchError("model", expected="the extra lab", got=f"no {missing[0]}", remedy=remedy)
     from alibi_attention.lab.errors import LabError
     from alibi_attention.lab.runs import RunFolder

@@ -10,6 +10,7 @@ import typer
 
 from alibi_attention.cli.errors import refuse
 from alibi_attention.cli.extras import missing_from, require
+from alibi_attention.extras import installing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +20,7 @@ DEFAULT_PICTURE = Path("alibi-demo.png")
 
 BATCH, SEQ_LEN, EMBED_DIM, HEADS = 2, 8, 128, 8
 CORNER = 4
-PICTURE_LEN = 64
+PICTURE_LENGTHS = (64, 1024)  # of the four steep heads, of the four flat ones
 DRAWN_WITH = ("matplotlib",)
 SHADES = " ░▒▓█"
 NATS = (1.0, 5.0, 10.0)
@@ -117,12 +118,12 @@ def _picture(output: Path, asked: bool) -> None:
         typer.echo(f"{output} exists and was left as it is; --output NAME writes another picture.")
         return
     if missing_from(DRAWN_WITH):
-        typer.echo(f"No picture of them: that needs {DRAWN_WITH[0]}, which pip install 'alibi-attention[lab]' brings.")
+        typer.echo(f"No picture of them: that needs {DRAWN_WITH[0]}, which {installing('lab')} brings.")
         return
     from alibi_attention.lab.bias_figure import save_bias_figure
 
     try:
-        save_bias_figure(HEADS, PICTURE_LEN, output)
+        save_bias_figure(HEADS, PICTURE_LENGTHS, output)
     except OSError as error:
         raise refuse(
             "--output", f"expected a folder that can be written, got {output} ({error.strerror})", "choose another"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
+from alibi_attention.extras import installing
+
 EXTRAS = {
     "cli": ("typer", "rich"),
     "export": ("gguf", "safetensors", "tokenizers"),
@@ -23,7 +25,7 @@ def require(extra: str, *packages: str) -> None:
     missing = missing_from(packages or EXTRAS[extra])
     if missing:
         print(
-            f"error: this needs {', '.join(missing)}, not installed here\n  pip install 'alibi-attention[{extra}]'",
+            f"error: this needs {', '.join(missing)}, not installed here\n  {installing(extra)}",
             file=sys.stderr,
         )
         raise SystemExit(2)

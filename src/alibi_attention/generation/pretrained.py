@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention import HorizonCache, KVCache
+from alibi_attention.extras import installing
 from alibi_attention.generation.source import CacheKind, reason_of
 from alibi_attention.generation.text import TokenText
 from alibi_attention.lab.errors import LabError
@@ -61,7 +62,7 @@ class PretrainedSource:
         except ImportError as error:
             # A version that was not tested is refused so: "..., found VERSION; REMEDY".
             complaint, _, remedy = str(error).partition("; ")
-            got, remedy = complaint.rpartition("found ")[2], remedy or "pip install 'alibi-attention[transformers]'"
+            got, remedy = complaint.rpartition("found ")[2], remedy or installing("transformers")
             raise LabError("transformers", expected="a version that was tested", got=got, remedy=remedy) from None
         transformers = importlib.import_module("transformers")
         # Its bars and tables would stand between the text and its figures.

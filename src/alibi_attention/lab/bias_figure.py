@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,20 +11,26 @@ from matplotlib.figure import Figure
 from alibi_attention import alibi_slopes, build_alibi_bias
 from alibi_attention.lab.files import replacing
 
+PER_ROW = 4
 
-def save_bias_figure(num_heads: int, seq_len: int, path: Path) -> None:
-    """Draw -m_h * (i - j) for every head over ``seq_len`` tokens, and the slopes m_h, to a file of any format."""
+
+def save_bias_figure(num_heads: int, lengths: Sequence[int], path: Path) -> None:
+    """Draw -m_h * (i - j) for every head, and the slopes m_h, to a file of any format."""
     with mpl.rc_context({"svg.hashsalt": "alibi", "font.size": 10.0}), replacing(path) as temporary:
-        draw_bias_figure(num_heads, seq_len).savefig(temporary, dpi=160)
+        draw_bias_figure(num_heads, lengths).savefig(temporary, dpi=160)
 
 
-def draw_bias_figure(num_heads: int, seq_len: int) -> Figure:
-    """Left: one panel per head, one colour scale for all. Right: the slopes on a logarithmic axis."""
-    bias = build_alibi_bias(num_heads, seq_len)
+def draw_bias_figure(num_heads: int, lengths: Sequence[int]) -> Figure:
+    """Left: one panel per head, one colour scale for all. Right: the slopes on a logarithmic axis.
+
+    Args:
+        num_heads: H, the steepest first.
+        lengths: tokens that a row of four heads is drawn over: flat heads need more of them to show a slope.
+    """
     slopes = alibi_slopes(num_heads)
-    columns = min(4, num_heads)
+    columns = min(PER_ROW, num_heads)
     rows = -(-num_heads // columns)
-    figure = Figure(figsize=(10.0, 0.8 + 1.7 * rows), layout="constrained")
+    figure = Figure(figsize=(10.0, 0.8 + 1.85 * rows), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(2.2, 1.0))[0]
 
     colours = mpl.colormaps["cividis"].with_extremes(bad="white")
@@ -31,10 +38,13 @@ def draw_bias_figure(num_heads: int, seq_len: int) -> Figure:
     for head, axes in enumerate(panels):
         axes.set_axis_off()
         if head < num_heads:
+            length = lengths[head // columns]
+            bias = build_alibi_bias(1, length, slopes=slopes[head : head + 1])[0]
             # Ten nats down a key is as good as gone; a longer scale would hide the steep heads.
-            image = axes.imshow(bias[head].numpy(), cmap=colours, vmin=-10.0, vmax=0.0, interpolation="nearest")
-            axes.set_title(f"head {head}, $m = 2^{{{slopes[head].log2().item():.3g}}}$", fontsize=9)
-    left.suptitle(f"Bias -m · (i - j) over {seq_len} tokens: query i down, key j across", fontsize=10)
+            image = axes.imshow(bias.numpy(), cmap=colours, vmin=-10.0, vmax=0.0, interpolation="nearest")
+            slope = f"$m = 2^{{{slopes[head].log2().item():.3g}}}$"
+            axes.set_title(f"head {head}, {slope}\n{length:,} tokens", fontsize=9)
+    left.suptitle("Bias -m · (i - j): query i down, key j across", fontsize=10)
     left.colorbar(image, ax=panels, label="nats", extend="min", shrink=0.9)
 
     axes = right.subplots()

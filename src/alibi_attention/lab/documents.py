@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from alibi_attention.extras import installing
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 
@@ -127,7 +128,7 @@ def open_dataset(config: ExperimentConfig) -> Any:
             a copy that has but one.
     """
     if find_spec("datasets") is None:
-        remedy = "pip install 'alibi-attention[data]'"
+        remedy = installing("data")
         raise LabError("dataset", expected="the package datasets", got="none installed", remedy=remedy)
     import datasets
 

@@ -55,6 +55,7 @@ DIFFERENCES = (
     "output",
     "a warm-up from 1/16,001 of the peak, where fairseq's begins at 1e-7; the rates differ by less than that",
     "bfloat16 matrix products, where the paper trained in float16",
+    "T5's table in units of 10 nats: it moves as in nats, but counts ten times as much in the norm that is clipped",
     "a sliding window that moves by a quarter of its length over a quarter of the tokens; `stride: 1` and "
     "`eval_tokens: 668608512` in a --config file, 3,072 tokens read for each one scored, are the paper's",
 )

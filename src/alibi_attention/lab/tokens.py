@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from alibi_attention.extras import installing
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 
@@ -186,5 +187,5 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _require() -> None:
     if find_spec("tokenizers") is None:
-        remedy = "pip install 'alibi-attention[lab]', or leave --tokenizer out for bytes"
+        remedy = f"{installing('lab')}, or leave --tokenizer out for bytes"
         raise LabError("tokenizer", expected="the package tokenizers", got="none installed", remedy=remedy)

@@ -46,6 +46,31 @@ def learning_rate_factor(step: int, *, steps: int, warmup: int, final: float) ->
     return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
+def build_optimizer(decoder: Decoder, config: ExperimentConfig) -> torch.optim.Optimizer:
+    """Weight decay on matrices alone, and on none of the position method's numbers.
+
+    Gradient descent moves what a number stands for with the square of the unit it counts in. Units are there for
+    AdamW, whose steps know nothing of gradients, so the rate takes them out again.
+    """
+    position = list(decoder.position.parameters())
+    ids = {id(parameter) for parameter in position}
+    rest = [parameter for parameter in decoder.parameters() if id(parameter) not in ids]
+    matrices, others = [p for p in rest if p.dim() >= 2], [p for p in rest if p.dim() < 2]
+    rate = config.learning_rate
+    if config.optimizer == "adamw":
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": [*others, *position], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=rate, betas=BETAS)
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+        {"params": position, "weight_decay": 0.0, "lr": rate / decoder.position.unit**2},
+    ]
+    return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True)
+
+
 class _Task(L.LightningModule):
     """Next-token or masked prediction. Learning rates follow the number of steps since the very beginning."""
 
@@ -68,18 +93,7 @@ class _Task(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         config = self._config
-        positions = {id(parameter) for parameter in self.decoder.position.parameters()}
-        matrices = [p for p in self.decoder.parameters() if p.dim() >= 2 and id(p) not in positions]
-        others = [p for p in self.decoder.parameters() if p.dim() < 2 or id(p) in positions]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "nag":
-            optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS)
+        optimizer = build_optimizer(self.decoder, config)
         restore_optimizer(self.decoder, optimizer, self._state)
         shape = {"steps": config.steps, "warmup": config.warmup, "final": config.final_rate}
 

@@ -103,6 +103,10 @@ def test_programs_cover_every_row_and_key(recorded: Recorded) -> None:
             assert programs == pairs * -(-problem.q_len // sizes["block_m"]), start.name
         elif start.name == "key_kernel":
             assert programs == shared * -(-problem.k_len // sizes["block_n"])
+        elif start.name in ("mend_forward_kernel", "mend_query_kernel"):
+            assert programs == pairs * -(-problem.q_len // sizes["at_once"]), start.name
+        elif start.name == "mend_key_kernel":
+            assert programs == shared * -(-problem.k_len // sizes["at_once"])
         elif start.name == "split_kernel":
             assert programs == shared * sizes["splits"]
             assert sizes["rows_of_group"] >= problem.group_size * problem.q_len
@@ -323,9 +327,10 @@ def test_missing_and_old_tritons_are_named_with_the_remedy(monkeypatch: pytest.M
     try:
         assert told() is None
         monkeypatch.setattr(devices.importlib.metadata, "version", lambda name: "3.5.1")  # noqa: ARG005
-        assert told() == "needs Triton 3.6 or later, found 3.5.1: pip install alibi-attention[triton]"
+        remedy = "pip install '.[triton]' in a checkout of alibi-attention"
+        assert told() == f"needs Triton 3.6 or later, found 3.5.1: {remedy}"
         monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
-        assert told() == "Triton is not installed: pip install alibi-attention[triton]"
+        assert told() == f"Triton is not installed: {remedy}"
     finally:
         monkeypatch.undo()
         devices.missing.cache_clear()

@@ -9,9 +9,10 @@ import os
 
 import torch
 
+from alibi_attention.extras import installing
+
 LEAST_TRITON = (3, 6)
 LEAST_CUDA = (8, 0)
-_INSTALL = "pip install alibi-attention[triton]"
 
 
 def is_interpreting() -> bool:
@@ -24,14 +25,14 @@ def missing() -> str | None:
     """Why Triton itself cannot be used, or None."""
     try:
         if importlib.util.find_spec("triton") is None:
-            return f"Triton is not installed: {_INSTALL}"
+            return f"Triton is not installed: {installing('triton')}"
         version = importlib.metadata.version("triton")
     except (importlib.metadata.PackageNotFoundError, ValueError):
         # pytorch-triton and pytorch-triton-rocm bring the module under another distribution's name.
         return None
     found = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
     if found < LEAST_TRITON:
-        return f"needs Triton {'.'.join(map(str, LEAST_TRITON))} or later, found {version}: {_INSTALL}"
+        return f"needs Triton {'.'.join(map(str, LEAST_TRITON))} or later, found {version}: {installing('triton')}"
     return None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib import metadata
 
+from alibi_attention.extras import installing
+
 TESTED_VERSIONS = ("5.23.0",)
 
 
@@ -17,7 +19,7 @@ def check(version: str | None) -> None:
     if version is None:
         raise ImportError(
             "alibi_attention.integrations.transformers: expected Transformers to be installed, found none; "
-            "pip install 'alibi-attention[transformers]'"
+            + installing("transformers")
         )
     if version not in TESTED_VERSIONS:
         raise ImportError(

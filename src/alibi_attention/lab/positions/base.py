@@ -64,6 +64,9 @@ class PositionMethod(nn.Module):
     part of ``all``."""
     can_forget: ClassVar[bool] = False
     """Whether keys lose their weight with distance, so that a `HorizonCache` may let them go."""
+    unit: ClassVar[float] = 1.0
+    """What one of its trained numbers stands for. AdamW moves each by about the learning rate a step, whatever its
+    gradient: numbers that have to become large count in larger units."""
     bidirectional: ClassVar[bool] = True
     """Whether `attend` follows ``causal``. A class with an `attend` of its own says so itself; unsaid, it does not."""
     registry: ClassVar[dict[str, type[PositionMethod]]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alibi_attention.extras import installing
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.positions.base import Cache, DecoderShape, PositionMethod
 
@@ -85,7 +86,7 @@ class Rope(PositionMethod):
     @classmethod
     def require(cls, variant: str | None) -> None:
         if variant is not None and find_spec("transformers") is None:
-            remedy = "pip install 'alibi-attention[transformers]', or leave this variant out"
+            remedy = f"{installing('transformers')}, or leave this variant out"
             expected = "the package transformers, whose rules RoPE is scaled by"
             raise LabError("variants", expected=expected, got=f"rope:{variant} without it", remedy=remedy)
 

@@ -17,9 +17,6 @@ BUCKETS = 32
 FURTHEST = 128
 """Distances from here on share the last bucket."""
 
-UNIT = 10.0
-"""Nats that the trained numbers count in."""
-
 # Queries at a time. With gradients a block holds its scores, and commonly trained lengths are one block.
 _ROWS = 128
 _ROWS_WITH_GRADIENTS = 1024
@@ -79,6 +76,8 @@ class T5Bias(PositionMethod):
 
     name = "t5"
     title = "T5 bias"
+    unit = 10.0
+    """Nats."""
     bidirectional = True
 
     def __init__(self, shape: DecoderShape) -> None:
@@ -88,7 +87,7 @@ class T5Bias(PositionMethod):
     @property
     def table(self) -> Tensor:
         """(buckets, heads), in nats."""
-        return UNIT * self.units
+        return self.unit * self.units
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self._attend_last(query, key, value)
