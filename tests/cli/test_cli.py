@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from alibi_attention import __version__
@@ -20,6 +22,7 @@ from alibi_attention.cli.app import app
 from alibi_attention.cli.extrapolate import extrapolate
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.model import Decoder
+from alibi_attention.lab.study import STUDY
 
 Invoke = Callable[..., Result]
 
@@ -69,6 +72,12 @@ def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
+def every_command(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, each in getattr(command, "commands", {}).items():
+        yield from every_command(each, (*path, name))
+
+
 # Help, version, imports
 
 
@@ -89,6 +98,39 @@ def test_help_of_extrapolate_explains_every_option(alibi: Invoke) -> None:
         assert f"--{name.replace('_', '-')}" in text, name
     for phrase in ("--output", "--resume", "runs/extrapolate", "Python's standard library", "five doublings"):
         assert phrase in text
+
+
+def test_help_shows_flags_without_a_value_and_arguments_in_capitals(alibi: Invoke) -> None:
+    for path in every_command(get_command(app)):
+        result = alibi(*path, "--help")
+        assert result.exit_code == 0, path
+        for typers in ("bool", "{", "list["):
+            assert typers not in result.stdout, path
+    shown = {
+        "extrapolate": "", "evaluate": " RUN", "report": " RUNS...", "generate": " SOURCE [PROMPT]",
+        "export": " RUN[/METHOD]", "inspect": " MODEL",
+    }  # fmt: skip
+    for command, arguments in shown.items():
+        usage = alibi(command, "--help").stdout.split("\n")[1]
+        assert usage.strip() == f"Usage: alibi {command} [OPTIONS]{arguments}"
+    assert "Missing argument 'RUN'" in alibi("evaluate", "--output", "new").stderr
+
+
+def test_help_of_the_paper_names_its_extra(alibi: Invoke) -> None:
+    assert "pip install '.[data]'" in alibi("reproduce", "paper", "--help").stdout
+
+
+def test_help_of_a_study_tells_its_settings(alibi: Invoke) -> None:
+    text = " ".join(alibi("study", "--help").stdout.split())
+    assert "[default: (every one that differs)]" in text
+    assert (
+        f"at width {STUDY['width']} with {STUDY['batch_size']} sequences a step, learning rate "
+        f"{STUDY['learning_rate']} and {STUDY['precision']}, and half of its sequences" in text
+    )
+    assert STUDY["recall_share"] == 0.5
+    told = {"width", "batch_size", "learning_rate", "precision", "recall_share", "variants", "protocols"}
+    usual = ExperimentConfig().model_dump()
+    assert {name for name, value in STUDY.items() if value != usual[name]} == told
 
 
 def test_defaults_are_those_of_the_configuration() -> None:
@@ -138,7 +180,8 @@ def test_missing_extra_says_what_mends_it(missing: list[str], arguments: list[st
     done = fresh(code, *arguments)
     assert done.returncode == 2
     assert done.stderr == (
-        f"error: this needs {', '.join(missing)}, not installed here\n  pip install 'alibi-attention[{extra}]'\n"
+        f"error: this needs {', '.join(missing)}, not installed here\n"
+        f"  pip install '.[{extra}]' in a checkout of alibi-attention\n"
     )
     assert not any(tmp_path.iterdir())
 
@@ -153,7 +196,8 @@ def test_the_demo_does_without_its_picture(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "Slopes, and tokens until the bias takes" in done.stdout
     assert done.stdout.endswith(
-        "No picture of them: that needs matplotlib, which pip install 'alibi-attention[lab]' brings.\n"
+        "No picture of them: that needs matplotlib, which "
+        "pip install '.[lab]' in a checkout of alibi-attention brings.\n"
     )
     assert not any(tmp_path.iterdir())
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from alibi_attention.cli.bench import bench
+from alibi_attention.cli.commands import Command, Group
 from alibi_attention.cli.demo import demo
 from alibi_attention.cli.dissect import dissect
 from alibi_attention.cli.errors import refuse
@@ -23,24 +24,19 @@ from alibi_attention.cli.study import study
 from alibi_attention.cli.versus import versus
 
 app = typer.Typer(
+    cls=Group,
     help="ALiBi attention: see it, and measure what it does beyond the length of training.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # As Typer takes it by default, but not in every version: a bracket in a docstring is escaped.
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(extrapolate)
-app.command()(evaluate)
-app.command()(dissect)
-app.command()(study)
-app.command()(report)
+for command in (demo, extrapolate, evaluate, dissect, study, report, generate, export, inspect, versus):
+    app.command(cls=Command)(command)
 app.add_typer(reproduce, name="reproduce")
-app.command()(generate)
-app.command()(export)
-app.command()(inspect)
 app.add_typer(bench, name="bench")
-app.command()(versus)
 
 
 def _print_version(wanted: bool) -> None:
@@ -53,7 +49,7 @@ def _print_version(wanted: bool) -> None:
 def options(
     show_version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True),
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     del show_version

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from alibi_attention.cli.bench_values import bench_errors, read_length, split_names, wide_console
+from alibi_attention.cli.commands import Command
 from alibi_attention.cli.errors import refuse
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class _MeasureByDefault(TyperGroup):
         return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
 
 
-class _WithReport(TyperCommand):
+class _WithReport(Command):
     """The way to the other command stands in the usage of this one, which has no name of its own."""
 
     def get_usage(self, ctx: Any) -> str:
@@ -46,10 +47,10 @@ bench = typer.Typer(cls=_MeasureByDefault, help="Measure speed and memory agains
 
 @bench.command("run", cls=_WithReport)
 def run(
-    cases: Annotated[list[str] | None, typer.Argument(metavar="CASES", help="Names of cases; all of them.")] = None,
+    cases: Annotated[list[str] | None, typer.Argument(metavar="CASES", help="Names of cases; all by default.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List cases and peers, measure nothing.")] = False,
     peers: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Peers to compare with, joined by commas; all of them.")
+        str | None, typer.Option(metavar="NAMES", help="Peers to compare with, joined by commas; all by default.")
     ] = None,
     lengths: Annotated[
         str | None, typer.Option(metavar="LENGTHS", help="Lengths in place of each case's own, such as 1K,8K.")
@@ -72,7 +73,7 @@ def run(
     ] = 60.0,
     memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Measure peak memory, too.")] = True,
     default_alone: Annotated[
-        bool, typer.Option("--default-alone", help="Of our backends measure only the one that a call takes unasked.")
+        bool, typer.Option("--default-alone", help="Of our backends, measure only the default one.")
     ] = False,
     output: Annotated[
         Path | None,
@@ -108,7 +109,7 @@ def run(
             _measure(planned, asked, output or _dated())
 
 
-@bench.command("report")
+@bench.command("report", cls=Command)
 def report(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.json", help="Files of results.")],
     output: Annotated[
@@ -234,7 +235,7 @@ def _list(planned: Bench, cases: list[Case]) -> None:
     def add(case: Case, lengths: Iterable[str], peers: Sequence[str], asked: Sequence[str], time: str) -> None:
         parts = [case.title, f"at {', '.join(lengths)}, {time}"]
         parts += [f"peers: {', '.join(peers)}"] * bool(peers)
-        parts += [f"asked of it: {', '.join(asked)}".replace("_", " ")] * bool(asked)
+        parts += [f"targets: {', '.join(asked)}".replace("_", " ")] * bool(asked)
         table.add_row(case.name, "\n".join(parts))
 
     total = 0.0

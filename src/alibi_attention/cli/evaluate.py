@@ -19,27 +19,42 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Folder of the new run, which gets weights and evaluations.")],
     eval_lengths: Annotated[
         str | None,
-        typer.Option(help="Lengths, joined by commas.", metavar="LENGTHS", show_default="those of the run"),
+        typer.Option(
+            help="Lengths to evaluate at, joined by commas.", metavar="LENGTHS", show_default="those of the run"
+        ),
     ] = None,
     eval_tokens: Annotated[
         int | None,
-        typer.Option(help="About how many held-out tokens to read a length.", show_default="as in the run"),
+        typer.Option(help="About how many held-out tokens to read at each length.", show_default="as in the run"),
     ] = None,
     variants: Annotated[
         str | None,
-        typer.Option(help="Such as alibi:ntk,rope:yarn; or all.", metavar="NAMES", show_default="those of the run"),
+        typer.Option(
+            help="Other ways to evaluate the trained models, such as alibi:ntk,rope:yarn; or all.",
+            metavar="NAMES",
+            show_default="those of the run",
+        ),
     ] = None,
     protocols: Annotated[
         str | None,
         typer.Option(
-            help="Of windows, sliding, targets and recall; or all.", metavar="NAMES", show_default="those of the run"
+            help="What to evaluate, of windows, sliding, targets and recall; or all.",
+            metavar="NAMES",
+            show_default="those of the run",
         ),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Of the sliding window; 0 for a quarter.", show_default="as in the run")
+        int | None,
+        typer.Option(
+            help="Stride of the sliding window; 0 for a quarter of each length.", show_default="as in the run"
+        ),
     ] = None,
     recall_trials: Annotated[
-        int | None, typer.Option(help="Windows per length in which recall is tested.", show_default="as in the run")
+        int | None,
+        typer.Option(
+            help="Most windows per length to test recall in; --eval-tokens may lower this, but not below 32.",
+            show_default="as in the run",
+        ),
     ] = None,
 ) -> None:
     """Evaluate the trained models of a run at other lengths, in other variants or by other protocols.

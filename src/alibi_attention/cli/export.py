@@ -41,7 +41,11 @@ def export(
         ),
     ] = None,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="mpt, bloom: accept the other GELU where the format has but one.")
+        bool,
+        typer.Option(
+            "--approximate",
+            help="mpt, bloom: accept another GELU (error function or tanh) than the model was trained with.",
+        ),
     ] = False,
 ) -> None:
     """Write a trained ALiBi decoder as an MPT or BLOOM folder for Transformers, or as GGUF for llama.cpp."""

@@ -41,7 +41,9 @@ def extrapolate(
         ),
     ] = "next",
     mask_share: Annotated[float, _option(_EXPERIMENT, "Share of the tokens that are masked.")] = 0.15,
-    seed: Annotated[int, _option(_EXPERIMENT, "Of initial weights and batches; the same for every method.")] = 0,
+    seed: Annotated[
+        int, _option(_EXPERIMENT, "Seed of the initial weights and the batches; the same for every method.")
+    ] = 0,
     text: Annotated[
         list[Path] | None,
         _option(
@@ -66,7 +68,7 @@ def extrapolate(
     dataset_config: Annotated[str, _option(_CORPUS, "Configuration of the data set.")] = "",
     dataset_split: Annotated[str, _option(_CORPUS, "Split of the data set to read.")] = "train",
     dataset_held_out: Annotated[
-        str, _option(_CORPUS, "Split to hold out.", show_default="documents of the former")
+        str, _option(_CORPUS, "Split to hold out.", show_default="documents of --dataset-split")
     ] = "",
     text_column: Annotated[str, _option(_CORPUS, "Column of the data set.")] = "text",
     document_start: Annotated[
@@ -74,9 +76,9 @@ def extrapolate(
         _option(_CORPUS, "Regular expression of rows that begin a document.", show_default="each row is a document"),
     ] = "",
     held_out_share: Annotated[float, _option(_CORPUS, "Share of the text kept for evaluation.")] = 0.1,
-    tokenizer: Annotated[str, _option(_CORPUS, "What tokens are.", metavar="bytes|bpe|words")] = "bytes",
+    tokenizer: Annotated[str, _option(_CORPUS, "How text is cut into tokens.", metavar="bytes|bpe|words")] = "bytes",
     vocabulary: Annotated[
-        int, _option(_CORPUS, "How many tokens.", show_default="256 bytes, 8192 of BPE, every word")
+        int, _option(_CORPUS, "Size of the vocabulary.", show_default="256 bytes, 8192 of BPE, every word")
     ] = 0,
     eval_lengths: Annotated[
         str | None,
@@ -87,7 +89,9 @@ def extrapolate(
             show_default="--length and its five doublings",
         ),
     ] = None,
-    eval_tokens: Annotated[int, _option(_EVALUATION, "About how many held-out tokens to read a length.")] = 131_072,
+    eval_tokens: Annotated[
+        int, _option(_EVALUATION, "About how many held-out tokens to read at each length.")
+    ] = 131_072,
     variants: Annotated[
         str,
         _option(
@@ -100,8 +104,16 @@ def extrapolate(
         str,
         _option(_EVALUATION, "What to evaluate, of windows, sliding, targets and recall; or all.", metavar="NAMES"),
     ] = "windows",
-    stride: Annotated[int, _option(_EVALUATION, "Of the sliding window.", show_default="a quarter of each length")] = 0,
-    recall_trials: Annotated[int, _option(_EVALUATION, "Windows per length in which recall is tested.")] = 64,
+    stride: Annotated[
+        int, _option(_EVALUATION, "Stride of the sliding window.", show_default="a quarter of each length")
+    ] = 0,
+    recall_trials: Annotated[
+        int,
+        _option(
+            _EVALUATION,
+            "Most windows per length to test recall in; --eval-tokens may lower this, but not below 32.",
+        ),
+    ] = 64,
     layers: Annotated[int, _option(_MODEL, "Layers of the decoder.")] = 4,
     heads: Annotated[int, _option(_MODEL, "Attention heads.")] = 8,
     width: Annotated[int, _option(_MODEL, "Width of the decoder.")] = 128,
@@ -111,24 +123,26 @@ def extrapolate(
             _MODEL, "GELU by the error function, as MPT has it, or by tanh, as BLOOM has it.", metavar="gelu|gelu-tanh"
         ),
     ] = "gelu",
-    dropout: Annotated[float, _option(_MODEL, "Of embeddings and sub-layers, while training.")] = 0.0,
-    attention_dropout: Annotated[float, _option(_MODEL, "Of attention weights, while training.")] = 0.0,
+    dropout: Annotated[float, _option(_MODEL, "Dropout of embeddings and sub-layers, while training.")] = 0.0,
+    attention_dropout: Annotated[float, _option(_MODEL, "Dropout of attention weights, while training.")] = 0.0,
     cutoffs: Annotated[
         str, _option(_MODEL, "Ranks that cut an adaptive vocabulary, joined by commas.", metavar="RANKS")
     ] = "",
     steps: Annotated[int, _option(_TRAINING, "Optimiser steps.")] = 900,
     batch_size: Annotated[int, _option(_TRAINING, "Sequences in each part of a step.")] = 8,
     accumulate: Annotated[int, _option(_TRAINING, "Parts of a step whose gradients are added up.")] = 1,
-    optimizer: Annotated[str, _option(_TRAINING, "How to step.", metavar="adamw|nag")] = "adamw",
+    optimizer: Annotated[
+        str, _option(_TRAINING, "Optimiser; nag is Nesterov's accelerated gradient.", metavar="adamw|nag")
+    ] = "adamw",
     learning_rate: Annotated[float, _option(_TRAINING, "Peak learning rate.")] = 3e-3,
-    warmup: Annotated[int, _option(_TRAINING, "Steps up to the peak.")] = 50,
-    final_rate: Annotated[float, _option(_TRAINING, "Share of the peak at the end.")] = 0.1,
-    weight_decay: Annotated[float, _option(_TRAINING, "Of matrices.")] = 0.1,
+    warmup: Annotated[int, _option(_TRAINING, "Steps in which the learning rate rises to its peak.")] = 50,
+    final_rate: Annotated[float, _option(_TRAINING, "Learning rate at the end, as a share of the peak.")] = 0.1,
+    weight_decay: Annotated[float, _option(_TRAINING, "Weight decay of weight matrices.")] = 0.1,
     clip: Annotated[float, _option(_TRAINING, "Largest gradient norm.")] = 1.0,
     recall_share: Annotated[
         float, _option(_TRAINING, "Share of sequences with keys and values to recall in them.")
     ] = 0.0,
-    precision: Annotated[str, _option(_TRAINING, "Of matrix products.", metavar="fp32|bf16")] = "fp32",
+    precision: Annotated[str, _option(_TRAINING, "Precision of matrix products.", metavar="fp32|bf16")] = "fp32",
     device: Annotated[str, _option(_TRAINING, "Where to compute.", metavar="cpu|cuda")] = "cpu",
     devices: Annotated[int, _option(_TRAINING, "Processes that share every batch.")] = 1,
     output: Annotated[Path, _option(_RUN, "Folder of the run; must be new.")] = DEFAULT_OUTPUT,

@@ -35,7 +35,8 @@ def generate(
         int, typer.Option(help="Tokens to generate; 0 goes on until the text ends.", rich_help_panel=_TEXT)
     ] = 256,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End before this string; may be given again.", rich_help_panel=_TEXT)
+        list[str] | None,
+        typer.Option(help="End before this string; may be given again.", metavar="TEXT", rich_help_panel=_TEXT),
     ] = None,
     past_end: Annotated[
         bool, typer.Option("--past-end", help="Go on where the model ends a text.", rich_help_panel=_TEXT)
@@ -53,7 +54,11 @@ def generate(
     ] = 1.0,
     seed: Annotated[
         int | None,
-        typer.Option(help="The same text again.", show_default="another text each time", rich_help_panel=_TEXT),
+        typer.Option(
+            help="Seed; the same seed gives the same text again.",
+            show_default="another text each time",
+            rich_help_panel=_TEXT,
+        ),
     ] = None,
     cache: Annotated[
         str,
@@ -65,12 +70,12 @@ def generate(
         str | None,
         typer.Option(help="Position method of a run.", show_default="alibi", rich_help_panel=_MODEL),
     ] = None,
-    device: Annotated[str, typer.Option(help="Of a Transformers model.", rich_help_panel=_MODEL)] = "cpu",
+    device: Annotated[str, typer.Option(help="Device of a Transformers model.", rich_help_panel=_MODEL)] = "cpu",
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of a Transformers model.", show_default="that of its weights", rich_help_panel=_MODEL),
+        typer.Option(help="Dtype of a Transformers model.", show_default="that of its weights", rich_help_panel=_MODEL),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the text.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the text.")] = False,
 ) -> None:
     """Continue a prompt: text goes to standard output as it comes, speed and cache size to standard error.
 

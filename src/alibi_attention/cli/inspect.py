@@ -40,7 +40,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="LENGTHS",
-            help="Lengths to reckon the cache for, joined by commas.",
+            help="Lengths to estimate the cache for, joined by commas.",
             show_default="the model's own, and 4, 16 and 64 times that",
         ),
     ] = None,
@@ -52,9 +52,9 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every head.")] = False,
 ) -> None:
-    """Print a model's slopes, how far they let it see, what its cache takes, and what to mind.
+    """Print a model's slopes, how far they let it see, what its cache takes, and its pitfalls.
 
-    Ends with 0 for a model with linear biases, with 1 for any other.
+    Exit status: 0 for a model with linear biases, 1 for any other, 2 for input that cannot be read.
     """
     require("cli")
     from alibi_attention.integrations.inspect import NotAlibi, report
@@ -176,7 +176,7 @@ def _print(result: Report) -> None:
     _print_heads(console, result)
     _print_memory(console, result)
     if model.traps:
-        console.print("Mind")
+        console.print("Pitfalls")
         for trap in model.traps:
             _print_item(console, trap.text)
 

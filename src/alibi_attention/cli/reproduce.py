@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from alibi_attention.cli.commands import Command, Group
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_results
 from alibi_attention.cli.lab_values import given_settings
 
-reproduce = typer.Typer(help="Published experiments, run through the laboratory.", no_args_is_help=True)
+reproduce = typer.Typer(cls=Group, help="Published experiments, run through the laboratory.", no_args_is_help=True)
 
 
 @reproduce.callback()
@@ -20,7 +21,7 @@ def experiments() -> None:
     """Published experiments, run through the laboratory."""
 
 
-@reproduce.command()
+@reproduce.command(cls=Command)
 def paper(
     context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder of the run; must be new.")] = Path("runs/paper"),
@@ -38,15 +39,17 @@ def paper(
     ] = "Salesforce/wikitext",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 286_000,
     batch_size: Annotated[int, typer.Option(help="Sequences in each part of a step.")] = 18,
-    accumulate: Annotated[int, typer.Option(help="Parts of a step.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Parts of a step whose gradients are added up.")] = 8,
     device: Annotated[str, typer.Option(help="Where to compute.", metavar="cpu|cuda")] = "cuda",
     devices: Annotated[int, typer.Option(help="GPUs that share every batch.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of initial weights and batches.")] = 0,
-    show: Annotated[bool, typer.Option("--show", help="Print configuration and differences, and leave.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights and the batches.")] = 0,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the configuration and the differences, and exit.")
+    ] = False,
 ) -> None:
     """Train short, test long as in Press, Smith and Lewis (2022): WikiText-103, 16 layers, 8 heads, width 1024.
 
-    Needs the data set (pip install 'alibi-attention[data]') and a GPU. Other settings go into a --config file.
+    Needs a GPU and the extra `data` (pip install '.\\[data]' in a checkout). Other settings go into a --config file.
     """
     del methods, length, eval_lengths, dataset, steps, batch_size, accumulate, device, devices, seed
     given = given_settings(context, ignored=("output", "resume", "config", "show"))

@@ -32,18 +32,28 @@ def study(
         Path | None, typer.Option(help="YAML file of settings that replace the study's.", metavar="FILE")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Position methods, joined by commas.", show_default="all", metavar="NAMES")
+        str | None,
+        typer.Option(
+            help="Position methods, joined by commas.", show_default="every one that differs", metavar="NAMES"
+        ),
     ] = None,
     length: Annotated[int, typer.Option(help="Length of training sequences.")] = 256,
     eval_lengths: Annotated[
         str | None,
-        typer.Option(help="Lengths to evaluate at.", metavar="LENGTHS", show_default="--length and its five doublings"),
+        typer.Option(
+            help="Lengths to evaluate at, joined by commas.",
+            metavar="LENGTHS",
+            show_default="--length and its five doublings",
+        ),
     ] = None,
-    eval_tokens: Annotated[int, typer.Option(help="About how many held-out tokens to read a length.")] = 131_072,
+    eval_tokens: Annotated[int, typer.Option(help="About how many held-out tokens to read at each length.")] = 131_072,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 900,
     device: Annotated[str, typer.Option(help="Where to compute.", metavar="cpu|cuda")] = "cpu",
 ) -> None:
-    """Every method and variant by every protocol under several seeds, and the report.
+    """Every method and variant that differs, by every protocol, under several seeds, and the report.
+
+    A study trains at width 256 with 16 sequences a step, learning rate 0.002 and bf16, and half of its sequences have
+    values to recall in them. All other settings are those of alibi extrapolate.
 
     Ctrl-C, or the end of --minutes, stops after the step at hand, or in an evaluation, whose finished lengths are kept;
     the same command goes on from there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,43 +19,65 @@ if TYPE_CHECKING:
     from alibi_attention.bench.versus.run import Plan
 
 
+_COMPARED = "What is compared"
+_SIZES = "Sizes"
+_MEASUREMENT = "Measurement"
+_TABLE = "Table"
+
+
+def _option(panel: str, text: str, **more: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel, **more)
+
+
 def versus(
     methods: Annotated[
-        str, typer.Option(help="Position methods, joined by commas; or all.", metavar="NAMES")
+        str, _option(_COMPARED, "Position methods, joined by commas; or all.", metavar="NAMES")
     ] = "alibi,rope",
     decoder: Annotated[
         list[Path] | None,
-        typer.Option(metavar="RUN", help="Complete run of alibi extrapolate; once for each seed.", show_default="none"),
+        _option(
+            _COMPARED, "Complete run of alibi extrapolate; once for each seed.", metavar="RUN", show_default="none"
+        ),
     ] = None,
     encoder: Annotated[
         list[Path] | None,
-        typer.Option(metavar="RUN", help="Complete run with --objective masked; once for each seed."),
+        _option(_COMPARED, "Complete run with --objective masked; once for each seed.", metavar="RUN"),
     ] = None,
     phases: Annotated[
-        str, typer.Option(help="What is timed, of training, prefill and decode.", metavar="NAMES")
+        str, _option(_COMPARED, "What is timed, of training, prefill and decode.", metavar="NAMES")
     ] = "training,prefill,decode",
-    lengths: Annotated[str, typer.Option(help="Lengths of the timings, joined by commas.")] = "512,2K,8K",
-    memory_length: Annotated[str, typer.Option(help="Length at which peak memory is measured; 0 for nowhere.")] = "32K",
-    heads: Annotated[int, typer.Option(help="Heads.")] = 8,
-    head_dim: Annotated[int, typer.Option(help="Width of a head.")] = 64,
     bare: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.so", help="Kernels built without the bias (make bare), for the price of the bias."),
+        _option(_COMPARED, "Kernels built without the bias (make bare), for the price of the bias.", metavar="FILE.so"),
     ] = None,
+    lengths: Annotated[
+        str, _option(_SIZES, "Lengths of the timings, joined by commas.", metavar="LENGTHS")
+    ] = "512,2K,8K",
+    memory_length: Annotated[
+        str, _option(_SIZES, "Length at which peak memory is measured; 0 for nowhere.", metavar="LENGTH")
+    ] = "32K",
+    heads: Annotated[int, _option(_SIZES, "Attention heads.")] = 8,
+    head_dim: Annotated[int, _option(_SIZES, "Width of a head.")] = 64,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of torch.", show_default="the processors there are")
+        int | None, _option(_MEASUREMENT, "Threads of torch.", show_default="the processors there are")
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Rounds; calls of seconds get fewer.")] = 15,
-    quick: Annotated[bool, typer.Option("--quick", help="Short samples and few rounds: to see that it works.")] = False,
+    repeats: Annotated[int, _option(_MEASUREMENT, "Rounds; calls of seconds get fewer.")] = 15,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Short samples and few rounds: to see that it works.", rich_help_panel=_MEASUREMENT
+        ),
+    ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write to, new.", show_default="versus/DATE-TIME", metavar="FOLDER")
+        Path | None,
+        _option(_TABLE, "Folder to write to, new.", metavar="FOLDER", show_default="versus/DATE-TIME"),
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="Measure nothing: the table of a versus.json that was written before."),
+        _option(_TABLE, "Measure nothing: the table of a versus.json that was written before.", metavar="FILE.json"),
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(metavar="PAGE.md", help="Fill the table into a page that marks its place, too.")
+        Path | None, _option(_TABLE, "Fill the table into a page that marks its place, too.", metavar="PAGE.md")
     ] = None,
 ) -> None:
     """ALiBi against RoPE: parameters, price of the positions, time, memory, and loss beyond the trained length.
