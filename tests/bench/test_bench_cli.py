@@ -51,6 +51,17 @@ def test_only_what_changes_speed_is_a_switch(alibi: Invoke, monkeypatch: pytest.
     assert machine()["switches"] == {"ALIBI_CPU_ISA": "baseline", "OMP_NUM_THREADS": "2"}
 
 
+def test_switches_hold_no_paths(alibi: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    del alibi
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp/torchinductor_somebody")
+    monkeypatch.setenv("TORCH_HOME", "C:\\Users\\somebody")
+    monkeypatch.setenv("LD_PRELOAD", "/home/somebody/libjemalloc.so.2:libtcmalloc.so.4")
+    assert machine()["switches"] == {"LD_PRELOAD": "libjemalloc.so.2:libtcmalloc.so.4"}
+    for path in (Path(__file__).parents[2] / "benchmarks" / "results").glob("*.json"):
+        recorded = load(str(path)).get("machine", {}).get("switches", {})
+        assert not any("/" in value for value in recorded.values()), path.name
+
+
 def load(path: str) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     return value

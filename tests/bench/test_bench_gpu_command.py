@@ -23,9 +23,9 @@ from alibi_attention.bench.results import read_results
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_the_command_says_what_stays_owed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_command_says_what_stays_untested(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([]) == 2
-    assert "the targets stay owed" in capsys.readouterr().err
+    assert "the targets stay untested" in capsys.readouterr().err
 
 
 def test_the_command_lists_its_cases(capsys: pytest.CaptureFixture[str]) -> None:

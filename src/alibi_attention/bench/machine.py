@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -46,8 +47,19 @@ def machine() -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "load": load(),
-        "switches": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_SWITCHES)},
+        "switches": _switches(),
     }
+
+
+def _switches() -> dict[str, str]:
+    """What is set of `_SWITCHES`, without folders: they would tell of a machine and its user, and change no speed.
+
+    Of libraries loaded first the names are kept. torch itself sets TORCHINDUCTOR_CACHE_DIR where it compiles.
+    """
+    found = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_SWITCHES)}
+    if "LD_PRELOAD" in found:
+        found["LD_PRELOAD"] = ":".join(Path(library).name for library in re.split(r"[:\s]+", found["LD_PRELOAD"]))
+    return {name: value for name, value in found.items() if "/" not in value and "\\" not in value}
 
 
 def usable_cores() -> int:

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchError as error:
         parser.error(str(error))
     if not torch.cuda.is_available():
-        print("No GPU that torch can use. Nothing was measured; the targets stay owed.", file=sys.stderr)
+        print("No GPU that torch can use. Nothing was measured; the targets stay untested.", file=sys.stderr)
         return 2
     output = options.output or RESULTS / f"gpu-{_slug(torch.cuda.get_device_name(0))}-{_now()}.json"
     if output.exists() or output.suffix != ".json":

@@ -26,7 +26,7 @@ class Verdict:
     @property
     def word(self) -> str:
         if self.found is None:
-            return "owed"
+            return "untested"
         return "met" if self.found >= self.target else "MISSED"
 
 
