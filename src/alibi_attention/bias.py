@@ -41,6 +41,7 @@ def build_alibi_bias(
 
         bias[h, i, j] = -m_h * |i + query_offset - j|        -inf where is_causal and j > i + query_offset
 
+    in nats: a factor exp(bias) on the weight of a key. Add it to scale * q . k, before the softmax.
     Its size is num_heads * seq_len * key_len; `alibi_attention` computes the same attention without it.
 
     Args:
@@ -51,7 +52,7 @@ def build_alibi_bias(
         key_len: number of keys; ``seq_len`` by default.
         query_offset: position of query 0 among the keys; ``key_len - seq_len`` by default, so that the last query
             stands at the last key.
-        slopes: (num_heads,) to use in place of `alibi_slopes`.
+        slopes: (num_heads,) in nats per token, to use in place of `alibi_slopes`.
         device: where to build it; that of ``slopes`` by default.
 
     Returns:
@@ -59,6 +60,8 @@ def build_alibi_bias(
 
     Raises:
         ValueError: for lengths below 1, a dtype that is not floating point, or slopes of another shape.
+
+    Source: Press, Smith, Lewis, "Train Short, Test Long", ICLR 2022, section 3.
     """
     key_len = seq_len if key_len is None else key_len
     for name, value in (("seq_len", seq_len), ("key_len", key_len)):

@@ -80,16 +80,25 @@ def certify(
 ) -> Certificate:
     """The horizon of a call: what `alibi_attention` may skip on these inputs, and the bound that allows it.
 
+    ::
+
+        Z_dropped / Z <= exp(scale * |q_i| * r - m * n - ln(1 - exp(-m)) - l_i) <= tolerance
+
+    Z sums exp(score_ij) over the keys that row i sees. The dropped ones lie n tokens away or farther, and within r of
+    the head's mean key c; l_i is a lower bound on ln Z - scale * q_i . c. The bound is taken as a sum over tiles, each
+    with an r of its own, so that old outliers fade. For slopes m <= 0 nothing is dropped.
+
     The windows are those of the pre-pass, on tiles of 128 queries by 64 keys; a fused backend that tests against the
-    running lse instead skips a little more under the same tolerance. Calls so short that a pre-pass would not repay
-    itself (up to 256 keys, or fewer than 16 queries without a cache) compute every tile whatever is reported here.
+    running lse instead skips a little more under the same tolerance. Where a pre-pass would not repay itself every tile
+    is computed whatever is reported here: with up to 256 keys, with fewer than 16 queries but for those of a `KVCache`,
+    whose summary takes the place of the pre-pass, and on the backend "triton" with fewer than 2,048 keys. The backend
+    "reference" always computes every tile.
 
     Args:
         query, key, slopes, is_causal, scale, query_offset, key_mask, cu_seqlens, cu_seqlens_k, window, tolerance: as in
             `alibi_attention`.
         value: the values, if blocks of them that are not finite shall be kept as they are in attention; taken to be
             finite by default.
-
         lse_floor: (batch, num_heads, q_len), a lower bound on each query's lse over keys that are not in this call,
             such as another shard's lse: what counts is then the share of the mass over all of them.
 
@@ -97,7 +106,9 @@ def certify(
         A `Certificate`; printing it gives a table by head.
 
     Raises:
-        ValueError: as `alibi_attention`.
+        ValueError: as `alibi_attention`, and for an lse_floor of another shape.
+
+    Source: docs/maths.md, section 7; its section 11 names what came before.
     """
     arguments = call_arguments(
         query, key, key if value is None else value, slopes, is_causal=is_causal, scale=scale,

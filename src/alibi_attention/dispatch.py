@@ -62,7 +62,11 @@ def explain_backends(
     dropout_p: float = 0.0,
     tolerance: float | None = None,
 ) -> dict[str, str | None]:
-    """Why each backend can or cannot run a call of `alibi_attention`, which takes the same arguments.
+    """Why each backend can or cannot run a call of `alibi_attention`, which is not run.
+
+    Args:
+        query, key, value, slopes, is_causal, scale, query_offset, key_mask, cu_seqlens, cu_seqlens_k, window,
+            dropout_p, tolerance: as in `alibi_attention`.
 
     Returns:
         {name: reason it cannot, or None where it can}, in order of preference: with ``backend=None`` the first that can

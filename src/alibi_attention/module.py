@@ -34,13 +34,21 @@ class ALiBiAttention(nn.Module):
     Args:
         embed_dim: E, a multiple of num_heads.
         num_heads: H; the head dimension is E / H.
-        dropout: probability of dropping an attention weight in training.
+        dropout: probability of dropping an attention weight, in training mode only: ``eval()`` turns it off.
         num_kv_heads: key and value heads, a divisor of num_heads, each shared by num_heads / num_kv_heads query
             heads; num_heads by default.
         is_causal: whether a token is kept from those after it.
         slopes: (num_heads,) float32 to use, or the initial value of learned ones; `alibi_slopes(num_heads)` by default.
         learned_slopes: True makes the slopes a parameter, "positive" their logarithm, so that no step can turn a fall
             into a rise.
+        device, dtype: of the projections, as in nn.Linear; slopes are float32 on the same device.
+
+    Attributes:
+        q_proj, k_proj, v_proj, out_proj: nn.Linear; k_proj and v_proj give num_kv_heads * head_dim features.
+        slopes: (num_heads,) float32, nats per token; `head_slopes` gives them however they are kept.
+        log_slopes: (num_heads,) float32, in place of ``slopes`` with learned_slopes="positive".
+        head_dim: E / H.
+        embed_dim, num_heads, num_kv_heads, dropout, is_causal, learned_slopes: as given.
 
     Raises:
         ValueError: for sizes that do not divide, a probability outside [0, 1), or slopes of another shape or dtype.
@@ -218,17 +226,18 @@ def _give_slopes_a_home(module: ALiBiAttention, _: object) -> None:
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for an optimiser in which slopes, biases and norms are not decayed.
 
-    Decay would pull a slope to 0, no sense of position at all, and its logarithm to a slope of 1.
+    They are told by their dimensions: a parameter of fewer than two is not decayed, whatever its name. Decay
+    would pull a slope to 0, no sense of position at all, and its logarithm to a slope of 1.
 
     Args:
         model: any module, with `ALiBiAttention` layers or without.
         weight_decay: for the parameters of two or more dimensions.
 
-    Raises:
-        ValueError: for what is no module, or a decay that is no number of at least 0.
-
     Returns:
         Two groups, ``params`` and ``weight_decay`` each, that hold every parameter requiring a gradient once.
+
+    Raises:
+        ValueError: for what is no module, or a decay that is no number of at least 0.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}; call this once for the whole")

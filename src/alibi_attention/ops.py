@@ -305,7 +305,7 @@ def alibi_attention(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention with linear biases, in O(length) memory, without the keys too far away to matter.
+    """Attention with linear biases, without the keys too far away to matter.
 
     ::
 
@@ -313,8 +313,9 @@ def alibi_attention(
         out_i    = sum_j softmax_j(score_ij) v_j              over the keys j that query i sees
 
     Query i sees key j unless is_causal and j > p_i, or key_mask is False there, or it is outside the window or in
-    another packed sequence. A query that sees no key gets output 0, lse -inf and zero gradients. The default
-    query_offset, k_len - q_len, stands the last query at the last key (x: seen, causal)::
+    another packed sequence. A query that sees no key gets output 0, lse -inf and zero gradients. Every backend but
+    "reference" needs O(length) memory, forward and backward. The default query_offset, k_len - q_len, stands the last
+    query at the last key (x: seen, causal)::
 
         q_len 2, k_len 5:  x x x x .       q_len 5, k_len 2:  . .
                            x x x x x                          . .
@@ -336,7 +337,8 @@ def alibi_attention(
         cu_seqlens: (sequences + 1,) int32: packed sequences in one row of batch 1, sequence n in
             [cu_seqlens[n], cu_seqlens[n + 1]).
         cu_seqlens_k: the same for the keys, where they are packed differently.
-        window: (left, right) in tokens: how far before and after itself a query sees; None for unbounded.
+        window: (left, right) in tokens: how far before and after itself a query sees; None for unbounded. Where
+            is_causal, no key after the query is seen whatever the right side allows.
         dropout_p: probability of dropping each attention weight, seeded from torch's generator.
         tolerance: the largest share of a row's softmax mass that skipped keys may hold. None is rounding level, 2^-24
             (2^-53 in float64); 0 computes every tile. See docs/maths.md for what is certified.

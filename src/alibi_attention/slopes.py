@@ -24,7 +24,7 @@ def alibi_slopes(num_heads: int, scheme: SlopeScheme = "geometric", bias_max: fl
         m_h = 2 ** (-bias_max * h / H)
 
     ``interleaved`` is what the paper's released code does, and with it BLOOM, MPT and Falcon. It equals ``geometric``
-    where H is a power of two. Otherwise, with P the largest power of two below H, the slopes of P heads come first,
+    where H is a power of two. Otherwise, with P the largest power of two not above H, the slopes of P heads come first,
     followed by every second slope of 2P heads (the 1st, 3rd, 5th, ...) until there are H.
 
     Args:

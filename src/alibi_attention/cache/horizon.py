@@ -302,9 +302,12 @@ class HorizonCache:
         return Audit(self._options, store, exact, scale, limit, self._backing)
 
     def dropped_shares(self) -> Tensor:
-        """(batch, num_heads, q_len) float64: for each row of the last `attend`, the bound on what evicted keys weigh.
+        """The bound on what evicted keys would have weighed, as a share of the mass kept.
 
-        As shares of the mass kept. Zero where nothing has been evicted; in guaranteed mode (num_heads,), for any row.
+        Returns:
+            float64, 0 where nothing has been evicted. Audited: (batch, num_heads, q_len), for each row of the last
+            `attend`, or (batch, num_heads, 1) if nothing had been evicted by then. Guaranteed: (num_heads,), for any
+            row. Before the first `attend`: (0,).
         """
         store, judge = self._store, self._judge
         if store is None or judge is None:

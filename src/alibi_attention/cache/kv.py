@@ -36,8 +36,14 @@ class KVCache:
         out = cache.attend(query, slopes)         # the queries of the last tokens appended
 
     Beside the tensors it keeps, for each block of 64 keys, the largest distance of a key from the head's center (the
-    mean key of what was appended first): all that the certified horizon asks of a key it will not read. A step of
-    decoding then costs what its horizons hold, not what the cache does. The summary belongs to the cache alone.
+    mean key of what was appended first): all that the certified horizon asks of a key it will not read. The summary
+    belongs to the cache alone. In numbers, for each sequence, with w the keys in the horizons of a key head's queries::
+
+        held              num_kv_heads * length * (head_dim + value_dim + 1 / 64)
+        read by a step    num_kv_heads * (w * (head_dim + value_dim) + length / 64)
+
+    A step of decoding thus costs what its horizons hold, not what the cache does. No graph is kept, and tensors that
+    require a gradient are refused: use it under torch.no_grad().
 
     Attending a prompt in chunks gives what attending it in one piece gives, up to rounding.
 
@@ -46,6 +52,8 @@ class KVCache:
 
     Raises:
         ValueError: for a capacity that is no integer of at least 1.
+
+    Source: docs/maths.md, section 9.
     """
 
     def __init__(self, capacity: int | None = None) -> None:

@@ -12,7 +12,7 @@ class HorizonViolation(RuntimeError):  # noqa: N818
 
 
 class HorizonWarning(UserWarning):
-    """The same where the caller chose to be warned."""
+    """Issued in place of `HorizonViolation` by a `HorizonCache` with on_violation="warn"."""
 
 
 @dataclass(frozen=True)
