@@ -66,6 +66,7 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
         yield Check(f"window {left} to {right}", partial(options.windows, window), cost=14)
     yield Check("packing", options.packing, cost=21)
     yield Check("offsets", options.offsets, cost=21)
+    yield Check("what is not finite stays with those who see it", options.not_finite)
     for kv_heads in (1, 3) if quick else (1, 2, 3, 6):
         yield Check(f"grouped queries, 6 on {kv_heads}", partial(shapes.groups, kv_heads), cost=14, family="grouped")
     for q_len, k_len in ((1, 250), (17, 129), (129, 17), (64, 250)):

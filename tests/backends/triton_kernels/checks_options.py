@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from kernel_calls import BACKEND, make_call
+from kernel_calls import BACKEND, make_call, unwarned
 from kernel_limits import compare
+from operator_budget import NAMES
 from operator_budget import check as within_budget
 
 from alibi_attention import alibi_attention
@@ -71,3 +72,21 @@ def offsets(device: str) -> None:
     compare(make_call(device, batch=2, q_len=40, k_len=100, query_offset=torch.tensor([60, 3])))
     compare(make_call(device, q_len=40, k_len=100, query_offset=-30))
     compare(make_call(device, q_len=40, k_len=60, query_offset=500, is_causal=False, dtype=torch.bfloat16))
+
+
+# What is not finite
+
+
+def not_finite(device: str) -> None:
+    """A NaN or an infinity reaches whoever sees it, and nobody else in its tile, forward and backward."""
+    few = {"heads": 2, "kv_heads": 1, "head_dim": 16, "slopes": (0.3, 0.01)}
+    for name, row, poison in (("value", 70, torch.nan), ("key", 140, torch.nan), ("query", 100, torch.nan),
+                              ("grad_out", 20, torch.inf)):  # fmt: skip
+        # Rows before the poisoned one and behind it share what one program looks at.
+        call = make_call(device, q_len=150, **few)
+        getattr(call, name)[0, 0, row, 3] = poison
+        with unwarned():
+            got, want = call.run(), call.oracle()
+        for result, ours, theirs in zip(NAMES, got, want, strict=True):
+            same = ours.isfinite() == theirs.isfinite()
+            assert same.all(), f"{name} poisoned, {result}: {(~same).sum().item()} elements are not as defined"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,4 +166,13 @@ def poisoned_allocations() -> Iterator[None]:
         ):
             for name in names:
                 stack.enter_context(mock.patch.object(owner, name, poisoning(getattr(owner, name))))
+        yield
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """NumPy, beneath the interpreter, warns where a maximum is one of nothing but NaN; a device does not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+        warnings.filterwarnings("ignore", "invalid value", RuntimeWarning)
         yield

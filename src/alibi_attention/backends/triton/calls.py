@@ -14,7 +14,8 @@ from alibi_attention.backends.triton.backward import query_kernel, rows_kernel
 from alibi_attention.backends.triton.backward_keys import key_kernel
 from alibi_attention.backends.triton.decode import merge_kernel, split_kernel
 from alibi_attention.backends.triton.forward import forward_kernel
-from alibi_attention.backends.triton.mend import mend_forward_kernel, mend_key_kernel, mend_query_kernel
+from alibi_attention.backends.triton.mend import mend_forward_kernel, mend_query_kernel
+from alibi_attention.backends.triton.mend_keys import mend_key_kernel
 from alibi_attention.backends.triton.start import common, start
 from alibi_attention.horizon import BLOCK_K, blocks_of
 from alibi_attention.problem import Problem, Saved
@@ -120,7 +121,7 @@ def _keys(problem: Problem, plan: plans.Plan, config: configs.Config, given: dic
     }  # fmt: skip
     start(key_kernel, problem, grid, config, given)
     mend = _config("mend", problem)
-    grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, mend.constants["block_n"]),)
+    grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, mend.constants["at_once"]),)
     start(mend_key_kernel, problem, grid, mend, {**given, "precision": "ieee"})
 
 
@@ -140,13 +141,8 @@ def _over_queries(kernel: Any, problem: Problem, config: configs.Config, given: 
 
 def _mend_rows(kernel: Any, problem: Problem, given: dict[str, Any]) -> None:
     config = _config("mend", problem)
-    start(
-        kernel,
-        problem,
-        _blocks(problem, problem.q_len, config.constants["block_m"]),
-        config,
-        {**given, "precision": "ieee"},
-    )
+    grid = _blocks(problem, problem.q_len, config.constants["at_once"])
+    start(kernel, problem, grid, config, {**given, "precision": "ieee"})
 
 
 def _rows_by_key_block(problem: Problem, block: int) -> Tensor | None:

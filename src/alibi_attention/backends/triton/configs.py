@@ -41,8 +41,8 @@ def _plan(rows: int, size: int, width: int) -> Config:
 # the largest tile tried that compiles, causal, without a register spilt to memory; nothing here has been timed.
 # Float32 keeps two parts of each operand in registers (three products of tf32), hence its small tiles.
 _EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
-    # Blocks that met an infinity or a NaN.
-    "mend": _fixed({"block_m": 16, "block_n": 16}, 8),
+    # Blocks that met an infinity or a NaN, looked for among so many rows or keys by one program.
+    "mend": _fixed({"at_once": 128, "block_m": 16, "block_n": 16}, 8),
     "rows": _fixed({"block_m": 32}, 4),
     "summary": _fixed({"tiles_at_once": 8, "samples": 64}, 8),
     "plan": {size: {width: _plan(128, size, width) for width in (64, 128, 256)} for size in (2, 4)},
