@@ -68,6 +68,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "padded": {"key_mask": ((2, 300), torch.bool)},
     "packed": {**_plain(batch=1), "cu_seqlens": ((4,), torch.int32)},
     "learned": _plain(learned_slopes=True, tolerance=0.0),
+    "planned": _plain(q_len=3000),
     # Where a stride or a number of programs is 1, Triton compiles that number in.
     "one of each": _plain(batch=1, heads=1, kv_heads=1, q_len=3000, value_dim=1),
     "decode": _plain(q_len=1, k_len=4096, cached=True, gradients=False),

@@ -33,7 +33,9 @@ def _fixed(constants: dict[str, int], num_warps: int) -> dict[int, dict[int, Con
 def _plan(rows: int, size: int, width: int) -> Config:
     """The keys summed for the floor of a row: fewer, or none, where a tile of them would not fit in 64 KiB."""
     if rows == 16:
-        return Config({"block_m": rows, "nearest": min(128, (1 << 15) // (size * width))}, 4, 1)
+        # The products of float32 keep both operands in registers, in two parts.
+        most = {2: 1 << 15, 4: 1 << 14 if width < 256 else 0}[size]
+        return Config({"block_m": rows, "nearest": min(128, most // (size * width))}, 4, 1)
     return Config({"block_m": rows, "nearest": 128 if size * width <= 128 else 64 if size * width == 256 else 0}, 8, 1)
 
 
@@ -49,12 +51,16 @@ _EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
     "plan_few": {size: {width: _plan(16, size, width) for width in (64, 128, 256)} for size in (2, 4)},
     # Bound by memory: what matters is how many bytes are on their way.
     "decode": {
-        size: {
+        2: {
             64: Config({"block_n": 64}, 4, 3),
             128: Config({"block_n": 64}, 4, 2),
             256: Config({"block_n": 32}, 4, 1),
-        }
-        for size in (2, 4)
+        },
+        4: {
+            64: Config({"block_n": 64}, 4, 3),
+            128: Config({"block_n": 32}, 4, 2),
+            256: Config({"block_n": 16}, 8, 1),
+        },
     },
 }
 _FLOAT32: dict[str, dict[int, Config]] = {
