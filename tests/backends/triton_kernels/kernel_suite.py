@@ -69,7 +69,7 @@ def run(check: Check, device: str) -> dict[str, Any]:
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         record["failure"] = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        record["traceback"] = traceback.format_exc()[-_MOST_OF_A_TRACEBACK:]
+        record["traceback"] = _without_folders(traceback.format_exc())[-_MOST_OF_A_TRACEBACK:]
         record["memory"] = _is_for_memory(error)
     record["seconds"] = round(time.perf_counter() - begin, 3)
     if device != "cpu":
@@ -78,6 +78,13 @@ def run(check: Check, device: str) -> dict[str, Any]:
             gc.collect()
         record["lost"] = not _device_answers()
     return record
+
+
+def _without_folders(text: str) -> str:
+    """Files from the top of the checkout or of Python on: results are kept, and where a machine has them is its own."""
+    for folder in (str(Path(__file__).resolve().parents[3]), sys.prefix, sys.base_prefix):
+        text = text.replace(f"{folder}/", "")
+    return text
 
 
 def _is_for_memory(error: BaseException) -> bool:

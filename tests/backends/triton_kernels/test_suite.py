@@ -92,6 +92,7 @@ def test_a_failure_tells_where_it_was(device: Device) -> None:
     record = kernel_suite.run(device.check("one", ValueError("of all things")), "cuda")
     assert record["failure"].startswith("ValueError: of all things (test_suite.py:")
     assert "raise error" in record["traceback"]
+    assert 'File "tests/backends/triton_kernels/test_suite.py"' in record["traceback"]
     assert (record["memory"], record["lost"]) == (False, False)
     assert kernel_suite.run(device.check("two"), "cuda")["failure"] is None
 
