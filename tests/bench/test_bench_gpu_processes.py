@@ -106,12 +106,18 @@ def test_a_contestant_that_hangs_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sabotaged")
 def test_when_time_is_up_what_is_known_is_kept(tmp_path: Path) -> None:
-    begin = time.monotonic()
     trials = [small(peers=("right",)), small(peers=("stuck",))]
-    results = start(tmp_path, trials, budget=Budget(suite=5.0, whole=14.0, cold=1000.0)).run()
-    assert time.monotonic() - begin < 30.0
-    assert results.status == "incomplete"
-    found = read_results(tmp_path / "found.json")
+    # Where much else runs, torch alone takes longer to load than the time of the first try.
+    for whole in (14.0, 90.0):
+        folder = tmp_path / f"{whole:.0f}"
+        folder.mkdir()
+        begin = time.monotonic()
+        results = start(folder, trials, budget=Budget(suite=5.0, whole=whole, cold=1000.0)).run()
+        assert time.monotonic() - begin < whole + 16.0
+        assert results.status == "incomplete"
+        found = read_results(folder / "found.json")
+        if found.trials and found.trials[0].complete:
+            break
     assert found.trials[0].complete
     assert found.trials[0].entry("right").seconds is not None
     assert not found.trials[1].complete
