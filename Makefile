@@ -23,7 +23,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint isas cases sanitize gpu kernels bare clean
+.PHONY: help run test check lint isas cases sanitize aarch64 gpu kernels bare clean
 
 # Only what is installed in the environment is imported.
 unexport PYTHONPATH
@@ -86,6 +86,10 @@ cases: $(tools) ## 20,000 random calls of the CPU kernels against float64 (ten m
 
 sanitize: ## the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 	$(MAKE) -j2 -C csrc/tests sanitize
+
+aarch64: $(tools) ## the portable C++ kernels compiled for 64-bit Arm (Linux and macOS), and run in an emulator (minutes)
+	$(BIN)/python $(pip_install) ziglang unicorn
+	$(MAKE) -C csrc/tests aarch64 PYTHON=$(abspath $(BIN))/python
 
 gpu: ## check and measure the GPU kernels on this machine's GPU, under eight minutes; torch and Triton are all it needs
 	$(PYTHON) benchmarks/gpu.py $(if $(OUTPUT),--output "$(OUTPUT)")

@@ -283,7 +283,7 @@ static void backward_member(void* context, int64_t) {
     const bool widens = call.type != kFloat32, pairs = takes_pairs(call);
     const int64_t floats =
         (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock + kTile * (key_dim + value_dim) + kStreamRows * key_dim;
-    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 10 * 64)));
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 10 * (64 + kGap))));
     if (!memory) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
@@ -381,7 +381,7 @@ ALIBI_INLINE bool adds_in_place(const Backward& run) {
 
 // Bytes of the sums of a run.
 ALIBI_INLINE int64_t sums_of(const Backward& run, const Share& share) {
-    return (share.split - share.low) * kTile * (run.key_stride + run.value_stride) * 4 + 128;
+    return (share.split - share.low) * kTile * (run.key_stride + run.value_stride) * 4 + 2 * (64 + kGap);
 }
 
 struct Cutting {

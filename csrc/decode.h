@@ -20,7 +20,11 @@ constexpr int64_t kManyPieces = 64;
 constexpr int64_t kMostNearTiles = 16;
 // Sums that exist at a time: key heads are worked on in waves, as many in each as these bytes have room for. Cutting
 // knows nothing of waves.
+#if defined(ALIBI_SMALL_CASES)
+constexpr int64_t kWaveBytes = 1 << 14;
+#else
 constexpr int64_t kWaveBytes = 8 << 20;
+#endif
 
 ALIBI_INLINE bool is_decoding(const Call& call) {
     if (call.dropout > 0.0 || call.q_len > (call.norms ? kFewQueries : kFewWithoutSummary)) return false;

@@ -374,6 +374,8 @@ static void forward_block(const Forward& run, ForwardSpace& space, int64_t batch
 ALIBI_INLINE float* floats_at(char*& memory, int64_t count) {
     float* at = reinterpret_cast<float*>(memory);
     memory += round_up(count * 4, 64);
+    guard(memory);
+    memory += kGap;
     return at;
 }
 
@@ -382,7 +384,7 @@ static bool make_space(ForwardSpace& space, const Call& call, bool out_too) {
     const int64_t key_dim = round_up(call.head_dim, kWidth), value_dim = round_up(call.value_dim, kWidth);
     const bool widens = call.type != kFloat32, pairs = takes_pairs(call);
     const int64_t floats = (key_dim + value_dim + kTile) * kBlock + kTile * (key_dim + value_dim);
-    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 8 * 64)));
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 8 * (64 + kGap))));
     if (!memory) return false;
     space.query = floats_at(memory, key_dim * kBlock);
     space.weights = floats_at(memory, kTile * kBlock);
@@ -486,7 +488,11 @@ static void order_by_slope(int32_t* order, int32_t* spare, const Call& call) {
 }
 
 // Multiply-adds below which waking other threads costs more than they bring.
+#if defined(ALIBI_SMALL_CASES)
+constexpr double kAlone = 1;
+#else
 constexpr double kAlone = 1 << 20;
+#endif
 
 ALIBI_INLINE int64_t threads_for(const Call& call) {
     const double work = static_cast<double>(call.batch * call.heads) * static_cast<double>(call.q_len) *

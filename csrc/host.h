@@ -6,6 +6,16 @@
 
 namespace alibi {
 
+// The sanitizers' builds leave this many bytes behind each buffer that is cut from a block, where nobody may step, and
+// fill memory whose contents are undefined with NaNs.
+#if defined(ALIBI_GUARDED)
+constexpr int64_t kGap = 64;
+void guard(void* gap);
+#else
+constexpr int64_t kGap = 0;
+inline void guard(void*) {}
+#endif
+
 // Runs body(context, member) on up to `threads` threads and waits. Denormals are flushed while a body runs.
 // How many threads take part is the runtime's affair, so work is drawn from a shared counter, never by member count.
 void run_team(int64_t threads, void (*body)(void* context, int64_t member), void* context);

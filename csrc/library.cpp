@@ -17,6 +17,9 @@
 #if defined(ALIBI_THREADS_PTHREAD)
 #include <pthread.h>
 #endif
+#if defined(ALIBI_GUARDED)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace alibi {
 
@@ -32,10 +35,11 @@ extern const Kernels kernels_avx512bf16;
 namespace {
 
 // A denormal costs a hundred cycles and holds nothing a sum would notice: the tails of a softmax are full of them.
+// Whatever else the caller has set, rounding in another direction, exceptions that trap, is put aside with it.
 class FlushDenormals {
  public:
 #if defined(__SSE2__)
-    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80 | 0x8040); }
     ~FlushDenormals() { _mm_setcsr(saved_); }
 
  private:
@@ -43,7 +47,7 @@ class FlushDenormals {
 #elif defined(__aarch64__)
     FlushDenormals() {
         asm volatile("mrs %0, fpcr" : "=r"(saved_));
-        asm volatile("msr fpcr, %0" : : "r"(saved_ | (uint64_t(1) << 24)));
+        asm volatile("msr fpcr, %0" : : "r"(uint64_t(1) << 24));
     }
     ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
 
@@ -114,7 +118,6 @@ Choices choices() {
 }
 
 const Choice* chosen = nullptr;
-Choices all;
 
 #if defined(ALIBI_THREADS_PTHREAD)
 struct Member {
@@ -133,17 +136,33 @@ void* run_member(void* argument) {
 
 }  // namespace
 
+#if defined(ALIBI_GUARDED)
+void guard(void* gap) {
+    __asan_poison_memory_region(gap, static_cast<size_t>(kGap));
+}
+
+static void* undefined(void* block, size_t bytes) {
+    if (!block) return nullptr;
+    __asan_unpoison_memory_region(block, bytes);
+    return memset(block, 0xff, bytes);
+}
+#else
+static void* undefined(void* block, size_t) {
+    return block;
+}
+#endif
+
 void* scratch(int slot, size_t bytes) {
     if (slots.bytes[slot] < bytes) {
         free(slots.memory[slot]);
         slots.memory[slot] = aligned(bytes);
         slots.bytes[slot] = slots.memory[slot] ? bytes : 0;
     }
-    return slots.memory[slot];
+    return undefined(slots.memory[slot], bytes);
 }
 
 void* take_block(size_t bytes) {
-    return aligned(bytes);
+    return undefined(aligned(bytes), bytes);
 }
 void release_block(void* block) {
     free(block);
@@ -182,7 +201,7 @@ void run_team(int64_t threads, void (*body)(void*, int64_t), void* context) {
 // another call runs. Returns 0, 1 for a name there is none of, 2 for one that the machine lacks.
 ALIBI_EXPORT int alibi_choose(const char* name) {
     using namespace alibi;
-    all = choices();
+    static const Choices all = choices();
     const bool any = !name || !*name;
     for (int i = 0; i < all.count; ++i) {
         if (!any && strcmp(name, all.list[i].name) != 0) continue;
@@ -190,7 +209,7 @@ ALIBI_EXPORT int alibi_choose(const char* name) {
             if (any) continue;
             return 2;
         }
-        chosen = &all.list[i];
+        __atomic_store_n(&chosen, &all.list[i], __ATOMIC_RELEASE);
         return 0;
     }
     return 1;

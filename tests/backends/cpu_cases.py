@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -167,6 +168,12 @@ def flows_of(case: Case, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(case.number + 1)
     flow = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(case.query.dtype).to(out.dtype)
     return flow, torch.randn(lse.shape, generator=generator, dtype=torch.float64).to(torch.float32).to(lse.dtype)
+
+
+def run_on_threads(case: Case) -> list[Tensor]:
+    """`run` of the kernels on one to four threads, by the number of the case: how backward is cut depends on them."""
+    with patch.object(torch, "get_num_threads", lambda: 1 + case.number % 4):
+        return run(case, "cpu")
 
 
 def run(case: Case, backend: str, dtype: torch.dtype | None = None) -> list[Tensor]:

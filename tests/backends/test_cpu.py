@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cpu_cases import Case, arguments_of, flows_of, random_case, run
+from cpu_cases import Case, arguments_of, flows_of, random_case, run, run_on_threads
 
 from alibi_attention import KVCache, alibi_attention, alibi_slopes, reference
 from alibi_attention.backends import native
@@ -88,7 +90,7 @@ def allowed(case: Case, name: str, exact: Tensor, low: Tensor, moved: float) -> 
 
 def compare(case: Case) -> None:
     """Against the reference over what the kernels kept, which the mass of the whole tells to be enough."""
-    got, whole = run(case, "cpu"), run(case, "reference", torch.float64)
+    got, whole = run_on_threads(case), run(case, "reference", torch.float64)
     kept = kept_pairs(case)
     with pytest.MonkeyPatch.context() as patch:
         dense_scores = reference._dense_scores
@@ -393,6 +395,27 @@ def test_the_floating_point_mode_is_left_as_it_was(flush: bool, team: Callable[[
         pytest.skip("this machine cannot flush denormals")
     assert bool((found[0] == 0.0).all()) is bool((found[0] == 0.0).any()) is flush
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library's name, and its numbers of modes")
+@pytest.mark.parametrize("backend_threads", [1, 2])
+def test_the_rounding_of_the_caller_does_not_reach_the_kernels(backend_threads: int, team: Callable[[int], None]):
+    team(backend_threads)
+    upward = {"x86_64": 0x800, "aarch64": 0x400000}[platform.machine()]
+    library = ctypes.CDLL("libm.so.6")
+    tensors = [t.detach() for t in inputs(300)]
+    expected = alibi_attention(*tensors, backend="cpu")
+    assert library.fesetround(upward) == 0
+    try:
+        # No constant, or it would be added when this is compiled.
+        is_upward = tensors[0].new_tensor(1.0) + 1e-12 > 1.0
+        found = alibi_attention(*tensors, backend="cpu")
+        mode = library.fegetround()
+    finally:
+        library.fesetround(0)
+    assert bool(is_upward)
+    assert mode == upward
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
