@@ -290,6 +290,10 @@ def check_query_offset(offset: int | Tensor, batch: int, device: torch.device) -
         )
     if offset.device != device:
         raise ValueError(f"query_offset: expected the device of query, {device}, got {offset.device}; move it there")
+    if values_can_be_read(device) and offset.dtype == torch.int64:
+        farthest = offset.tolist()
+        if any(abs(each) > FURTHEST for each in farthest):
+            raise ValueError(f"query_offset: expected at most 2^40 either way, got {farthest}; distances count from 0")
 
 
 def check_key_mask(key_mask: Tensor, batch: int, k_len: int, device: torch.device) -> None:

@@ -128,6 +128,10 @@ CASES = [
         "query_offset: expected the device of query, cpu, got meta; move it there",
     ),
     (
+        {"query_offset": torch.tensor([0, -(2**63)])},
+        "query_offset: expected at most 2^40 either way, got [0, -9223372036854775808]; distances count from 0",
+    ),
+    (
         {"query_offset": 1.5},
         "query_offset: expected an int or a (2,) integer tensor, one for each batch element, got 1.5",
     ),

@@ -1,12 +1,14 @@
-"""No tensor the size of length x length, by measurement."""
+"""No tensor the size of length x length, by measurement: the peak beyond inputs, in a process of its own."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import pytest
+
 _PROGRAM = """
-import resource, sys, torch
+import sys, torch
 from alibi_attention import alibi_attention
 torch.set_num_threads(1)
 length, heads, dim, backward, tolerance, backend = (eval(a) for a in sys.argv[1:])
@@ -15,27 +17,42 @@ small = [t.detach()[:, :, :200].clone().requires_grad_(backward) for t in tensor
 warm = alibi_attention(*small, backend=backend)
 if backward:
     warm.sum().backward()
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+try:
+    # What a process has used at most begins with what its parent had, and is set back here.
+    open("/proc/self/clear_refs", "w").write("5")
+except OSError:
+    sys.exit(3)
+base = peak()
 out = alibi_attention(*tensors, backend=backend, tolerance=tolerance)
 if backward:
     out.backward(out.detach())
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)
+print((peak() - base) / 1024)
 """
 
 
 def _extra_megabytes(backend: str, length: int, backward: bool, tolerance: float | None = None) -> float:
     arguments = [str(a) for a in (length, 8, 64, backward, tolerance)]
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, *arguments, repr(backend)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _PROGRAM, *arguments, repr(backend)], capture_output=True, text=True, check=False
     )
+    if done.returncode == 3:
+        pytest.skip("this system does not tell what memory was used at most")
+    assert done.returncode == 0, done.stderr
     return float(done.stdout)
+
+
+def _allowed(backend: str) -> int:
+    """Megabytes for what each holds while it works: a block of scores where it is plain PyTorch."""
+    return 64 if backend == "cpu" else 200
 
 
 def test_forward_at_16k(backend: str) -> None:
     """The output is 32 MB, a full bias 8.6 GB."""
-    assert _extra_megabytes(backend, 16384, backward=False) < 32 + 200
+    assert 30 < _extra_megabytes(backend, 16384, backward=False) < 32 + _allowed(backend)
 
 
 def test_forward_and_backward_at_8k(backend: str) -> None:
     """Output and gradients are 64 MB, a full bias 2.1 GB; every tile computed."""
-    assert _extra_megabytes(backend, 8192, backward=True, tolerance=0.0) < 64 + 200
+    assert 60 < _extra_megabytes(backend, 8192, backward=True, tolerance=0.0) < 64 + _allowed(backend)
