@@ -341,6 +341,22 @@ def test_windows_widen_before_they_are_too_small() -> None:
         feed(HorizonCache(window=[100, 100, 100, window - 1024]), whole, 50, slopes=slopes)
 
 
+def test_windows_that_are_given_are_audited_as_tightly_as_those_found() -> None:
+    """The bound depends on scores alone: not on whether queries are long and keys short, or the reverse."""
+    shares, slopes = [], torch.tensor([0.005, 0.01, 0.02, 0.03])
+    for factor in (1.0, 64.0):
+        torch.manual_seed(5)
+        cache = HorizonCache(window=1500, on_violation="warn")
+        for part in stream(4000, spread=3.0).parts(400):
+            cache.append(part.key / factor, part.value)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", HorizonWarning)
+                cache.attend(part.query * factor, slopes)
+        shares.append(cache.certificate().by_head)
+    assert (shares[0] > 0).all()
+    torch.testing.assert_close(shares[0], shares[1], rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize("size", [100, 128, 300])
 def test_windows_not_full_yet_follow_what_is_seen_whatever_the_chunks(size: int) -> None:
     """Norms that grow while the flattest head's window fills: a window of the first rows would be too small."""

@@ -227,6 +227,36 @@ def test_inference_mode_and_after(switch: int) -> None:
     assert cache.certificate().violations == 0
 
 
+@pytest.mark.parametrize("change", ["append", "crop", "reorder"])
+def test_a_change_interrupted_half_way_lets_nobody_go_on(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens may have been moved, and their new places not been noted."""
+    cache, whole = HorizonCache(), stream(60, heads=2, kv_heads=2)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def again() -> None:
+        if change == "append":
+            cache.append(whole.key, whole.value)
+        elif change == "crop":
+            cache.crop(50)
+        else:
+            cache.reorder(torch.tensor([0]))
+
+    cache.append(whole.key, whole.value)
+    expected = cache.attend(whole.query)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Store, "adopt", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    for attempt in (again, lambda: cache.attend(whole.query)):
+        with pytest.raises(ValueError, match=r"got one that was interrupted while tokens were moved; call reset\(\)"):
+            attempt()
+    cache.reset()
+    cache.append(whole.key, whole.value)
+    assert torch.equal(cache.attend(whole.query), expected)
+
+
 def test_crop_takes_back_what_was_appended_last() -> None:
     whole = stream(4000)
     draft = stream(40)

@@ -1,4 +1,4 @@
-"""An append that runs out of memory has changed nothing: repeated, it gives what one that never failed gives."""
+"""A change that runs out of memory has changed nothing: repeated, it gives what one that never failed gives."""
 
 from __future__ import annotations
 
@@ -71,6 +71,9 @@ class Pair:
     def crop(self, length: int) -> None:
         self._both(lambda cache: cache.crop(length))
 
+    def reorder(self, *index: int) -> None:
+        self._both(lambda cache: cache.reorder(torch.tensor(index)))
+
     def _both(self, change: Callable[[Either], None]) -> None:
         self.failures += fail_everywhere(lambda: change(self.failing), self._check)
         change(self.smooth)
@@ -109,6 +112,7 @@ def test_a_full_cache(padding: int) -> None:
     pair = Pair(KVCache)
     read(pair, 700, padding, 40, 1, 219)
     pair.crop(650)
+    pair.reorder(1, 0)
     read(pair, 30, 0, 30)
     assert pair.failures > 50
 
@@ -128,6 +132,7 @@ def test_a_cache_that_forgets(kind: str, padding: int) -> None:
     pair = Pair(lambda: HorizonCache(**options, backing=KVCache() if kind == "backing" else None))
     read(pair, 4500, padding, 300, 1, 500)
     pair.crop(4450)
+    pair.reorder(1, 0)
     read(pair, 30, 0, 30)
     assert isinstance(pair.failing, HorizonCache)
     certificate = pair.failing.certificate()

@@ -77,9 +77,11 @@ class Mass(Drafted):
         at = torch.where(empty, self.held, at)
         return at.unsqueeze(2), torch.where(empty, 0.0, rise).unsqueeze(2)
 
-    def reorder(self, index: Tensor) -> None:
+    def reordered(self, index: Tensor) -> Mass:
+        other = self.draft()
         with lasting():
-            self.held, self.radius = self.held.index_select(0, index), self.radius.index_select(0, index)
+            other.held, other.radius = self.held.index_select(0, index), self.radius.index_select(0, index)
+        return other
 
 
 def make_grid(norms: Tensor) -> Tensor:

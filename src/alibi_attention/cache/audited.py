@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alibi_attention.cache.audit import Rows
 from alibi_attention.cache.auditor import Auditor
+from alibi_attention.cache.common import Drafted
 from alibi_attention.cache.kv import KVCache
 from alibi_attention.cache.options import Options, per_head
 from alibi_attention.cache.proof import HorizonViolation, HorizonWarning
@@ -21,7 +22,7 @@ from alibi_attention.merge import merge_attention
 from alibi_attention.problem import UNBOUNDED, check_window
 
 
-class Audit:
+class Audit(Drafted):
     """Judges each call of attention.
 
     Args:
@@ -43,15 +44,15 @@ class Audit:
         self._options, self._store, self._backing = options, store, backing
         self._slopes, self._scale, self._limit = slopes, scale, log_tolerance
         self._group = slopes.shape[0] // store.center.shape[1]
-        self._center = self._query_center()
+        self._center = self._query_center(store)
         self._held: tuple[tuple[int, int | None], ...] = ()
         # By query head, as `_follow_rings` finds them.
         self._least = self._evicted = slopes
         per_head("window", options.window or (1.0,), store.center.shape[1], slopes.device)
 
-    def _query_center(self) -> Tensor:
+    def _query_center(self, store: Store) -> Tensor:
         """(batch, num_heads, 1, head_dim): the center each query head's keys are taken about, times the scale."""
-        return (self._store.center * self._scale).repeat_interleave(self._group, 1).unsqueeze(2)
+        return (store.center * self._scale).repeat_interleave(self._group, 1).unsqueeze(2)
 
     def _by_query_head(self, per_key_head: Tensor) -> Tensor:
         spread = per_key_head if self._group == 1 else per_key_head.repeat_interleave(self._group, 1)
@@ -78,7 +79,8 @@ class Audit:
         """
         rows = self._rows(query, lse)
         store, auditor = self._store, self.auditor
-        if not self._options.window and any(ring.start == 0 for ring in store.rings):
+        # Where windows were given too: the audit's grid of norms is made from the largest seen.
+        if any(ring.start == 0 for ring in store.rings):
             auditor.observe(rows, self._by_query_head(store.farther))
         self.excess = None
         if not auditor.has_evicted:
@@ -206,7 +208,8 @@ class Audit:
             if ring.start > 0 and ring.reach is not None and 0.0 < most < math.inf:
                 ring.reach += math.ceil(most)
 
-    def reorder(self, index: Tensor) -> None:
-        """Make row b of the batch what row index[b] was; the store has done so."""
+    def reorder(self, index: Tensor, store: Store) -> None:
+        """Make row b of the batch what row index[b] was; for drafts. ``store`` is one that has done so."""
+        self.auditor = self.auditor.draft()
         self.auditor.reorder(index)
-        self._center = self._query_center()
+        self._center = self._query_center(store)

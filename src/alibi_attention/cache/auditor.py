@@ -111,8 +111,8 @@ class Auditor(Drafted):
         torch.maximum(self.worst, by_head, out=self.worst)
 
     def reorder(self, index: Tensor) -> None:
+        """Make row b of the batch what row index[b] was; for drafts."""
         self.batch = index.shape[0]
         if self._rest is not None and self._sink is not None:
-            self._rest.reorder(index)
-            self._sink.reorder(index)
+            self._rest, self._sink = self._rest.reordered(index), self._sink.reordered(index)
             self.close()

@@ -97,6 +97,8 @@ class HorizonCache:
         self._is_settled = False
         # Where windows were found last.
         self._settled_at = 0
+        # While tokens are moved where they lie: an interrupt then leaves some moved and some not.
+        self._is_torn = False
 
     @property
     def length(self) -> int:
@@ -138,7 +140,7 @@ class HorizonCache:
                 norm above its cap, and for keys or values that are not finite; for a full cache beside this one that
                 others have changed.
         """
-        self._check_backing()
+        self._check_whole()
         store = self._store
         check_append(key, value, *((None, None) if store is None else store.like))
         if key_mask is not None:
@@ -161,13 +163,20 @@ class HorizonCache:
             mask = None if key_mask is None else key_mask.to(device)
             self._backing.append(key.to(device), value.to(device), key_mask=mask)
         # Nothing from here on takes memory: an append that fails has changed nothing, and may be repeated.
+        self._is_torn = True
         write()
         store.adopt(draft)
         self._store = store
         if isinstance(judge, Audit) and auditor is not None:
             judge.auditor.adopt(auditor)
+        self._is_torn = False
 
-    def _check_backing(self) -> None:
+    def _check_whole(self) -> None:
+        if self._is_torn:
+            raise ValueError(
+                "cache: expected one whose last change came to its end, got one that was interrupted while tokens were "
+                "moved; call reset(), and read the text again"
+            )
         if self._backing is not None and self._backing.length != self.length:
             raise ValueError(
                 f"backing: expected {self.length:,} tokens, as this cache has seen, got {self._backing.length:,}; "
@@ -259,7 +268,7 @@ class HorizonCache:
         store = self._store
         if store is None:
             raise ValueError("cache: expected keys and values to have been appended, got an empty cache")
-        self._check_backing()
+        self._check_whole()
         if query.dim() == 4 and query.shape[2] > store.length - store.safe_from:
             what = f"the {store.length:,} tokens seen"
             if store.safe_from:
@@ -353,7 +362,7 @@ class HorizonCache:
                 was before the last append: what older queries need may be gone; and for a full cache beside this one
                 that others have changed.
         """
-        self._check_backing()
+        self._check_whole()
         least = 0 if self._store is None else self._store.safe_from
         why = "; what queries before that need may have been evicted" if least else ""
         check_length(length, least, self.length, "seen", why)
@@ -363,8 +372,10 @@ class HorizonCache:
         write = draft.crop(length)
         if self._backing is not None:
             self._backing.crop(length)
+        self._is_torn = True
         write()
         self._store.adopt(draft)
+        self._is_torn = False
 
     def reorder(self, index: Tensor) -> None:
         """Make row b of the batch what row index[b] was, as beam search does; rows may repeat or fall away.
@@ -378,13 +389,21 @@ class HorizonCache:
         """
         if self._store is None:
             raise ValueError("cache: expected keys and values to have been appended, got an empty cache")
-        self._check_backing()
+        self._check_whole()
         check_index(index, self._store.center.shape[0])
-        self._store.reorder(index)
+        store, judge = self._store.draft(), None
+        store.reorder(index)
         if isinstance(self._judge, Audit):
-            self._judge.reorder(index.to(self._store.center.device))
+            judge = self._judge.draft()
+            judge.reorder(index.to(store.center.device), store)
         if self._backing is not None:
             self._backing.reorder(index)
+        # Nothing from here on takes memory.
+        self._is_torn = True
+        self._store.adopt(store)
+        if isinstance(self._judge, Audit) and judge is not None:
+            self._judge.adopt(judge)
+        self._is_torn = False
 
     def reset(self) -> None:
         """Forget everything, the slopes too, and free the memory; a full cache kept beside this one is emptied."""

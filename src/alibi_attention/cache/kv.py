@@ -246,14 +246,15 @@ class KVCache:
         assert self._norms is not None
         assert self._center is not None
         at = slice(length // BLOCK_K * BLOCK_K, length)
-        summary = None
+        first = at.start // BLOCK_K
+        norms = torch.full_like(self._norms[..., first:], -torch.inf)
         if at.start < length:
             mask = None if self._mask is None else self._mask[:, at]
-            summary = _summary(self._center, self.key[:, :, at], self.value[:, :, at], mask, at)
+            block, radii = _summary(self._center, self.key[:, :, at], self.value[:, :, at], mask, at)
+            norms.scatter_reduce_(2, block - first, radii, "amax")
+        # In this order, each in one step: whatever stops it between, no key held is without its radius.
         self._length = length
-        self._norms[..., at.start // BLOCK_K :] = -torch.inf
-        if summary is not None:
-            self._norms.scatter_reduce_(2, *summary, "amax")
+        self._norms[..., first:] = norms
 
     def reorder(self, index: Tensor) -> None:
         """Make row b of the batch what row index[b] was, as beam search does; rows may repeat or fall away.
@@ -265,11 +266,11 @@ class KVCache:
             ValueError: for an index that is not one-dimensional and integer, or on the CPU out of range.
         """
         check_index(index, self.key.shape[0])
+        held = {name: getattr(self, name) for name in ("_key", "_value", "_mask", "_center", "_norms")}
         with lasting():
-            for name in ("_key", "_value", "_mask", "_center", "_norms"):
-                held = getattr(self, name)
-                if held is not None:
-                    setattr(self, name, held.index_select(0, index.to(held.device)))
+            chosen = {name: t.index_select(0, index.to(t.device)) for name, t in held.items() if t is not None}
+        # All of it or, where memory runs out on the way, nothing.
+        vars(self).update(chosen)
 
     def reset(self) -> None:
         """Forget everything, and free the memory."""

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class Store(Drafted):
-    """Keys and values of a batch, without those evicted. `let_go`, `append` and `crop` are for drafts.
+    """Keys and values of a batch, without those evicted. `let_go`, `append`, `crop` and
+    `reorder` are for drafts.
 
     Args:
         key, value: (batch, num_kv_heads, tokens, dim), the first to come, for shape, dtype and device.
@@ -266,6 +267,7 @@ class Store(Drafted):
                 if held is not None:
                     setattr(self, name, held.index_select(0, index))
         self.like = self.like[0].index_select(0, index), self.like[1].index_select(0, index)
+        self.sinks = [None if sink is None else sink.draft() for sink in self.sinks]
         for part in (*self.rings, *self.sinks):
             if part is not None:
                 part.reorder(index)
