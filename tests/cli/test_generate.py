@@ -394,6 +394,17 @@ def test_weights_that_are_not_all_there(tmp_path: Path, family: str) -> None:
     assert done.stdout == ""
 
 
+def test_weights_that_the_model_has_no_place_for(tmp_path: Path) -> None:
+    """Norms of queries and keys, which Transformers' MPT would drop without a word."""
+    save_model(tmp_path, "mpt")
+    tensors_of(tmp_path, lambda tensors: tensors.update({"transformer.blocks.0.attn.q_ln.weight": torch.ones(32)}))
+    done = invoke(tmp_path, "x")
+    assert done.exit_code == 2, done.exception
+    assert "error: SOURCE: expected the weights that its config.json speaks of, got " in done.stderr
+    assert "q_ln.weight has no place in the model)" in done.stderr
+    assert done.stdout == ""
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 

@@ -288,6 +288,17 @@ def test_mpt_runs_beyond_max_seq_len():
     assert (logits(enable(model), ids) - exact).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("name", ["qk_ln", "prefix_lm"])
+def test_an_mpt_of_which_transformers_leaves_a_part_out_is_refused(name: str):
+    model = small("mpt", attn_config={name: True})
+    with pytest.raises(
+        ValueError, match=rf"model\.config\.attn_config\.{name}: expected False, got True: .*leaves out"
+    ):
+        enable(model)
+    setattr(model.config.attn_config, name, False)
+    enable(model)
+
+
 @pytest.mark.parametrize("bias_max", [4, 16])
 def test_mpt_honours_alibi_bias_max(bias_max: int, monkeypatch: pytest.MonkeyPatch):
     model, ids = small("mpt", attn_config={"alibi_bias_max": bias_max}), tokens(2, 40)

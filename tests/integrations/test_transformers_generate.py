@@ -317,6 +317,26 @@ def test_generate_asks_the_full_cache_where_keys_are_missing(kind: str):
         generated(model, **how, past_key_values=horizon_cache(model, window=10))
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_cache_whose_attention_failed_goes_no_further(layer: int):
+    """A query above its cap is refused when its tokens are in the layer; in the last one all hold as many."""
+    model, ids = enable(small("bloom")), tokens(1, 40)
+    cache = horizon_cache(model, mode="guaranteed", query_norm=1e3, key_norm=1e3)
+    with torch.no_grad():
+        expected = model(ids[:, :20], past_key_values=cache, use_cache=True).logits
+        query = model.transformer.h[layer].self_attention.query_key_value.weight.view(4, 3, 8, 32)[:, 0]
+        kept = query.clone()
+        query *= 1e6
+        with pytest.raises(ValueError, match="query: expected norms up to the cap query_norm, 1000"):
+            model(ids[:, 20:25], past_key_values=cache, use_cache=True)
+        query.copy_(kept)
+        assert [each.get_seq_length() for each in cache.layers] == [25, 20 + 5 * layer]
+        with pytest.raises(ValueError, match=r"whose layers hold the same tokens, got .*: call cache\.reset\(\)"):
+            model(ids[:, 20:25], past_key_values=cache, use_cache=True)
+        cache.reset()
+        assert torch.equal(model(ids[:, :20], past_key_values=cache, use_cache=True).logits, expected)
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_a_cache_that_a_violation_has_cut_short_goes_no_further(last: bool):
     """The layers before the one that raised have the tokens of the step, those behind it lack them."""

@@ -25,6 +25,8 @@ from transformers import (
     GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedModel,
@@ -300,6 +302,16 @@ def test_positions_of_an_unknown_kind_are_refused():
 
     both.transformer.__class__ = Shifted
     refused(both, "which can be switched off; some are left")
+
+
+def test_positions_that_show_only_far_away_are_refused():
+    """Ministral 3 multiplies queries by a function of their position that is 1 up to 16,383."""
+    torch.manual_seed(3)
+    config = Ministral3Config(intermediate_size=48, num_key_value_heads=2, head_dim=8, **COMMON)
+    model, ids = Ministral3ForCausalLM(config).eval(), tokens(1, 9)
+    expected = logits(model, ids)
+    refused(model, "which can be switched off; some are left")
+    assert torch.equal(logits(model, ids), expected)
 
 
 def test_a_model_without_positions_to_see_is_refused():

@@ -31,12 +31,13 @@ def _no_device(device: str, error: Exception) -> LabError:
     return LabError("device", expected="a device of this machine", got=got, remedy="use cpu")
 
 
-def _refuse_random_weights(path: Path, info: dict[str, Any]) -> None:
-    """Transformers draws at random what a folder lacks, and says so only to those who listen."""
+def _refuse_other_weights(path: Path, info: dict[str, Any]) -> None:
+    """Transformers draws at random what a folder lacks, drops what it has too many, and says so only to listeners."""
     lacking = [f"{name} is missing" for name in sorted(info["missing_keys"])]
     lacking += [
         f"{name} is {tuple(there)}, not {tuple(wanted)}" for name, there, wanted in sorted(info["mismatched_keys"])
     ]
+    lacking += [f"{name} has no place in the model" for name in sorted(info["unexpected_keys"])]
     if lacking:
         more = f", and {len(lacking) - 3:,} more" if len(lacking) > 3 else ""
         got = f"{path} ({', '.join(lacking[:3])}{more})"
@@ -79,7 +80,7 @@ class PretrainedSource:
             got = f"{path} ({'no tokenizer there' if bare else reason_of(error)})"
             expected = "a causal language model and its tokenizer"
             raise LabError("source", expected=expected, got=got, remedy="save both into the folder") from None
-        _refuse_random_weights(path, info)
+        _refuse_other_weights(path, info)
         try:
             # Rounded biases drift ever farther from the line, and a cache that forgets relies on it.
             self._model: Any = ours.enable(model, falcon_rounding=cache == "full").eval().to(device)

@@ -7,7 +7,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from alibi_attention.cache import HorizonViolation
 from alibi_attention.integrations.transformers.cache import check_step, cut_short, own_layer
 from alibi_attention.integrations.transformers.masks import key_mask_of
 from alibi_attention.ops import alibi_attention
@@ -35,7 +34,8 @@ def attend(
         (batch, tokens, num_heads * head_dim).
 
     Raises:
-        HorizonViolation: as `HorizonCache.attend`; the cache then takes no further step until it is reset.
+        HorizonViolation: as `HorizonCache.attend`. After this, and whatever else ends a step here once its tokens are
+            in the layer, the cache takes no further step until it is reset.
     """
     query, key, value = heads
     heads.clear()
@@ -57,7 +57,9 @@ def attend(
             query = query.contiguous()
         try:
             return joined(layer.attend(query, slopes, scale))
-        except HorizonViolation:
+        except BaseException:
+            # The last layer too: every layer then holds tokens that nobody got an answer for, and the step, taken
+            # again, would append them twice.
             cut_short(cache)
             raise
     past = cache.get_seq_length(index)

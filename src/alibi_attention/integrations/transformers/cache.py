@@ -212,7 +212,7 @@ def check_step(cache: Any, index: int, tokens: int) -> None:
     layer = cache.layers[index]
     held, first = layer.get_seq_length(), cache.get_seq_length(0) - (tokens if index else 0)
     if layer.was_cut_short or held != first:
-        got = f"{held} in layer {index} and {first} in the first" if held != first else "what a HorizonViolation left"
+        got = f"{held} in layer {index} and {first} in the first" if held != first else "what a failed step left"
         raise ValueError(
             f"past_key_values: expected a cache whose layers hold the same tokens, got {got}; a step that is cut short "
             "leaves its tokens in some of the layers: call cache.reset(), or start again with another cache"
@@ -220,7 +220,7 @@ def check_step(cache: Any, index: int, tokens: int) -> None:
 
 
 def cut_short(cache: Any) -> None:
-    """Let no further step be taken: the layers behind the one that failed lack the tokens of this."""
+    """Let no further step be taken: layers hold the tokens of one that failed, and those behind it may lack them."""
     for layer in cache.layers:
         if isinstance(layer, OwnLayer):
             layer.was_cut_short = True

@@ -122,6 +122,12 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
                 "model.config.attn_config.alibi: expected True, got False: the checkpoint says it was trained without "
                 "ALiBi (Transformers applies it all the same). Where that is a mistake, set it to True"
             )
+        for name, trained in (("qk_ln", "norms of queries and keys"), ("prefix_lm", "a prefix attended both ways")):
+            if getattr(attention, name, False):
+                raise ValueError(
+                    f"model.config.attn_config.{name}: expected False, got True: the checkpoint says it was trained "
+                    f"with {trained}, which Transformers leaves out. Where that is a mistake, set it to False"
+                )
         return alibi_slopes(config.n_heads, "interleaved", float(attention.alibi_bias_max))
 
     def forward(

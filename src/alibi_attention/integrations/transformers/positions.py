@@ -26,16 +26,18 @@ _NAMES = "_alibi_names"
 # Tables of learned positions, by the names Transformers gives them.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"}
 _PROBE = 6
+# Some models scale queries by a step function of the position, whose first step is thousands of tokens wide.
+_FAR = 2**20
 
 
 def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     """Switch a model's own positions off and ALiBi on, in place; for training it from there.
 
-    Rotary embeddings turn by nothing, and tables of learned positions are left out (and frozen); so there is no
-    longest length any more. That the output no longer depends on position ids is then tried out, on six tokens. The
-    model must choose its attention by name, as Llama, Qwen3, GPT-2, BERT and ModernBERT do; it need not have been
-    loaded with ``attn_implementation="alibi"``, which this sets. A checkpoint does not remember any of it: call this
-    again after loading one.
+    Rotary embeddings turn by nothing, and tables of learned positions are left out (and frozen); so there is no longest
+    length any more. That the output no longer depends on position ids is then tried out, on six tokens, at near
+    positions and beyond a million. The model must choose its attention by name, as Llama, Qwen3, GPT-2, BERT and
+    ModernBERT do; it need not have been loaded with ``attn_implementation="alibi"``, which this sets. A checkpoint does
+    not remember any of it: call this again after loading one.
 
     Args:
         model: a PreTrainedModel with weights, no encoder-decoder.
@@ -78,7 +80,7 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
             give_slopes(layer, slopes)
         vars(part)[_BEFORE] = name
         config._attn_implementation_internal = TRIED
-        ignores = _ignores_positions(part)
+        ignores = _ignores_positions(part) and _ignores_positions(part, _FAR)
         deaf = [layer for layer in layers if not vars(layer).pop(ASKED, False)]
         config._attn_implementation_internal = GENERAL
         if deaf:
@@ -241,8 +243,8 @@ def _takes_positions(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _ignores_positions(part: Any) -> bool:
-    """Whether the output is the same for tokens in place and for positions all mixed up."""
+def _ignores_positions(part: Any, first: int = 0) -> bool:
+    """Whether the output is the same for tokens in place and for positions all mixed up, from ``first`` on."""
     base = part.base_model
     if not _takes_positions(base):
         raise ValueError(
@@ -250,14 +252,15 @@ def _ignores_positions(part: Any) -> bool:
         )
     device = part.get_input_embeddings().weight.device
     ids = torch.arange(_PROBE, device=device).unsqueeze(0) % part.config.vocab_size
-    mixed = torch.tensor([[0, 5, 1, 4, 2, 3]], device=device)
+    mixed = torch.tensor([[0, 5, 1, 4, 2, 3]], device=device) + first
     modes = [(module, module.training) for module in part.modules()]
     part.eval()
     try:
         # A mask is given so that mixed positions are not taken for packed sequences.
         options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "return_dict": True}
-        placed, moved = (
-            base(**options, position_ids=at)[0] for at in (torch.arange(_PROBE, device=device)[None], mixed)
+        # In place last: rotary tables that were stretched for far positions are then as they were.
+        moved, placed = (
+            base(**options, position_ids=at)[0] for at in (mixed, torch.arange(_PROBE, device=device)[None])
         )
     finally:
         for module, training in modes:
