@@ -101,6 +101,20 @@ def test_the_time_of_a_call_is_held_to_its_limit(seconds: float, verdict: str) -
     assert (found.verdict, found.asked) == (verdict, "below 25 µs")
 
 
+def test_where_rounds_do_not_agree_with_the_median_that_is_said() -> None:
+    made = limited(16, 1.0, 1, {"seconds": 25e-6}, plain=Samples(seconds=[24e-6, 30e-6, 24.5e-6]))
+    (found,) = judgements([made])
+    assert (found.verdict, found.found) == ("met, unsettled", "24.5 µs a call (24.0–30.0)")
+    # By medians the longer tiles take 10% longer; in the fastest rounds as long.
+    rounds = {2048: [1.0, 1.0, 1.0], 8192: [4.0, 4.4, 4.5]}
+    trials = [limited(keys, 1.0, keys, LINEAR, plain=Samples(seconds=list(each))) for keys, each in rounds.items()]
+    growth, spread = judgements(trials)
+    assert (growth.verdict, growth.found) == ("met", "1.10 (fastest rounds 1.00)")
+    assert (spread.verdict, spread.found) == ("missed, unsettled", "10.0% (fastest rounds 0.0%)")
+    told = dict(against_us(run(trials)))
+    assert len(told["Targets missed (of 2)"]) == 1
+
+
 @pytest.mark.parametrize(
     ("memory", "outputs", "verdict"),
     [(164_000_000, 100_000_000, "met"), (164_000_001, 100_000_000, "missed"), (None, None, "untested")],

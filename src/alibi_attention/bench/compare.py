@@ -143,7 +143,7 @@ def against_us(results: Results) -> list[tuple[str, list[str]]]:
     missed = [f"{_line(each)}, target {each.target:g}x" for each in asked if each.missed]
     missed += [f"{mean_line(each)}, target {each.target:g}x" for each in averages if each.verdict.startswith("missed")]
     found_limits = judgements(results.trials)
-    missed += [each.line for each in found_limits if each.verdict == "missed"]
+    missed += [each.line for each in found_limits if each.verdict.startswith("missed")]
     targetless += [each.line for each in found_limits if each.verdict == "untested"]
     count = len(asked) + sum(not each.missing for each in averages)
     count += sum(each.verdict != "untested" for each in found_limits)
