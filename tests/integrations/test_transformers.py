@@ -19,7 +19,14 @@ from hf_models import KINDS, padding, small, tokens
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, BloomConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    DynamicCache,
+    FalconForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.models.bloom.modeling_bloom import BloomGelu, BloomMLP
 from transformers.models.falcon.modeling_falcon import FalconFlashAttention2
 from transformers.models.mpt import modeling_mpt
@@ -238,6 +245,40 @@ def test_no_square_mask_or_bias_is_built(kind: str, padded: bool):
     if kind != "mpt":
         assert largest(model, ids, **options) >= length**2
     assert largest(enable(model), ids, **options) < length**2 / 4
+
+
+class Rows(TorchDispatchMode):
+    """Notes the most elements of any result whose last dimension is so long."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length, self.elements = length, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dim() and result.shape[-1] == self.length:
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_forms_no_bias_of_all_keys_for_every_head(kind: str, masked: bool):
+    held, heads = 700, 4
+    options = {"max_seq_len": held + 1} if kind == "mpt" else {}
+    model, ids = small(kind, heads, **options), tokens(1, held + 1)
+    for own in (False, True):
+        if own:
+            enable(enable(model), falcon_rounding=False)
+        cache, mask = DynamicCache(config=model.config), padding([held + 1], held + 1, "left") if masked else None
+        with torch.no_grad():
+            model(ids[:, :held], past_key_values=cache, use_cache=True)
+            with Rows(held + 1) as watch:
+                model(ids[:, held:], attention_mask=mask, past_key_values=cache, use_cache=True)
+        assert (watch.elements < heads * (held + 1)) is own
+    with torch.no_grad():
+        stock, again = small(kind, heads, **options), disable(model)
+        assert torch.equal(stock(ids).logits, again(ids).logits)
 
 
 def test_memory_grows_with_the_length_and_not_its_square():

@@ -68,8 +68,8 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
         for module in part.modules():
             if isinstance(module, ALiBiFalconAttention):
                 module.reproduces_rounding = falcon_rounding
-        if family.bias is not None and isinstance(part, family.model):
-            setattr(part, *family.bias)
+        if isinstance(part, family.model):
+            family.without_bias(part)
     return model
 
 
@@ -93,8 +93,8 @@ def disable(model: Model) -> Model:
                     _become(module, vars(module).pop(_STOCK, stock))
                     for name in ("alibi_slopes", "reproduces_rounding"):
                         vars(module).pop(name, None)
-        if family.bias is not None:
-            vars(part).pop(family.bias[0], None)
+        if isinstance(part, family.model):
+            family.with_bias(part)
         before = vars(part).pop(_STOCK, None)
         if before is not None or part.config._attn_implementation in (NATIVE, GENERAL):
             part.config._attn_implementation_internal = before or family.implementation
