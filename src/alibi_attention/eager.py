@@ -8,6 +8,7 @@ subclasses, transforms, compilers, tracers and profilers see the operator as eve
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -122,11 +123,16 @@ def plain_call(
     Raises:
         ValueError, NotImplementedError: as `alibi_attention`.
     """
-    # Numbers that are equal may be of types that are not: True is no window, and 1 no is_causal.
+    # Numbers that are equal may be of types that are not: True is no window, and 1 no is_causal. `is_ordinary` is
+    # written out: calling it for each takes longer than what it does.
+    keys_of = torch._C._dispatch_keys
     if not (
-        is_ordinary(query)
-        and is_ordinary(key)
-        and is_ordinary(value)
+        type(query) in _TENSORS
+        and type(key) in _TENSORS
+        and type(value) in _TENSORS
+        and keys_of(query).raw_repr() in _ORDINARY
+        and keys_of(key).raw_repr() in _ORDINARY
+        and keys_of(value).raw_repr() in _ORDINARY
         and (slopes is None or is_ordinary(slopes))
         and nothing_listens()
         and (is_causal is True or is_causal is False)
@@ -154,7 +160,7 @@ def plain_call(
             dropout_p=0.0, tolerance=tolerance, backend=backend,
         )  # fmt: skip
         _CALLS.keep(name, call)
-    elif call is not None and slopes is not None:
+    elif call is not None and slopes is not None and not (slopes.dim() == 1 and math.isfinite(sum(slopes.tolist()))):
         check_finite_slopes(slopes)
     assert not isinstance(call, _Unknown)
     if call is None or not call.prepared.serves_still():
