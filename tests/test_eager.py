@@ -372,6 +372,19 @@ def test_tracing_records_the_operator():
     assert any("alibi_attention.forward" in str(node.target) for node in graph.nodes)
 
 
+@pytest.mark.parametrize("mode", ["fake", "symbolic"])
+def test_tracing_without_values_looks_at_none(mode: str):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def call(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, offset: Tensor) -> Tensor:
+        return alibi_attention(query, key, value, slopes, query_offset=offset)
+
+    leaves = (*tensors(), torch.rand(tensors()[0].shape[1]), torch.arange(tensors()[0].shape[0]))
+    graph = make_fx(call, tracing_mode=mode)(*leaves)
+    assert any("alibi_attention.forward" in str(node.target) for node in graph.graph.nodes)
+    assert torch.equal(graph(*leaves), call(*leaves))
+
+
 def test_subclasses_keep_their_say():
     asked = []
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 UNBOUNDED = -1
 FURTHEST = 1 << 40
+# Tracers whose tensors are shapes alone.
+_WITHOUT_VALUES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 
 # Times log2(e) it is still a float.
 _STEEPEST = 2e38
@@ -90,6 +92,8 @@ def default_tolerance(dtype: torch.dtype) -> float:
 def values_can_be_read(device: torch.device) -> bool:
     """Whether looking at values costs no synchronisation; ALIBI_DEBUG=1 accepts the cost on any device."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if any(torch._C._get_dispatch_mode(mode) is not None for mode in _WITHOUT_VALUES):
         return False
     return device.type == "cpu" or os.environ.get("ALIBI_DEBUG") == "1"
 

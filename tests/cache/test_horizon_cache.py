@@ -230,7 +230,7 @@ def test_inference_mode_and_after(switch: int) -> None:
 @pytest.mark.parametrize("change", ["append", "crop", "reorder"])
 def test_a_change_interrupted_half_way_lets_nobody_go_on(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens may have been moved, and their new places not been noted."""
-    cache, whole = HorizonCache(), stream(60, heads=2, kv_heads=2)
+    cache, whole = HorizonCache(on_violation="refetch", backing="cpu"), stream(60, heads=2, kv_heads=2)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

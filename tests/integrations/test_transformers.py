@@ -281,6 +281,26 @@ def test_a_step_forms_no_bias_of_all_keys_for_every_head(kind: str, masked: bool
         assert torch.equal(stock(ids).logits, again(ids).logits)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_bloom_without_a_mask_whatever_it_is_given(named: bool):
+    stock, own, ids = small("bloom"), enable(small("bloom")), tokens(2, 20)
+    seen: list[int] = []
+    own.transformer.register_forward_pre_hook(lambda _, args: seen.append(len(args)))
+    embedded = stock.transformer.word_embeddings(ids)
+    calls = [{"input_ids": ids}, {"inputs_embeds": embedded}] if named else [{}]
+    for options in calls:
+        arguments = () if named else (ids, None, None)
+        want, got = (m.transformer(*arguments, use_cache=False, **options)[0] for m in (stock, own))
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+        for model, out in ((stock, want), (own, got)):
+            model.zero_grad()
+            out.square().sum().backward(retain_graph=True)
+        weight = "transformer.h.0.self_attention.query_key_value.weight"
+        ours, theirs = (dict(m.named_parameters())[weight].grad for m in (own, stock))
+        torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-3)
+    assert set(seen) == {len(arguments)}
+
+
 def test_memory_grows_with_the_length_and_not_its_square():
     model = enable(small("bloom"))
     short, long = (largest(model, tokens(1, length)) for length in (500, 2000))

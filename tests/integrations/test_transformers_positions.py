@@ -29,6 +29,8 @@ from transformers import (
     Ministral3ForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -302,6 +304,21 @@ def test_positions_of_an_unknown_kind_are_refused():
 
     both.transformer.__class__ = Shifted
     refused(both, "which can be switched off; some are left")
+
+
+def test_a_table_that_is_given_positions_by_name():
+    """OPT's takes a mask first; its rows end at 64."""
+    torch.manual_seed(3)
+    config = OPTConfig(ffn_dim=48, max_position_embeddings=64, word_embed_proj_dim=32, **COMMON)
+    model, ids = OPTForCausalLM(config).eval(), tokens(1, 200)
+    with pytest.raises((IndexError, RuntimeError)):
+        logits(model, ids)
+    replace_positions(model)
+    found = logits(model, ids)
+    torch.testing.assert_close(found[:, :60], logits(model, ids[:, :60]))
+    # Nor are the biases missing.
+    level = logits(replace_positions(model, torch.zeros(4)), ids)
+    assert (level - found)[:, 1:].abs().amin(1).max() > 0.0
 
 
 def test_positions_that_show_only_far_away_are_refused():

@@ -396,10 +396,11 @@ class HorizonCache:
         if isinstance(self._judge, Audit):
             judge = self._judge.draft()
             judge.reorder(index.to(store.center.device), store)
-        if self._backing is not None:
-            self._backing.reorder(index)
+        backing = None if self._backing is None else self._backing._reordered(index)
         # Nothing from here on takes memory.
         self._is_torn = True
+        if self._backing is not None and backing is not None:
+            vars(self._backing).update(backing)
         self._store.adopt(store)
         if isinstance(self._judge, Audit) and judge is not None:
             self._judge.adopt(judge)

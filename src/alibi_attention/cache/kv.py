@@ -265,12 +265,15 @@ class KVCache:
         Raises:
             ValueError: for an index that is not one-dimensional and integer, or on the CPU out of range.
         """
+        # All of it or, where memory runs out on the way, nothing.
+        vars(self).update(self._reordered(index))
+
+    def _reordered(self, index: Tensor) -> dict[str, Tensor]:
+        """What `reorder` makes of each tensor, by its name here."""
         check_index(index, self.key.shape[0])
         held = {name: getattr(self, name) for name in ("_key", "_value", "_mask", "_center", "_norms")}
         with lasting():
-            chosen = {name: t.index_select(0, index.to(t.device)) for name, t in held.items() if t is not None}
-        # All of it or, where memory runs out on the way, nothing.
-        vars(self).update(chosen)
+            return {name: t.index_select(0, index.to(t.device)) for name, t in held.items() if t is not None}
 
     def reset(self) -> None:
         """Forget everything, and free the memory."""

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 
 class Store(Drafted):
-    """Keys and values of a batch, without those evicted. `let_go`, `append`, `crop` and
-    `reorder` are for drafts.
+    """Keys and values of a batch, without those evicted.
+
+    `let_go`, `append`, `crop` and `reorder` are for drafts.
 
     Args:
         key, value: (batch, num_kv_heads, tokens, dim), the first to come, for shape, dtype and device.

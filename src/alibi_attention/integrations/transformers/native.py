@@ -268,7 +268,10 @@ def no_columns(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     tokens = named.get("input_ids") if named.get("inputs_embeds") is None else named.get("inputs_embeds")
     if named.get("attention_mask") is not None or not isinstance(tokens, Tensor):
         return None
-    return (), {**named, "attention_mask": tokens.new_ones(tokens.shape[0], 0, dtype=torch.bool)}
+    mask, at = tokens.new_ones(tokens.shape[0], 0, dtype=torch.bool), _BLOOM_NAMES.index("attention_mask")
+    if len(args) > at:
+        return (*args[:at], mask, *args[at + 1 :]), kwargs
+    return args, {**kwargs, "attention_mask": mask}
 
 
 def _bloom_without_bias(model: Any) -> None:

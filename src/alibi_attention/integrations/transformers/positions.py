@@ -157,7 +157,7 @@ def _switch_off(part: PreTrainedModel) -> Iterator[nn.Module]:
         if "RotaryEmbedding" in type(module).__name__:
             module.register_forward_hook(no_rotation)
         elif isinstance(module, nn.Embedding) and name.split(".")[-1] in _TABLES:
-            module.register_forward_pre_hook(first_row)
+            module.register_forward_pre_hook(first_row, with_kwargs=True)
             module.register_forward_hook(no_embedding)
             if module.weight.requires_grad:
                 module.weight.requires_grad_(False)
@@ -177,9 +177,12 @@ def no_rotation(module: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, Te
     return torch.ones_like(output[0]), torch.zeros_like(output[1])
 
 
-def first_row(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG001
-    """Positions past the end of a table are no reason to fail any more."""
-    return (torch.zeros_like(inputs[0]), *inputs[1:])
+def first_row(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:  # noqa: ARG001
+    """Positions past the end of a table are no reason to fail any more, whether they or a mask come first."""
+    if args and isinstance(args[0], Tensor):
+        args = (torch.zeros_like(args[0]), *args[1:])
+    whole = {name: each for name, each in kwargs.items() if isinstance(each, Tensor) and not each.is_floating_point()}
+    return args, {**kwargs, **{name: torch.zeros_like(each) for name, each in whole.items()}}
 
 
 def no_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # noqa: ARG001
