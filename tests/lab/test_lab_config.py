@@ -68,13 +68,15 @@ CHOOSE = "choose from alibi, alibi-interleaved, alibi-learned, learned, nope, ro
          "got 200; such as 4096"),
         ({"tokenizer": "bpe", "vocabulary": 2_000_000_000}, "vocabulary: expected at most 1048576 tokens of BPE, "
          "got 2000000000; such as 8192"),
+        ({"colour": 3}, "colour: expected a known setting, got this name; known are "
+         + ", ".join(ExperimentConfig.model_fields)),
         ({"cutoffs": (20, 10)}, "cutoffs: expected ascending ranks of at least 1, got 20,10; "
          "such as 20000,60000 for a vocabulary of 267744"),
         ({"document_start": "("}, "document_start: expected a regular expression, got '(' (missing ), unterminated "
          "subpattern at position 0); such as '^ = [^=]'"),
         ({"precision": "fp8"}, "precision: expected 'fp32' or 'bf16', got 'fp8'; choose one of these"),
         ({"device": "tpu"}, "device: expected 'cpu' or 'cuda', got 'tpu'; choose one of these"),
-        ({"speed": 3}, "speed: expected a known setting, got this name; known are "
+        ({"speed": 3}, "speed: expected a known setting, got this name; seed is meant? Known are "
          + ", ".join(ExperimentConfig.model_fields)),
     ],
 )  # fmt: skip
@@ -166,7 +168,7 @@ def test_written_file_gives_the_same_configuration(tmp_path: Path) -> None:
          "`length: 256`"),
         ("- 3", "config: expected settings by name, got {path}, which holds list; write one setting a line, such as "
          "`length: 256`"),
-        ("lenght: 3", "lenght: expected a known setting, got this name; known are "
+        ("lenght: 3", "lenght: expected a known setting, got this name; length is meant? Known are "
          + ", ".join(ExperimentConfig.model_fields)),
         ("length: short", "length: expected a valid integer, unable to parse string as an integer, got 'short'; "
          "give such a value"),
@@ -191,3 +193,9 @@ def test_broken_file(tmp_path: Path) -> None:
     # What the parser says in the middle is its own affair.
     with pytest.raises(LabError, match=r"^config: expected a YAML file, got .* line 1, column 10.*; write one setting"):
         read_config_file(path)
+
+
+def test_names_may_be_joined_in_a_file_as_in_a_flag() -> None:
+    joined = make_config({"methods": "alibi, rope", "variants": "all", "eval_lengths": "128,256", "length": 64})
+    listed = make_config({"methods": ["alibi", "rope"], "variants": ["all"], "eval_lengths": [128, 256], "length": 64})
+    assert joined == listed

@@ -210,6 +210,20 @@ def test_files_of_a_report(runs: list[Path], tmp_path: Path) -> None:
     assert [set(score) for score in cell["by_seed"]] == [{"share", "asked", "recalled", "interval", "note"}] * 2
 
 
+@pytest.mark.parametrize("name", ["report.md", "report.html"])
+def test_a_report_of_somebody_else_is_not_overwritten(runs: list[Path], tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(
+        LabError, match=rf"output: expected a new folder, or one with an earlier report, got .*{name} comes"
+    ):
+        write_report(runs, tmp_path)
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    (tmp_path / name).unlink()
+    write_report(runs, tmp_path)
+    write_report(runs, tmp_path)
+
+
 def test_what_repeats_it_is_beside_the_report(runs: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "report"
     write_report(runs, folder)

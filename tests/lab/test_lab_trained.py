@@ -179,7 +179,7 @@ def test_a_single_bit_that_changed_is_found(copy: Path, tmp_path: Path) -> None:
     assert done.stderr == (
         f"error: RUN: expected a whole file of this program, got {path} (its checksum is another: something in it "
         "changed after it was written)\n"
-        "  delete this file and --resume again: its method is then trained from the start\n"
+        "  delete this file and run alibi extrapolate --resume on its run: its method is then trained from the start\n"
     )
     assert [each.name for each in tmp_path.iterdir()] == ["run"]
     # Doing as it says.

@@ -66,7 +66,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _damaged(path: Path, why: str) -> LabError:
-    remedy = "delete this file and --resume again: its method is then trained from the start"
+    remedy = "delete this file and run alibi extrapolate --resume on its run: its method is then trained from the start"
     return LabError("resume", expected="a whole file of this program", got=f"{path} ({why})", remedy=remedy)
 
 

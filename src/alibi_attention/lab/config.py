@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from itertools import pairwise
@@ -82,6 +83,7 @@ MASK_SHARE = 0.15
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 # What they say is said of a data set, and nothing otherwise.
+_JOINED = ("methods", "variants", "protocols", "eval_lengths")
 _OF_DATA_SETS = ("dataset_config", "dataset_split", "dataset_held_out", "text_column", "document_start")
 
 EVALUATION_SETTINGS = ("variants", "eval_lengths", "eval_tokens", "protocols", "stride", "recall_trials")
@@ -374,6 +376,11 @@ def make_config(values: Mapping[str, Any]) -> ExperimentConfig:
     Raises:
         LabError: for the first value that cannot be used.
     """
+    # A file may join names as the flags do.
+    values = {
+        name: [part.strip() for part in each.split(",")] if name in _JOINED and isinstance(each, str) and each else each
+        for name, each in values.items()
+    }
     try:
         return ExperimentConfig(**values)
     except ValidationError as error:
@@ -384,7 +391,9 @@ def make_config(values: Mapping[str, Any]) -> ExperimentConfig:
         name = str(first["loc"][0]) if first["loc"] else "configuration"
         if first["type"] == "extra_forbidden":
             known = ", ".join(ExperimentConfig.model_fields)
-            raise LabError(name, expected="a known setting", got="this name", remedy=f"known are {known}") from None
+            near = difflib.get_close_matches(name, ExperimentConfig.model_fields, n=1)
+            remedy = f"{near[0]} is meant? Known are {known}" if near else f"known are {known}"
+            raise LabError(name, expected="a known setting", got="this name", remedy=remedy) from None
         expected = first["msg"].removeprefix("Input should be ")
         remedy = "choose one of these" if first["type"] == "literal_error" else "give such a value"
         raise LabError(name, expected=expected, got=repr(first["input"]), remedy=remedy) from None

@@ -37,8 +37,13 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
         The path of the page.
 
     Raises:
-        LabError: for runs that are not complete or do not belong together.
+        LabError: for runs that are not complete or do not belong together, or a folder whose ``report.md`` or
+            ``report.html`` is no report of ours.
     """
+    theirs = next((name for name in ("report.md", "report.html") if (folder / name).exists()), None)
+    if theirs is not None and not (folder / "summary.json").exists():
+        raise LabError("output", expected="a new folder, or one with an earlier report", remedy="name another",
+                       got=f"{folder}, whose {theirs} comes from elsewhere")  # fmt: skip
     runs = read_runs(roots)
     lines = summarise(runs)
     config = runs[0].config
