@@ -46,7 +46,7 @@ def test_two_processes_killed_in_the_middle_come_to_the_same_bits(texts: Path, t
 
     running = alibi(*arguments, "--output", str(killed))
     state = killed / "alibi" / "checkpoint.safetensors"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not state.exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     # Parent and both that train, without a word of warning.
