@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
+from alibi_attention.integrations.transformers.families import FAMILIES, Family
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
-from alibi_attention.integrations.transformers.native import FAMILIES, ALiBiFalconAttention, Family
+from alibi_attention.integrations.transformers.native import ALiBiFalconAttention
 from alibi_attention.integrations.transformers.positions import restore_positions
 from alibi_attention.problem import check_flag
 

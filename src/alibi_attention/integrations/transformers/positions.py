@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.general import ASKED
+from alibi_attention.integrations.transformers.hooks import remove_hooks
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE, TRIED
 from alibi_attention.problem import check_slopes, check_tensor
 from alibi_attention.slopes import alibi_slopes
@@ -108,11 +109,7 @@ def restore_positions(model: nn.Module) -> None:
             continue
         part.config._attn_implementation_internal = vars(part).pop(_BEFORE)
         for module in part.modules():
-            for hooks in (module._forward_hooks, module._forward_pre_hooks):
-                for key, hook in list(hooks.items()):
-                    if hook in _HOOKS:
-                        del hooks[key]
-                        module._forward_pre_hooks_with_kwargs.pop(key, None)
+            remove_hooks(module, *_HOOKS)
             for name in ("alibi_slopes", _NAMES, ASKED):
                 vars(module).pop(name, None)
             if vars(module).pop("_alibi_froze", False):
