@@ -37,6 +37,8 @@ def up(count: int) -> int:
 
 
 class Process:
+    """A program in memory with its stack, one thread of it."""
+
     def __init__(self, program: bytes, arguments: list[str]) -> None:
         self.cpu = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
         self.cpu.reg_write(UC_ARM64_REG_CPACR_EL1, VECTORS)
