@@ -403,7 +403,7 @@ void add_row(Truth& truth, const Case& c, int64_t b, int64_t h, int64_t i) {
             truth.key_size[at] += size * scale * fabs(query[e]);
         }
         truth.grad_slopes[head] -= ds * away;
-        truth.slope_size[head] += size * away;
+        truth.slope_size[head] += exp(weight[j - lower] - lse) * (fabs(flows[j - lower]) + fabs(mean)) * away;
     }
 }
 
