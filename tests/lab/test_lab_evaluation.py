@@ -7,16 +7,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from lab_cases import TINY
 
 from alibi_attention.lab.bootstrap import bootstrap_interval, wilson_interval
-from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.config import PROTOCOLS, ExperimentConfig, Protocol, make_config
 from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.ends import Ends, sliding_ends, target_ends
 from alibi_attention.lab.evaluation import evaluate_ends, evaluate_windows, window_work
 from alibi_attention.lab.held_out import HeldOut, of_bytes, segment_starts
 from alibi_attention.lab.masking import evaluate_masked
 from alibi_attention.lab.model import Decoder, build_decoder
-from alibi_attention.lab.positions import DecoderShape
+from alibi_attention.lab.positions import DecoderShape, position_methods
 from alibi_attention.lab.protocols import held_out_of, protocol_lengths, protocol_work, run_protocol
 from alibi_attention.lab.recall import evaluate_recall
 from alibi_attention.lab.scores import RecallScore, Score
@@ -35,6 +36,36 @@ def test_segments_are_disjoint_and_spread(stream: int, segment: int, budget: int
     assert starts[-1] + segment + 1 <= stream
     if len(starts) > 1:
         assert starts[-1] + segment + 1 == stream
+
+
+@pytest.mark.parametrize("method", position_methods())
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_products_in_bfloat16_change_scores_little(method: str, protocol: Protocol) -> None:
+    sizes = {**TINY, "length": 64, "eval_lengths": (64, 128), "eval_tokens": 2048, "width": 32, "recall_trials": 4}
+    config = make_config({**sizes, "methods": (method,), "protocols": ("all",)})
+    corpus, decoder = load_corpus(config), build_decoder(config, method).eval()
+    exact, rounded = (
+        [
+            each
+            for found in run_protocol(protocol, decoder, corpus, settings, None, lambda _: None)
+            for each in found.scores
+        ]
+        for settings in (config, config.model_copy(update={"eval_precision": "bf16"}))
+    )
+    assert len(exact) == len(rounded)
+    if protocol == "recall":
+        assert [(each.length, each.distance, each.asked) for each in exact if isinstance(each, RecallScore)] == [
+            (each.length, each.distance, each.asked) for each in rounded if isinstance(each, RecallScore)
+        ]
+        return
+    for one, other in zip(exact, rounded, strict=True):
+        assert isinstance(one, Score)
+        assert isinstance(other, Score)
+        if one.bits_per_byte is None:
+            assert other.bits_per_byte is None
+            continue
+        assert other.bits_per_byte == pytest.approx(one.bits_per_byte, abs=0.02)
+        assert other.bits_per_byte != one.bits_per_byte
 
 
 def bits_one_at_a_time(decoder: Decoder, stream: np.ndarray, first: int, target: int) -> float:

@@ -10,7 +10,7 @@ import typer
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_results
-from alibi_attention.cli.lab_values import given_settings
+from alibi_attention.cli.lab_values import COUNT, given_settings
 
 
 def evaluate(
@@ -25,7 +25,13 @@ def evaluate(
     ] = None,
     eval_tokens: Annotated[
         int | None,
-        typer.Option(help="About how many held-out tokens to read at each length.", show_default="as in the run"),
+        typer.Option(
+            help="About how many held-out tokens to read at each length.", **COUNT, show_default="as in the run"
+        ),
+    ] = None,
+    eval_precision: Annotated[
+        str | None,
+        typer.Option(help="Precision of matrix products.", metavar="fp32|bf16", show_default="as in the run"),
     ] = None,
     variants: Annotated[
         str | None,
@@ -61,7 +67,7 @@ def evaluate(
 
     Nothing is trained. An interruption is continued with: alibi extrapolate --resume --output FOLDER.
     """
-    del eval_lengths, eval_tokens, variants, protocols, stride, recall_trials
+    del eval_lengths, eval_tokens, eval_precision, variants, protocols, stride, recall_trials
     changes = given_settings(context, ignored=("run", "output"))
     require("lab")
     with laboratory_errors(output, names={"run": "RUN", "resume": "RUN"}):

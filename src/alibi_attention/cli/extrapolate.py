@@ -10,7 +10,7 @@ import typer
 from alibi_attention.cli.errors import laboratory_errors, refuse
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_results
-from alibi_attention.cli.lab_values import given_settings
+from alibi_attention.cli.lab_values import COUNT, given_settings
 
 DEFAULT_OUTPUT = Path("runs/extrapolate")
 
@@ -31,7 +31,7 @@ def extrapolate(
     methods: Annotated[
         str, _option(_EXPERIMENT, "Position methods to compare, joined by commas.", metavar="NAMES")
     ] = "alibi,sinusoidal,rope",
-    length: Annotated[int, _option(_EXPERIMENT, "Length of training sequences, in tokens.")] = 256,
+    length: Annotated[int, _option(_EXPERIMENT, "Length of training sequences, in tokens.", **COUNT)] = 256,
     objective: Annotated[
         str,
         _option(
@@ -90,8 +90,11 @@ def extrapolate(
         ),
     ] = None,
     eval_tokens: Annotated[
-        int, _option(_EVALUATION, "About how many held-out tokens to read at each length.")
+        int, _option(_EVALUATION, "About how many held-out tokens to read at each length.", **COUNT)
     ] = 131_072,
+    eval_precision: Annotated[
+        str, _option(_EVALUATION, "Precision of matrix products in evaluation.", metavar="fp32|bf16")
+    ] = "fp32",
     variants: Annotated[
         str,
         _option(
@@ -142,7 +145,9 @@ def extrapolate(
     recall_share: Annotated[
         float, _option(_TRAINING, "Share of sequences with keys and values to recall in them.")
     ] = 0.0,
-    precision: Annotated[str, _option(_TRAINING, "Precision of matrix products.", metavar="fp32|bf16")] = "fp32",
+    precision: Annotated[
+        str, _option(_TRAINING, "Precision of matrix products in training.", metavar="fp32|bf16")
+    ] = "fp32",
     device: Annotated[str, _option(_TRAINING, "Where to compute.", metavar="cpu|cuda")] = "cpu",
     devices: Annotated[int, _option(_TRAINING, "Processes that share every batch.")] = 1,
     output: Annotated[Path, _option(_RUN, "Folder of the run; must be new.")] = DEFAULT_OUTPUT,

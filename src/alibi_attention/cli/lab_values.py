@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -37,6 +37,17 @@ def whole_number(text: str) -> int:
     """
     digits, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
     return int(digits) * factor
+
+
+def _count(text: str) -> int:
+    try:
+        return whole_number(str(text))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a valid integer, such as 8192 or 8K.") from None
+
+
+COUNT: Mapping[str, Any] = {"parser": _count, "metavar": "<int>"}
+"""What makes a flag one that counts tokens."""
 
 
 def whole_numbers(flag: str, text: str) -> list[int]:

@@ -11,7 +11,7 @@ from alibi_attention.cli.commands import Command, Group
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_results
-from alibi_attention.cli.lab_values import given_settings
+from alibi_attention.cli.lab_values import COUNT, given_settings
 
 reproduce = typer.Typer(cls=Group, help="Published experiments, run through the laboratory.", no_args_is_help=True)
 
@@ -30,7 +30,7 @@ def paper(
         Path | None, typer.Option(help="YAML file of settings that replace the paper's.", metavar="FILE")
     ] = None,
     methods: Annotated[str, typer.Option(help="Position methods, joined by commas.")] = "alibi,sinusoidal,rope,t5",
-    length: Annotated[int, typer.Option(help="Training length, in words; the paper's are 64 to 3072.")] = 512,
+    length: Annotated[int, typer.Option(help="Training length, in words; the paper's are 64 to 3072.", **COUNT)] = 512,
     eval_lengths: Annotated[
         str, typer.Option(help="Lengths to evaluate at, joined by commas.", metavar="LENGTHS")
     ] = "512,1024,1536,2048,3072",

@@ -10,7 +10,7 @@ import typer
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_report
-from alibi_attention.cli.lab_values import given_settings
+from alibi_attention.cli.lab_values import COUNT, given_settings
 
 
 def study(
@@ -37,7 +37,7 @@ def study(
             help="Position methods, joined by commas.", show_default="every one that differs", metavar="NAMES"
         ),
     ] = None,
-    length: Annotated[int, typer.Option(help="Length of training sequences.")] = 256,
+    length: Annotated[int, typer.Option(help="Length of training sequences.", **COUNT)] = 256,
     eval_lengths: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +46,9 @@ def study(
             show_default="--length and its five doublings",
         ),
     ] = None,
-    eval_tokens: Annotated[int, typer.Option(help="About how many held-out tokens to read at each length.")] = 131_072,
+    eval_tokens: Annotated[
+        int, typer.Option(help="About how many held-out tokens to read at each length.", **COUNT)
+    ] = 131_072,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 900,
     device: Annotated[str, typer.Option(help="Where to compute.", metavar="cpu|cuda")] = "cpu",
 ) -> None:

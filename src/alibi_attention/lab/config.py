@@ -78,6 +78,8 @@ Activation = Literal["gelu", "gelu-tanh"]
 
 Objective = Literal["next", "masked"]
 
+Precision = Literal["fp32", "bf16"]
+
 MASK_SHARE = 0.15
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -86,7 +88,9 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 _JOINED = ("methods", "variants", "protocols", "eval_lengths")
 _OF_DATA_SETS = ("dataset_config", "dataset_split", "dataset_held_out", "text_column", "document_start")
 
-EVALUATION_SETTINGS = ("variants", "eval_lengths", "eval_tokens", "protocols", "stride", "recall_trials")
+EVALUATION_SETTINGS = (
+    "variants", "eval_lengths", "eval_tokens", "eval_precision", "protocols", "stride", "recall_trials",
+)  # fmt: skip
 """What may be changed without training again."""
 
 
@@ -106,6 +110,7 @@ class ExperimentConfig(BaseModel):
         eval_lengths: lengths of evaluation, ascending; by default ``length`` and its first five doublings.
         eval_tokens: about how many held-out tokens are read at every length, on average over the lengths for fixed
             targets; the same ones are scored at all.
+        eval_precision: as ``precision``, of evaluation.
         protocols: what is evaluated, of ``PROTOCOLS``; ``"all"`` stands for every one.
         stride: of the sliding window; 0 for a quarter of each length, or the power of two below.
         recall_share: share of training sequences in which keys and values are told and asked for.
@@ -146,6 +151,7 @@ class ExperimentConfig(BaseModel):
     length: Count = 256
     eval_lengths: tuple[int, ...] = ()
     eval_tokens: Count = 131_072
+    eval_precision: Precision = "fp32"
     protocols: tuple[Protocol, ...] = ("windows",)
     stride: WholeNumber = 0
     recall_share: Annotated[float, _share] = 0.0
@@ -177,7 +183,7 @@ class ExperimentConfig(BaseModel):
     final_rate: Annotated[float, _share] = 0.1
     weight_decay: Annotated[float, Field(allow_inf_nan=False), _at_least(0)] = 0.1
     clip: Positive = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     checkpoint_every: Count = 50
     seed: Annotated[int, AfterValidator(_check_seed)] = 0
     device: Literal["cpu", "cuda"] = "cpu"

@@ -252,6 +252,7 @@ def _run_method(
     progress: Progress, stop: Interruption,
 ) -> MethodResult:  # fmt: skip
     decoder = build_decoder(config, method, vocabulary=corpus.encoder.vocabulary)
+    trains = not folder.weights(method).is_file()
     train_seconds = _train_method(folder, config, corpus, decoder, method, mixer, progress, stop)
     decoder.to(config.device).eval()
     evaluations, eval_seconds = [], 0.0
@@ -261,8 +262,8 @@ def _run_method(
         evaluations.append(evaluation)
         eval_seconds += seconds
     title = decoder.position.title
-    trained = f"trained in {train_seconds:.0f} s, " if train_seconds else ""
-    progress.say(f"{title}: {trained}evaluated in {eval_seconds:.0f} s.")
+    trained = f"trained in {_duration(train_seconds)}, " if trains else ""
+    progress.say(f"{title}: {trained}evaluated in {_duration(eval_seconds)}.")
     return MethodResult(
         method=method,
         title=title,
@@ -273,6 +274,10 @@ def _run_method(
         train_seconds=round(train_seconds, 3),
         eval_seconds=round(eval_seconds, 3),
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 1.0 else "less than a second"
 
 
 def _train_method(

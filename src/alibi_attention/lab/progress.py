@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from types import TracebackType
 from typing import Any
 
@@ -31,12 +33,21 @@ class _Rate(ProgressColumn):
 class Progress:
     """One bar at a time, with speed and time left, and lines above it that stay.
 
+    Where nothing can be redrawn, in a file or a pipe, a line now and then says what a bar would.
+
     Args:
         console: where to draw; nothing is drawn without one.
+        every: seconds between such lines.
+
+    Attributes:
+        label: of a bar that another process is to draw.
+        every: seconds between such lines.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, every: float = 60.0) -> None:
         self._console = console or Console(quiet=True)
+        self.every = every
+        self._told = time.monotonic()
         self._bars = RichProgress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -48,18 +59,20 @@ class Progress:
             TextColumn("left"),
             console=self._console,
             transient=True,
-            # A file or a pipe gets the lines that stay, and no trace of bars.
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
         self.label = ""
-        """Of a bar that another process is to draw."""
+
+    @property
+    def quiet(self) -> bool:
+        return self._console.quiet
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"drawn": self._console.is_terminal and not self._console.quiet, "label": self.label}
+        return {"quiet": self.quiet, "every": self.every, "label": self.label}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Progress.__init__(self, Console() if state["drawn"] else None)
+        Progress.__init__(self, None if state["quiet"] else Console(), every=state["every"])
         self.label = state["label"]
 
     def __enter__(self) -> Progress:
@@ -75,11 +88,22 @@ class Progress:
         """Replace the bar by a new one of ``total`` units of ``tokens`` tokens each, ``done`` of them behind us."""
         self._clear()
         self._task = self._bars.add_task(description, total=total, completed=done, tokens=tokens, note="")
+        self._told = time.monotonic()
 
     def advance(self, units: int = 1, *, note: str | None = None) -> None:
         if self._task is not None:
             fields = {} if note is None else {"note": note}
             self._bars.update(self._task, advance=units, **fields)  # type: ignore[arg-type]
+            if self._bars.disable and time.monotonic() - self._told >= self.every:
+                self._tell(next(task for task in self._bars.tasks if task.id == self._task))
+
+    def _tell(self, task: Task) -> None:
+        self._told = time.monotonic()
+        parts = [f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}", task.fields["note"]]
+        if task.speed is not None and task.time_remaining is not None:
+            left = math.ceil(task.time_remaining / 60)
+            parts += [f"{task.speed * task.fields['tokens']:,.0f} tokens/s", f"{left} min left"]
+        self._console.print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line that stays; the bar is done."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import torch
+
 from alibi_attention.lab.config import ExperimentConfig, Protocol
 from alibi_attention.lab.corpus import Corpus
 from alibi_attention.lab.ends import sliding_ends, target_ends
@@ -56,8 +58,11 @@ def run_protocol(
     What a length comes to does not depend on which others are evaluated beside it, nor on when.
     """
     evaluate = _evaluator(protocol, decoder, corpus, config, variant, tick)
+    device = next(decoder.parameters()).device.type
     for length in protocol_lengths(protocol, config) if lengths is None else lengths:
-        yield Scored(length, evaluate(length))
+        with torch.autocast(device, torch.bfloat16, enabled=config.eval_precision == "bf16"):
+            scores = evaluate(length)
+        yield Scored(length, scores)
 
 
 def _evaluator(

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import io
+import pickle
+
+import pytest
+from rich.console import Console
+
+from alibi_attention.lab.progress import Progress
+
+
+def progress_into(text: io.StringIO, *, every: float, terminal: bool = False) -> Progress:
+    return Progress(Console(file=text, force_terminal=terminal, width=120), every=every)
+
+
+def test_a_file_is_told_now_and_then_what_a_bar_would_show() -> None:
+    text = io.StringIO()
+    with progress_into(text, every=0.0) as progress:
+        progress.start("RoPE: training", total=1800, done=600, tokens=2048)
+        progress.advance(note="2.41 bits")
+        progress.advance(note="2.40 bits")
+        progress.say("RoPE: trained.")
+    first, second, last = text.getvalue().splitlines()
+    assert first.startswith("RoPE: training: 601 of 1,800, 2.41 bits")
+    assert second.startswith("RoPE: training: 602 of 1,800, 2.40 bits, ")
+    assert second.endswith(" min left")
+    assert "tokens/s" in second
+    assert last == "RoPE: trained."
+
+
+def test_a_file_is_told_no_more_often_than_asked() -> None:
+    text = io.StringIO()
+    with progress_into(text, every=3600.0) as progress:
+        progress.start("RoPE: training", total=1800)
+        for _ in range(50):
+            progress.advance()
+    assert text.getvalue() == ""
+
+
+def test_a_terminal_gets_bars_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
+    text = io.StringIO()
+    with progress_into(text, every=0.0, terminal=True) as progress:
+        progress.start("RoPE: training", total=1800)
+        progress.advance()
+    assert "1 of 1,800" not in text.getvalue()
+    assert "1/1800" in text.getvalue()
+
+
+def test_another_process_goes_on_with_it() -> None:
+    progress = Progress(Console(file=io.StringIO()), every=7.0)
+    progress.label = "ALiBi: training"
+    copy = pickle.loads(pickle.dumps(progress))
+    assert (copy.label, copy.every) == ("ALiBi: training", 7.0)
+    assert not copy.quiet
+    assert pickle.loads(pickle.dumps(Progress())).quiet
