@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 
@@ -69,6 +70,14 @@ def test_static_cache(kind: str, side: str | None):
     assert torch.equal(generated(model, cache_implementation="static", disable_compile=True, **mask), expected)
 
 
+@pytest.mark.parametrize("way", ["sampling", "beams", "several"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_static_cache_in_other_ways(kind: str, way: str):
+    model, static = small(kind), {"cache_implementation": "static", "disable_compile": True}
+    expected = generated(model, **WAYS[way])
+    assert torch.equal(generated(enable(model), **static, **WAYS[way]), expected)
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("side", ["left", None])
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,6 +90,20 @@ def test_static_cache_compiled_into_one_graph(kind: str, side: str | None):
     compile_config._compile_all_devices = True  # Transformers compiles on accelerators alone unless told so
     with torch._dynamo.config.patch(error_on_recompile=True):
         out = generated(enable(model), cache_implementation="static", compile_config=compile_config, **mask)
+    assert hasattr(model, "_compiled_call")
+    assert torch.equal(out, expected)
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_static_cache_compiled_into_code():
+    model = small("bloom")
+    expected = generated(model)
+    torch.compiler.reset()
+    compile_config = CompileConfig(fullgraph=True, backend="inductor", mode=None)
+    compile_config._compile_all_devices = True
+    out = generated(enable(model), cache_implementation="static", compile_config=compile_config)
     assert hasattr(model, "_compiled_call")
     assert torch.equal(out, expected)
     torch.compiler.reset()
@@ -299,6 +322,21 @@ def test_generate_with_keys_gone(kind: str, way: str):
         certificate = layer.cache.certificate()
         assert certificate.length == 3600 + 30 - 1
         assert min(certificate.evicted[:2].tolist()) >= 512
+        assert certificate.violations == 0
+        assert 0.0 < certificate.dropped_share <= 2.0**-24
+
+
+@pytest.mark.parametrize(("kind", "length"), [("falcon-gqa", 3600), ("falcon-mqa", 27_000)])
+def test_generate_with_keys_gone_that_heads_share(kind: str, length: int):
+    """A head of keys keeps what the flattest of its queries needs; Falcon's last reaches some 25,000 tokens."""
+    model = enable(small(kind, initializer_range=0.05), falcon_rounding=False)
+    how = {"input_ids": tokens(2, length), "attention_mask": padding([length, length - 300], length, "left")}
+    expected = generated(model, count=30, **how, past_key_values=kv_cache(model))
+    cache = horizon_cache(model)
+    assert torch.equal(generated(model, count=30, **how, past_key_values=cache), expected)
+    for layer in cache.layers:
+        certificate = layer.cache.certificate()
+        assert certificate.evicted[0] >= 512
         assert certificate.violations == 0
         assert 0.0 < certificate.dropped_share <= 2.0**-24
 
