@@ -414,7 +414,7 @@ def test_study_is_of_everything() -> None:
         "alibi:linear", "alibi:ntk", "alibi-learned:linear", "alibi-learned:ntk", "rope:pi", "rope:dynamic", "rope:yarn"
     }  # fmt: skip
     assert config.protocols == ("windows", "sliding", "targets", "recall")
-    assert config.steps * config.batch_size * config.length == 900 * 4096
+    assert config.steps * config.batch_size * config.length == 1800 * 4096
     assert config.recall_share == 0.5
 
 

@@ -49,7 +49,10 @@ def study(
     eval_tokens: Annotated[
         int, typer.Option(help="About how many held-out tokens to read at each length.", **COUNT)
     ] = 131_072,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 900,
+    eval_precision: Annotated[
+        str, typer.Option(help="Precision of matrix products in evaluation.", metavar="fp32|bf16")
+    ] = "bf16",
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1800,
     device: Annotated[str, typer.Option(help="Where to compute.", metavar="cpu|cuda")] = "cpu",
 ) -> None:
     """Every method and variant that differs, by every protocol, under several seeds, and the report.
@@ -60,7 +63,7 @@ def study(
     Ctrl-C, or the end of --minutes, stops after the step at hand, or in an evaluation, whose finished lengths are kept;
     the same command goes on from there.
     """
-    del methods, length, eval_lengths, eval_tokens, steps, device
+    del methods, length, eval_lengths, eval_tokens, eval_precision, steps, device
     given = given_settings(context, ignored=("output", "seeds", "only_seed", "minutes", "config"))
     require("lab")
     # A study is continued by its own command, which the message must name.
