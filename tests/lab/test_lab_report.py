@@ -421,8 +421,8 @@ def test_study_is_of_everything() -> None:
 def test_help_of_the_study_has_the_study_s_defaults() -> None:
     shown = {name: parameter.default for name, parameter in inspect.signature(study).parameters.items()}
     config = study_config().model_dump()
-    assert {name: shown[name] for name in ("length", "steps", "eval_tokens", "device")} == {
-        name: config[name] for name in ("length", "steps", "eval_tokens", "device")
+    assert {name: shown[name] for name in ("length", "steps", "eval_tokens", "eval_precision", "device")} == {
+        name: config[name] for name in ("length", "steps", "eval_tokens", "eval_precision", "device")
     }
 
 
