@@ -140,7 +140,9 @@ class ALiBiAttention(nn.Module):
         Args:
             x: (batch, seq_len, embed_dim).
             key_mask: (batch, seq_len) bool, True for tokens and False for padding (left or right).
-            cache: what came before, to which x is appended: x then continues the sequences the cache holds.
+            cache: what came before, to which x is appended: x then continues the sequences the cache holds. A KVCache
+                is without x again where attending fails; a HorizonCache, which may have let keys go for it, then has to
+                be reset.
 
         Returns:
             (batch, seq_len, embed_dim). Rows of padding hold no meaningful value.
@@ -180,8 +182,15 @@ class ALiBiAttention(nn.Module):
             raise ValueError(
                 f"cache: expected without dropout, got dropout={self.dropout} in training; call eval() first"
             )
+        before = cache.length
         cache.append(key, value, key_mask=key_mask)
-        return self._project(cache.attend(query, self.head_slopes()))
+        try:
+            return self._project(cache.attend(query, self.head_slopes()))
+        except BaseException:
+            # A step that failed may be tried again; a HorizonCache may have let keys go for it, and keeps it.
+            if isinstance(cache, KVCache):
+                cache.crop(before)
+            raise
 
     def _project(self, out: Tensor) -> Tensor:
         projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(-2))

@@ -230,6 +230,21 @@ def test_module_with_a_cache() -> None:
     torch.testing.assert_close(torch.cat(parts, 1), whole, **EXACT)
 
 
+def test_a_layer_whose_attention_failed_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    module, x, cache = ALiBiAttention(32, 4).eval(), torch.randn(2, 90, 32), KVCache()
+    with torch.no_grad():
+        expected = module(x)[:, 70:]
+        module(x[:, :70], cache=cache)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(KVCache, "attend", interrupted)
+            module(x[:, 70:], cache=cache)
+        assert cache.length == 70
+        torch.testing.assert_close(module(x[:, 70:], cache=cache), expected)
+
+
 def test_what_is_held_prints_and_is_counted() -> None:
     _, key, value = _tensors(300)
     cache = KVCache()

@@ -402,6 +402,17 @@ def test_report_command(runs: list[Path], tmp_path: Path) -> None:
     assert refused.stderr.startswith("error: RUNS...: expected the folder of a run, got ")
 
 
+def test_words_of_a_figure_count_the_lines_in_it(runs: list[Path]) -> None:
+    """Learned positions end at 32: nothing farther was asked of them."""
+    pictures = draw_report_figures(summarise(read_runs(runs)), 32, "bytes")
+    counts = {name: picture.words.partition("one line for each of ")[2][:1] for name, picture in pictures.items()}
+    assert counts == {"windows": "3", "positions": "3", "sliding": "3", "targets": "3", "recall": "2"}
+    (alone,) = (line for line in summarise(read_runs(runs)) if line.name == "learned")
+    words = {name: picture.words for name, picture in draw_report_figures([alone], 32, "bytes").items()}
+    assert ", of learned. " in words["windows"]
+    assert ", empty, as no method has a number. " in words["recall"]
+
+
 # The study
 
 

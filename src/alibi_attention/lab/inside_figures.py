@@ -54,7 +54,8 @@ def draw_mass(inside: Inside, unit: str = "tokens", *, narrow: bool = False) -> 
         figure.colorbar(image, ax=axes, label=label, location="top", aspect=30)
     else:
         axes.set_title(f"Share of attention by distance, {mass.length:,} {unit}", fontsize=10)
-        figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+        # Of a single layer the bar is shorter than its words.
+        figure.colorbar(image, ax=axes, label=label.replace(" of ", "\nof ") if layers == 1 else label, shrink=0.9)
     return figure
 
 

@@ -26,23 +26,29 @@ def draw_report_figures(lines: Sequence[Line], train_length: int, unit: str) -> 
         if protocol in lines[0].losses:
             lengths = [point.length for point in lines[0].losses[protocol]]
             broad, narrow = (_draw_losses(lines, protocol, train_length, unit, narrow=n) for n in (False, True))
-            words = _words(lines, f"bits per byte against the length of the window, {_span(lengths)} {unit}")
+            shown = [line for line in lines if any(point.mean is not None for point in line.losses[protocol])]
+            words = _words(shown, f"bits per byte against the length of the window, {_span(lengths)} {unit}")
             pictures[protocol] = Picture(broad, narrow, words)
         if protocol == "windows" and (bins := longest_bins(lines)):
             longest = bins[-1][1]
             broad, narrow = (_draw_positions(lines, train_length, unit, narrow=n) for n in (False, True))
-            words = _words(lines, f"bits per byte against the position in the window, to {longest:,} {unit}")
+            shown = [line for line in lines if line.by_position]
+            words = _words(shown, f"bits per byte against the position in the window, to {longest:,} {unit}")
             pictures["positions"] = Picture(broad, narrow, words)
     if lines[0].recall:
         longest = max(point.length for point in lines[0].recall)
         broad, narrow = (_draw_recall(lines, train_length, unit, narrow=n) for n in (False, True))
         words = f"the share of values recalled against the distance they were told at, windows of {longest:,} {unit}"
-        pictures["recall"] = Picture(broad, narrow, _words(lines, words))
+        shown = [line for line in lines if any(p.length == longest and p.median is not None for p in line.recall)]
+        pictures["recall"] = Picture(broad, narrow, _words(shown, words))
     return pictures
 
 
 def _words(lines: Sequence[Line], what: str) -> str:
-    of = f"one line for each of {len(lines)} methods and variants" if len(lines) > 1 else f"of {lines[0].title}"
+    """Of the lines that have a number to show."""
+    of = f"one line for each of {len(lines)} methods and variants"
+    if len(lines) < 2:
+        of = f"of {lines[0].title}" if lines else "empty, as no method has a number"
     return f"Line chart: {what}, {of}. The table below has the numbers."
 
 
