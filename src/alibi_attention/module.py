@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -140,9 +141,9 @@ class ALiBiAttention(nn.Module):
         Args:
             x: (batch, seq_len, embed_dim).
             key_mask: (batch, seq_len) bool, True for tokens and False for padding (left or right).
-            cache: what came before, to which x is appended: x then continues the sequences the cache holds. A KVCache
-                is without x again where attending fails; a HorizonCache, which may have let keys go for it, then has to
-                be reset.
+            cache: what came before, to which x is appended: x then continues the sequences the cache holds. Where
+                attending fails it is without x again; caches of layers before this one have theirs, and are cropped
+                before a step is repeated.
 
         Returns:
             (batch, seq_len, embed_dim). Rows of padding hold no meaningful value.
@@ -187,9 +188,11 @@ class ALiBiAttention(nn.Module):
         try:
             return self._project(cache.attend(query, self.head_slopes()))
         except BaseException:
-            # A step that failed may be tried again; a HorizonCache may have let keys go for it, and keeps it.
-            if isinstance(cache, KVCache):
-                cache.crop(before)
+            with suppress(Exception):  # whose cause is the same, most likely: the first error is the one to hear of
+                if before:
+                    cache.crop(before)
+                else:
+                    cache.reset()
             raise
 
     def _project(self, out: Tensor) -> Tensor:

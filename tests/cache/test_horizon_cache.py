@@ -422,7 +422,7 @@ def test_refusals() -> None:
         ValueError, match="query, slopes: expected tensors without a gradient, got one that requires it"
     ):
         cache.attend(whole.query.clone().requires_grad_(), STEEP)
-    with pytest.raises(ValueError, match=r"key: expected torch.float32 of shape \(1, 4, 'tokens', 16\) on cpu, as the"):
+    with pytest.raises(ValueError, match=r"key: expected torch.float32 of shape \(1, 4, tokens, 16\) on cpu, as the"):
         cache.append(whole.key.double(), whole.value.double())
     with pytest.raises(ValueError, match="key_mask: expected padding on the left only, got padding after tokens in"):
         cache.append(whole.key, whole.value, key_mask=torch.zeros(1, 20, dtype=torch.bool))

@@ -244,6 +244,14 @@ def test_a_layer_whose_attention_failed_leaves_the_cache_as_it_was(monkeypatch: 
                 module(x[:, 70:], cache=cache)
         assert cache.length == 70
         torch.testing.assert_close(module(x[:, 70:], cache=cache), expected)
+        # Of a cache that was empty nothing is left, not even the size of its batch.
+        empty = KVCache()
+        with monkeypatch.context() as patched:
+            patched.setattr(KVCache, "attend", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                module(100 * x, key_mask=torch.ones(2, 90, dtype=torch.bool), cache=empty)
+        torch.testing.assert_close(module(x[:1, :70], cache=empty), module(x[:1, :70]))
+        assert empty.length == 70
 
 
 def test_what_is_held_prints_and_is_counted() -> None:
@@ -279,14 +287,14 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="key: expected 4 dimensions"):
         cache.append(key[0], value)
     cache.append(key, value)
-    with pytest.raises(ValueError, match=r"key: expected torch.float64 of shape \(2, 2, 'tokens', 16\) on cpu, as the"):
+    with pytest.raises(ValueError, match=r"key: expected torch.float64 of shape \(2, 2, tokens, 16\) on cpu, as the"):
         cache.append(key.float(), value.float())
     mask = torch.tensor([[False, True], [True, True]])
     with pytest.raises(
         ValueError, match="key_mask: expected padding on the left only, got padding after tokens in batch rows"
     ):
         cache.append(key[:, :, :2], value[:, :, :2], key_mask=mask)
-    with pytest.raises(ValueError, match="length: expected 0 to 10, the tokens held, got 11"):
+    with pytest.raises(ValueError, match="length: expected an integer from 0 to 10, the tokens held, got 11"):
         cache.crop(11)
     with pytest.raises(ValueError, match=r"index: expected values from 0 to 1, got \[2\]"):
         cache.reorder(torch.tensor([2]))

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 from alibi_attention import __version__
 from alibi_attention.cli.app import app
 from alibi_attention.cli.extrapolate import extrapolate
+from alibi_attention.cli.lab_values import COUNT
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.study import STUDY
@@ -34,6 +35,21 @@ SMALL = [
 
 # Where `alibi` would be typed: a process of its own, in which only these lines run.
 ALIBI = [sys.executable, "-c", "from alibi_attention.cli import main; main()"]
+
+
+@pytest.mark.parametrize(("text", "count"), [("8192", 8192), ("8K", 8192), ("1k", 1024), ("0", 0), ("-3", -3)])
+def test_counts_may_end_in_k(text: str, count: int) -> None:
+    assert COUNT["parser"](text) == count
+
+
+@pytest.mark.parametrize("text", ["", "K", "1.5K", "nan", "8M"])
+def test_counts_that_are_none(alibi: Invoke, text: str) -> None:
+    for flag in ("--length", "--eval-tokens", "--stride"):
+        result = alibi("extrapolate", f"{flag}={text}")
+        assert result.exit_code == 2
+        assert f"{text!r} is not a valid integer, such as 8192 or 8K." in " ".join(
+            result.output.replace("│", "").split()
+        )
 
 
 @pytest.fixture(autouse=True, scope="module")

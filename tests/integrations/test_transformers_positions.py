@@ -38,6 +38,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from alibi_attention import alibi_slopes
 from alibi_attention.integrations.transformers import disable, enable, replace_positions
@@ -64,6 +65,9 @@ def small(kind: str, **options: Any) -> PreTrainedModel:
         model = GPT2LMHeadModel(GPT2Config(n_positions=64, **options))
     elif kind == "bert":
         model = BertForMaskedLM(BertConfig(intermediate_size=48, max_position_embeddings=64, **options))
+    elif kind == "opt":
+        options |= {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+        model = OPTForCausalLM(OPTConfig(**{"init_std": options.pop("initializer_range"), **options}))
     else:
         options |= {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 16}
         model = ModernBertForMaskedLM(ModernBertConfig(intermediate_size=48, **options))
@@ -154,7 +158,9 @@ def test_a_table_that_is_asked_by_place():
     model, ids = replace_positions(DistilBertModel(config).eval()), tokens(1, 200)
     mixed = torch.randperm(200).unsqueeze(0) % 64
     with torch.no_grad():
-        placed, moved = (model(ids, position_ids=at)[0] for at in (None, mixed))
+        # With a mask, or they would begin a sequence each.
+        whole = torch.ones_like(ids)
+        placed, moved = (model(ids, attention_mask=whole, position_ids=at)[0] for at in (None, mixed))
         backwards = model(ids.flip(1))[0].flip(1)
     assert torch.equal(placed, moved)
     # The penalty is the same on both sides.
@@ -183,6 +189,52 @@ def test_packed_sequences_do_not_see_each_other():
         ValueError, match=r"attention_mask: expected none beside cu_seq_lens_q, got padding of shape \(1, 20\); packed"
     ):
         logits(model, ids, attention_mask=padding([15], 20, "right"), use_cache=False, **packed)
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL, "opt"])
+def test_packed_sequences_whoever_reads_their_positions(kind: str):
+    """Transformers looks at position ids for some models, and lets the sequences of others see each other."""
+    model, ids, lengths = replace_positions(small(kind)), tokens(1, 40), [17, 1, 22]
+    placed = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+    expected = torch.cat([logits(model, part) for part in ids.split(lengths, dim=1)], 1)
+    for copied in (model, copy.deepcopy(model)):
+        assert (logits(copied, ids, position_ids=placed) - expected).abs().max() <= 1e-4
+    one_text = logits(model, ids, attention_mask=torch.ones_like(ids), position_ids=placed)
+    assert torch.equal(one_text, logits(model, ids, attention_mask=torch.ones_like(ids)))
+    assert (one_text - expected).abs().max() > 1e-2
+    with pytest.raises(
+        ValueError, match=r"position_ids: expected sequences packed in one row|attention_mask: expected"
+    ):
+        logits(model, ids.expand(2, -1), position_ids=placed.expand(2, -1))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_packed_sequences_in_compiled_code():
+    model, ids = replace_positions(small("opt")), tokens(1, 12)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    placed = torch.arange(12).unsqueeze(0)
+    with torch.no_grad():
+        out = compiled(ids, position_ids=placed, use_cache=False).logits
+        assert (out - model(ids).logits).abs().max() <= 1e-4
+        with pytest.raises(RuntimeError, match="position_ids: expected one sequence a row in compiled code"):
+            compiled(ids, position_ids=placed % 6, use_cache=False)
+    torch.compiler.reset()
+
+
+def test_packed_sequences_that_no_layer_can_hear_of_are_refused(monkeypatch: pytest.MonkeyPatch):
+    model = small("opt")
+    forward = OPTDecoderLayer.forward
+    monkeypatch.setattr(OPTDecoderLayer, "forward", lambda self, *args, **kwargs: forward(self, *args, **deaf(kwargs)))
+    replace_positions(model)
+    ids = tokens(1, 12)
+    assert logits(model, ids, position_ids=torch.arange(12).unsqueeze(0)).isfinite().all()
+    with pytest.raises(ValueError, match="position_ids: expected one sequence a row, got several; the layers of a OPT"):
+        logits(model, ids, position_ids=torch.arange(12).unsqueeze(0) % 6)
+
+
+def deaf(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: each for name, each in kwargs.items() if not name.startswith("cu_seq_lens")}
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
@@ -283,7 +335,7 @@ def test_models_whose_positions_stay_are_refused():
     refused(small("gpt2", add_cross_attention=True), "got a GPT2LMHeadModel with cross-attention")
     from hf_models import small as native
 
-    refused(enable(native("bloom")), r"got a BloomForCausalLM; enable\(model\) is for models that have ALiBi already")
+    refused(enable(native("bloom")), r"got a BloomForCausalLM, which has ALiBi already; call enable\(model\)")
     refused(native("mpt"), "expected attention layers that ask Transformers for their attention by name")
 
 

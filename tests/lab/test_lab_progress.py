@@ -37,6 +37,21 @@ def test_a_file_is_told_no_more_often_than_asked() -> None:
     assert text.getvalue() == ""
 
 
+def test_a_file_is_told_over_many_short_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each ends before a minute is over, and a step may take longer than a bar remembers its speed."""
+    now = 0.0
+    monkeypatch.setattr("alibi_attention.lab.progress.time.monotonic", lambda: now)
+    text = io.StringIO()
+    with progress_into(text, every=60.0) as progress:
+        for number in range(4):
+            progress.start(f"bar {number}", total=10, done=2, tokens=100)
+            now += 45.0
+            progress.advance(4)
+    assert text.getvalue().splitlines() == [
+        f"bar {number}: 6 of 10, 9 tokens/s, 1 min left" for number in (1, 3)
+    ]  # fmt: skip
+
+
 def test_a_terminal_gets_bars_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
     text = io.StringIO()

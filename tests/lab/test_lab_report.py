@@ -410,7 +410,7 @@ def test_words_of_a_figure_count_the_lines_in_it(runs: list[Path]) -> None:
     (alone,) = (line for line in summarise(read_runs(runs)) if line.name == "learned")
     words = {name: picture.words for name, picture in draw_report_figures([alone], 32, "bytes").items()}
     assert ", of learned. " in words["windows"]
-    assert ", empty, as no method has a number. " in words["recall"]
+    assert ", without a line, as no method has a number." in words["recall"]
 
 
 # The study
@@ -451,7 +451,7 @@ def test_study_stops_in_time_and_goes_on(tmp_path: Path, texts: Path, monkeypatc
     monkeypatch.setattr(Decoder, "nats", None)
     assert run_study(root, changes, seeds=2) == page
     monkeypatch.undo()
-    with pytest.raises(LabError, match=r"^steps: expected 2, as the run in .*seed-0 was started with, got 3; "):
+    with pytest.raises(LabError, match=r"^steps: expected 2, as .*seed-0 was begun with, got 3; leave it out"):
         run_study(root, {**changes, "steps": 3}, seeds=2)
     with pytest.raises(LabError, match=r"^seed: expected no single seed, got 4; give --seeds, their number$"):
         run_study(root, {"seed": 4})
@@ -459,6 +459,21 @@ def test_study_stops_in_time_and_goes_on(tmp_path: Path, texts: Path, monkeypatc
         run_study(root, minutes=0)
     with pytest.raises(LabError, match=r"^seeds: expected at least 1, got 0; "):
         run_study(root, seeds=0)
+
+
+def test_a_study_goes_on_with_the_settings_it_was_begun_with(
+    tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the defaults have become since."""
+    changes = {**TINY, **EVERYTHING, "text": (str(texts),)}
+    run_study(tmp_path / "study", changes, seeds=2, only_seed=0)
+    monkeypatch.setattr("alibi_attention.lab.study.STUDY", {"steps": 77, "eval_precision": "bf16"})
+    with pytest.raises(LabError, match=r"steps: expected 2, as .*seed-0 was begun with, got 3; leave it out"):
+        run_study(tmp_path / "study", {"steps": 3}, seeds=2)
+    assert not (tmp_path / "study" / "seed-1").exists()
+    assert run_study(tmp_path / "study", {"steps": 2}, seeds=2) is not None
+    first, second = (read_runs([tmp_path / "study" / f"seed-{seed}"])[0].config for seed in (0, 1))
+    assert second == first.model_copy(update={"seed": 1})
 
 
 def test_seeds_of_a_study_run_apart(tmp_path: Path, texts: Path) -> None:

@@ -91,8 +91,8 @@ def check_append(key: Tensor, value: Tensor, held_key: Tensor | None, held_value
         want = (held.shape[0], held.shape[1], tensor.shape[2], held.shape[3])
         if tensor.shape != want or tensor.dtype != held.dtype or tensor.device != held.device:
             raise ValueError(
-                f"{name}: expected {held.dtype} of shape {(*want[:2], 'tokens', want[3])} on {held.device}, as the "
-                f"cache holds, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; "
+                f"{name}: expected {held.dtype} of shape ({want[0]}, {want[1]}, tokens, {want[3]}) on {held.device}, "
+                f"as the cache holds, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; "
                 "reset() empties the cache for another batch"
             )
     if key.shape[:3] != value.shape[:3] or key.dtype != value.dtype or key.device != value.device:
@@ -105,7 +105,9 @@ def check_append(key: Tensor, value: Tensor, held_key: Tensor | None, held_value
 def check_length(length: int, least: int, most: int, what: str, why: str = "") -> None:
     """Whether a cache can be cropped to a length."""
     if not is_integer(length) or not least <= length <= most:
-        raise ValueError(f"length: expected {least:,} to {most:,}, the tokens {what}, got {length!r}{why}")
+        raise ValueError(
+            f"length: expected an integer from {least:,} to {most:,}, the tokens {what}, got {length!r}{why}"
+        )
 
 
 def check_index(index: Tensor, batch: int) -> None:

@@ -52,6 +52,7 @@ class HorizonCache:
         query_norm: guaranteed: caps on |q|, one number or one for each query head.
         key_norm: guaranteed: caps on |k|, one number or one for each key head.
         window: audited: tokens to keep before a query, one number or one for each key head; found by itself by default.
+            The last 1,024 stay in any case, and keys go 512 at a time.
         headroom: audited: nats by which windows found by themselves are wider than the rows seen ask for; 8 by default.
         tolerance: the largest share of a row's softmax mass that evicted keys may hold, beside what attention itself
             may skip; None is rounding level, 2^-24 (2^-53 in float64).

@@ -42,8 +42,8 @@ class KVCache:
         held              num_kv_heads * length * (head_dim + value_dim + 1 / 64)
         read by a step    num_kv_heads * (w * (head_dim + value_dim) + length / 64)
 
-    A step of decoding thus costs what its horizons hold, not what the cache does. No graph is kept, and tensors that
-    require a gradient are refused: use it under torch.no_grad().
+    A step of decoding thus costs what its horizons hold, not what the cache does. No graph of keys and values is kept,
+    and those that require a gradient are refused: use it under torch.no_grad().
 
     Attending a prompt in chunks gives what attending it in one piece gives, up to rounding.
 
@@ -210,7 +210,7 @@ class KVCache:
             As `alibi_attention` over ``cache.key`` and ``cache.value``.
 
         Raises:
-            ValueError: for more queries than tokens held, and as `alibi_attention`.
+            ValueError: for more queries than tokens held or another dtype, and as `alibi_attention`.
         """
         check_tensor("query", query)
         check_flag("return_lse", return_lse)
@@ -223,6 +223,11 @@ class KVCache:
         if autocast_is_on(query.device.type):
             # What is held decides the dtype: its summary describes it as it is, and to cast it would cost O(length).
             query = query.to(key.dtype)
+        if query.dtype != key.dtype:
+            raise ValueError(
+                f"query: expected {key.dtype}, as the cache holds, got {query.dtype}; convert it, or append keys and "
+                "values of its dtype to an empty cache"
+            )
         arguments = call_arguments(
             query, key, value, slopes, is_causal=True, scale=scale, query_offset=None,
             key_mask=None if self._mask is None else self._mask[:, : self._length],

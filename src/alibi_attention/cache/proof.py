@@ -57,8 +57,8 @@ class HorizonCertificate:
         lines = [
             f"{self.mode}, {self.length:,} tokens, {self.bytes_held:,} bytes held; share of mass dropped at most "
             f"{self.dropped_share:.3g} of {self.tolerance:.3g} allowed",
-            f"{self.checked:,} rows checked, {self.violations:,} violations, {self.refetches:,} refetches, "
-            f"{self.sink_reads:,} reads of the first tile",
+            f"rows checked {self.checked:,}, violations {self.violations:,}, refetches {self.refetches:,}, reads of "
+            f"the first tile {self.sink_reads:,}",
             f"{'kv head':>7}  {'held':>9}  {'evicted':>13}  {'dropped at most':>15}",
         ]
         group = max(1, len(self.by_head) // max(1, len(self.windows)))

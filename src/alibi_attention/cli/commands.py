@@ -22,6 +22,12 @@ def _as_usual(params: list[Any]) -> list[Any]:
 class Command(TyperCommand):
     """A command."""
 
+    def __init__(self, *args: Any, help: str | None = None, **kwargs: Any) -> None:  # noqa: A002
+        # Typer joins the lines of the first paragraph, and breaks the others where the docstring did.
+        paragraphs = (help or "").split("\n\n")
+        joined = "\n\n".join(" ".join(line.strip() for line in each.splitlines()) for each in paragraphs)
+        super().__init__(*args, help=joined or None, **kwargs)
+
     def get_params(self, ctx: Any) -> list[Any]:
         return _as_usual(super().get_params(ctx))
 

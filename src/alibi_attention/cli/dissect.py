@@ -10,7 +10,7 @@ import typer
 from alibi_attention.cli.errors import laboratory_errors, refuse
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_table
-from alibi_attention.cli.lab_values import whole_numbers
+from alibi_attention.cli.lab_values import COUNT, whole_numbers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,9 @@ def dissect(
     lengths: Annotated[
         str, typer.Option(help="Lengths at which the horizon is certified, joined by commas.", metavar="LENGTHS")
     ] = "1024,2048,4096,8192",
-    mass_length: Annotated[int, typer.Option(help="Length at which attention mass is added up by distance.")] = 1024,
+    mass_length: Annotated[
+        int, typer.Option(help="Length at which attention mass is added up by distance.", **COUNT)
+    ] = 1024,
     tolerance: Annotated[
         float | None, typer.Option(help="Share of a row's mass that may be skipped.", show_default="2^-24")
     ] = None,

@@ -52,7 +52,9 @@ def evaluate(
     stride: Annotated[
         int | None,
         typer.Option(
-            help="Stride of the sliding window; 0 for a quarter of each length.", show_default="as in the run"
+            help="Stride of the sliding window; 0 for a quarter of each length.",
+            **COUNT,
+            show_default="as in the run",
         ),
     ] = None,
     recall_trials: Annotated[

@@ -108,7 +108,7 @@ def extrapolate(
         _option(_EVALUATION, "What to evaluate, of windows, sliding, targets and recall; or all.", metavar="NAMES"),
     ] = "windows",
     stride: Annotated[
-        int, _option(_EVALUATION, "Stride of the sliding window.", show_default="a quarter of each length")
+        int, _option(_EVALUATION, "Stride of the sliding window.", **COUNT, show_default="a quarter of each length")
     ] = 0,
     recall_trials: Annotated[
         int,

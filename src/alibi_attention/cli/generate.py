@@ -167,8 +167,8 @@ def _write(piece: str) -> None:
 def _report(source: Source, outcome: Outcome) -> None:
     speed = f"{outcome.tokens / outcome.seconds:,.0f} tokens/s" if outcome.seconds else "no time"
     typer.echo(
-        f"\n{source.name}: {outcome.tokens:,} tokens in {outcome.seconds:.1f} s ({speed}), "
-        f"prompt {outcome.prompt_tokens:,} tokens in {outcome.prompt_seconds:.1f} s; ended by {outcome.reason}",
+        f"\n{source.name}: {_tokens(outcome.tokens)} in {outcome.seconds:.1f} s ({speed}), "
+        f"prompt {_tokens(outcome.prompt_tokens)} in {outcome.prompt_seconds:.1f} s; ended by {outcome.reason}",
         err=True,
     )
     caches = source.horizon_caches()
@@ -177,5 +177,10 @@ def _report(source: Source, outcome: Outcome) -> None:
         certificates = [cache.certificate() for cache in caches]
         evicted = max(int(each.evicted.max()) for each in certificates)
         dropped = max(each.dropped_share for each in certificates)
-        line += f", horizon: up to {evicted:,} tokens forgotten, at most {dropped:.2g} of any row's softmax mass"
+        line += f", horizon: up to {_tokens(evicted)} forgotten" if evicted else ", horizon: nothing forgotten"
+        line += f", at most {dropped:.2g} of any row's softmax mass" if evicted else ""
     typer.echo(line, err=True)
+
+
+def _tokens(number: int) -> str:
+    return f"{number:,} token{'' if number == 1 else 's'}"

@@ -47,7 +47,7 @@ def _count(text: str) -> int:
 
 
 COUNT: Mapping[str, Any] = {"parser": _count, "metavar": "<int>"}
-"""What makes a flag one that counts tokens."""
+"""What makes a flag one that counts tokens, as ``1024`` or ``1K``."""
 
 
 def whole_numbers(flag: str, text: str) -> list[int]:

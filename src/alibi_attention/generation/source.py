@@ -92,6 +92,8 @@ def kind_of(path: Path) -> Literal["laboratory", "transformers"]:
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise LabError("source", expected=expected, got=f"{path} ({error.strerror})", remedy=remedy) from None
     remedy = "name the folder that has config.json in it"
+    if not has_config and (path.parent / "config.json").is_file():
+        remedy = f"name the run, {path.parent}, with --method {path.name}"
     if not has_config:
         raise LabError("source", expected=expected, got=f"{path}, which has no config.json", remedy=remedy)
     try:

@@ -33,7 +33,8 @@ class _Rate(ProgressColumn):
 class Progress:
     """One bar at a time, with speed and time left, and lines above it that stay.
 
-    Where nothing can be redrawn, in a file or a pipe, a line now and then says what a bar would.
+    Where nothing can be redrawn, in a file or a pipe, a line now and then says what a bar would. A copy in another
+    process writes to that one's standard output.
 
     Args:
         console: where to draw; nothing is drawn without one.
@@ -48,6 +49,7 @@ class Progress:
         self._console = console or Console(quiet=True)
         self.every = every
         self._told = time.monotonic()
+        self._began = self._told, 0
         self._bars = RichProgress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -88,7 +90,7 @@ class Progress:
         """Replace the bar by a new one of ``total`` units of ``tokens`` tokens each, ``done`` of them behind us."""
         self._clear()
         self._task = self._bars.add_task(description, total=total, completed=done, tokens=tokens, note="")
-        self._told = time.monotonic()
+        self._began = time.monotonic(), done
 
     def advance(self, units: int = 1, *, note: str | None = None) -> None:
         if self._task is not None:
@@ -98,11 +100,14 @@ class Progress:
                 self._tell(next(task for task in self._bars.tasks if task.id == self._task))
 
     def _tell(self, task: Task) -> None:
-        self._told = time.monotonic()
+        self._told = now = time.monotonic()
         parts = [f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}", task.fields["note"]]
-        if task.speed is not None and task.time_remaining is not None:
-            left = math.ceil(task.time_remaining / 60)
-            parts += [f"{task.speed * task.fields['tokens']:,.0f} tokens/s", f"{left} min left"]
+        begin, done = self._began
+        if task.total is not None and task.completed > done and now > begin:
+            # Since the bar began: its own speed is of half a minute, in which a large model makes no step.
+            speed = (task.completed - done) / (now - begin)
+            left = math.ceil((task.total - task.completed) / speed / 60)
+            parts += [f"{speed * task.fields['tokens']:,.0f} tokens/s", f"{left} min left"]
         self._console.print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:

@@ -48,8 +48,8 @@ def _words(lines: Sequence[Line], what: str) -> str:
     """Of the lines that have a number to show."""
     of = f"one line for each of {len(lines)} methods and variants"
     if len(lines) < 2:
-        of = f"of {lines[0].title}" if lines else "empty, as no method has a number"
-    return f"Line chart: {what}, {of}. The table below has the numbers."
+        of = f"of {lines[0].title}" if lines else "without a line, as no method has a number"
+    return f"Line chart: {what}, {of}." + (" The table below has the numbers." if lines else "")
 
 
 def _span(lengths: Sequence[int]) -> str:

@@ -58,7 +58,7 @@ def _losses(lines: Sequence[Line], protocol: LossProtocol, title: str, note: str
     note += (
         " Mean over seeds; at the trained length with its 95% bootstrap interval over documents and seeds, elsewhere "
         f"with the change from there and its interval, paired by document. {scored:,} bytes of {documents:,} "
-        f"document{'s' if documents > 1 else ''} scored a length and seed."
+        f"document{'' if documents == 1 else 's'} scored a length and seed."
     )
     if documents < FEW:
         note += f" Of fewer than {FEW} documents such intervals are too narrow: more are read with --eval-tokens."

@@ -72,7 +72,8 @@ def run_study(
 
     Args:
         root: folder of the study.
-        changes: settings other than those of `STUDY`; of a study that was begun, they must be the same.
+        changes: settings other than those of `STUDY`. A study that was begun goes on with its own, and these must agree
+            with them.
         seeds: how many, from 0.
         only_seed: the one to run, so that several processes can share a study; all of them by default. Whichever ends
             last reports.
@@ -98,8 +99,10 @@ def run_study(
     progress = progress or Progress()
     stop = Interruption(minutes=minutes)
     folders = [RunFolder(root / f"seed-{seed}") for seed in range(seeds)]
+    begun = next((folder for folder in folders if folder.config.is_file()), None)
+    settings = study_config(changes).model_dump() if begun is None else _as_begun(begun, changes or {})
     for seed in range(seeds) if only_seed is None else [only_seed]:
-        config = study_config({**(changes or {}), "seed": seed})
+        config = make_config({**settings, "seed": seed})
         progress.say(f"Seed {seed}, {seed + 1} of {seeds}")
         if folders[seed].config.exists():
             expected_settings = config.model_dump()
@@ -113,3 +116,21 @@ def run_study(
             progress.say(f"No report yet: of the seeds, {', '.join(missing)} are missing.")
             return None
         return write_report([folder.root for folder in folders], root)
+
+
+def _as_begun(folder: RunFolder, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a study one of whose seeds was begun, maybe by a version with other defaults.
+
+    Raises:
+        LabError: for a change that does not agree with them.
+    """
+    config = folder.read_config()
+    wanted = make_config({**config.model_dump(), **changes})
+    for name in changes:
+        begun_with, value = getattr(config, name), getattr(wanted, name)
+        if value != begun_with:
+            raise LabError(
+                name, expected=f"{begun_with}, as {folder.root} was begun with", got=f"{value}",
+                remedy="leave it out to go on with that study, or begin another in a new folder",
+            )  # fmt: skip
+    return config.model_dump()

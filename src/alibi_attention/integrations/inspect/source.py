@@ -34,9 +34,11 @@ def read_config(source: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ValueError(f"expected JSON, got {path} ({error}); restore it as it was written") from None
+        raise ValueError(f"expected JSON, got {path} ({error}); restore it from the model it belongs to") from None
     except RecursionError:
-        raise ValueError(f"expected JSON, got {path}, nested too deeply; restore it as it was written") from None
+        raise ValueError(
+            f"expected JSON, got {path}, nested too deeply; restore it from the model it belongs to"
+        ) from None
 
 
 def _from_hub(name: str) -> Path:

@@ -11,7 +11,8 @@ from alibi_attention.integrations.transformers.attention import refuse_weights, 
 from alibi_attention.integrations.transformers.masks import key_mask_of
 from alibi_attention.ops import alibi_attention
 
-ASKED = "_alibi_asked"
+_HEARD = "_alibi_heard"
+ASKED, PACKED = "asked", "packed"
 # What attention functions of Transformers take besides, and ours has no part in.
 _FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask", "sinks")
 
@@ -79,10 +80,19 @@ def alibi_forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-def tried_forward(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """`alibi_forward`; the module remembers that it was asked for."""
-    vars(module)[ASKED] = True
-    return alibi_forward(module, *args, **kwargs)
+def tried_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """`alibi_forward`; the module remembers that it was asked for, and whether sequences were packed."""
+    bounds = attention_mask is not None and attention_mask.dim() == 1
+    vars(module)[_HEARD] = PACKED if bounds or kwargs.get("cu_seq_lens_q") is not None else ASKED
+    return alibi_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def heard(module: nn.Module) -> str | None:
+    """What `tried_forward` last heard in a module, `ASKED` or `PACKED`; it is forgotten."""
+    found: str | None = vars(module).pop(_HEARD, None)
+    return found
 
 
 def refuse_native(module: nn.Module, *_: Any, **__: Any) -> tuple[Tensor, None]:

@@ -112,7 +112,8 @@ def _checked(mask: Tensor, kv_length: int, kv_offset: int, is_static: bool) -> T
     if length > kv_length + kv_offset or (length < kv_length + kv_offset and not is_static):
         raise ValueError(
             f"attention_mask: expected one column for each of the {kv_length + kv_offset} tokens, those in the cache "
-            f"included, got shape {tuple(mask.shape)}"
+            f"included, got shape {tuple(mask.shape)}; where generate() makes it for a cache of fixed length, use one "
+            "that grows (DynamicCache)"
         )
     if torch.compiler.is_compiling():
         # Nothing of a value can be branched on here; what is asserted stops the run that meets it.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -12,18 +13,28 @@ from transformers import PreTrainedModel
 
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
-from alibi_attention.integrations.transformers.general import ASKED
-from alibi_attention.integrations.transformers.hooks import remove_hooks
-from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE, TRIED
+from alibi_attention.integrations.transformers.families import FAMILIES
+from alibi_attention.integrations.transformers.general import heard
+from alibi_attention.integrations.transformers.hooks import (
+    NAMES,
+    Arguments,
+    hook_arguments,
+    named_arguments,
+    remove_hooks,
+)
+from alibi_attention.integrations.transformers.masks import GENERAL, TRIED
+from alibi_attention.integrations.transformers.packing import (
+    forget_packing,
+    keep_packed_apart,
+    try_packing,
+    watch_packing,
+)
 from alibi_attention.problem import check_slopes, check_tensor
 from alibi_attention.slopes import alibi_slopes
 
 Model = TypeVar("Model", bound=nn.Module)
-_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _BEFORE = "_alibi_before"
-# What a module whose arguments are changed calls them, in their order.
-_NAMES = "_alibi_names"
 # Tables of learned positions, by the names Transformers gives them.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"}
 _PROBE = 6
@@ -82,7 +93,7 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
         vars(part)[_BEFORE] = name
         config._attn_implementation_internal = TRIED
         ignores = _ignores_positions(part) and _ignores_positions(part, _FAR)
-        deaf = [layer for layer in layers if not vars(layer).pop(ASKED, False)]
+        deaf = [layer for layer in layers if heard(layer) is None]
         config._attn_implementation_internal = GENERAL
         if deaf:
             raise ValueError(
@@ -95,6 +106,10 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
                 f"model: expected the positions of a {type(part).__name__} to be rotary embeddings or a table of "
                 f"learned ones, which can be switched off; {'some are left' if found else 'found neither'}"
             )
+        config._attn_implementation_internal = TRIED
+        with _in_evaluation(part):
+            try_packing(part, layers, _probe(part))
+        config._attn_implementation_internal = GENERAL
     except BaseException:
         restore_positions(model)
         config._attn_implementation_internal = before
@@ -110,7 +125,9 @@ def restore_positions(model: nn.Module) -> None:
         part.config._attn_implementation_internal = vars(part).pop(_BEFORE)
         for module in part.modules():
             remove_hooks(module, *_HOOKS)
-            for name in ("alibi_slopes", _NAMES, ASKED):
+            heard(module)
+            forget_packing(module)
+            for name in ("alibi_slopes", NAMES):
                 vars(module).pop(name, None)
             if vars(module).pop("_alibi_froze", False):
                 module.weight.requires_grad_(True)
@@ -132,14 +149,21 @@ def _only_part(model: nn.Module) -> Any:
             f"model: expected one model of one configuration, got several in a {type(part).__name__}; call this for "
             "the language model alone"
         )
-    if config._attn_implementation == NATIVE or not hasattr(config, "num_attention_heads"):
+    if config.model_type in FAMILIES and _has_alibi(config):
         raise ValueError(
-            f"model: expected one with positions of its own, got a {type(part).__name__}; enable(model) is for models "
-            "that have ALiBi already"
+            f"model: expected one with positions of its own, got a {type(part).__name__}, which has ALiBi already; "
+            "call enable(model)"
         )
+    if not hasattr(config, "num_attention_heads"):
+        raise ValueError(f"model: expected layers of attention, got a {type(part).__name__} without any heads of it")
     if next(part.parameters()).is_meta:
         raise ValueError("model: expected weights, got meta tensors; load them first: the result is tried out")
     return part
+
+
+def _has_alibi(config: Any) -> bool:
+    # A BLOOM has nothing else; an MPT and a Falcon are asked.
+    return bool(getattr(getattr(config, "attn_config", config), "alibi", True))
 
 
 def _dispatches(module: nn.Module) -> bool:
@@ -147,9 +171,7 @@ def _dispatches(module: nn.Module) -> bool:
 
 
 def _switch_off(part: PreTrainedModel) -> Iterator[nn.Module]:
-    base: nn.Module = part.base_model
-    if {"use_cache", "position_ids"} <= inspect.signature(base.forward).parameters.keys():
-        _hook_arguments(base, no_cache_where_packed)
+    watch_packing(part)
     for name, module in part.named_modules():
         if "RotaryEmbedding" in type(module).__name__:
             module.register_forward_hook(no_rotation)
@@ -160,7 +182,7 @@ def _switch_off(part: PreTrainedModel) -> Iterator[nn.Module]:
                 module.weight.requires_grad_(False)
                 vars(module)["_alibi_froze"] = True
         elif isinstance(getattr(module, "position_ids", None), Tensor) and _takes_positions(module):
-            _hook_arguments(module, no_positions)
+            hook_arguments(module, no_positions)
             continue
         else:
             continue
@@ -174,7 +196,7 @@ def no_rotation(module: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, Te
     return torch.ones_like(output[0]), torch.zeros_like(output[1])
 
 
-def first_row(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:  # noqa: ARG001
+def first_row(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:  # noqa: ARG001
     """Positions past the end of a table are no reason to fail any more, whether they or a mask come first."""
     if args and isinstance(args[0], Tensor):
         args = (torch.zeros_like(args[0]), *args[1:])
@@ -186,60 +208,37 @@ def no_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # n
     return torch.zeros_like(output)
 
 
-def no_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
+def no_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Position 0 for every token: a buffer of position ids ends where the table did."""
-    named = _named(module, args, kwargs)
+    named = named_arguments(module, args, kwargs)
     # Models call what is embedded by more than one name.
-    given = next(named[name] for name in vars(module)[_NAMES] if isinstance(named.get(name), Tensor))
+    given = next(named[name] for name in vars(module)[NAMES] if isinstance(named.get(name), Tensor))
     ids = torch.zeros(1, given.shape[1], dtype=torch.int64, device=given.device)
     return (), {**named, "position_ids": ids}
 
 
-def no_cache_where_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
-    """Sequences packed in one row are told apart by position ids, at which Transformers looks without a cache only.
-
-    A cache is made where nobody says otherwise, in training as well, and nothing else here reads positions: such
-    sequences would see each other.
-    """
-    named = _named(module, args, kwargs)
-    ids, cache = named.get("position_ids"), named.get("past_key_values")
-    is_first = cache is None or (not isinstance(cache, tuple) and _is_empty(cache))
-    if ids is None or named.get("attention_mask") is not None or not is_first:
-        return args, kwargs
-    if torch.compiler.is_compiling():
-        # Compiled code cannot look. Training has no use for a cache in any case.
-        packed = module.training and not named.get("use_cache")
-    else:
-        packed = not bool((ids.diff(dim=-1) == 1).all())
-    if not packed:
-        return args, kwargs
-    if named.get("use_cache") or cache is not None:
-        raise ValueError(
-            "use_cache: expected False for sequences packed in one row by their position_ids, got a cache; it would "
-            "hold them as one text"
-        )
-    return (), {**named, "use_cache": False}
-
-
-def _is_empty(cache: Any) -> bool:
-    length = cache.get_seq_length()
-    return not isinstance(length, Tensor) and length == 0
-
-
-def _hook_arguments(module: nn.Module, hook: Callable[..., _Arguments]) -> None:
-    vars(module)[_NAMES] = tuple(inspect.signature(module.forward).parameters)
-    module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {**dict(zip(vars(module)[_NAMES], args, strict=False)), **kwargs}
-
-
-_HOOKS = (no_rotation, first_row, no_embedding, no_positions, no_cache_where_packed)
+_HOOKS = (no_rotation, first_row, no_embedding, no_positions, keep_packed_apart)
 
 
 def _takes_positions(module: nn.Module) -> bool:
     return "position_ids" in inspect.signature(module.forward).parameters
+
+
+@contextmanager
+def _in_evaluation(part: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in part.modules()]
+    part.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _probe(part: Any) -> Tensor:
+    device = part.get_input_embeddings().weight.device
+    ids: Tensor = torch.arange(_PROBE, device=device).unsqueeze(0) % part.config.vocab_size
+    return ids
 
 
 @torch.no_grad()
@@ -250,19 +249,13 @@ def _ignores_positions(part: Any, first: int = 0) -> bool:
         raise ValueError(
             f"model: expected a {type(base).__name__} that takes position_ids, by which the result is tried"
         )
-    device = part.get_input_embeddings().weight.device
-    ids = torch.arange(_PROBE, device=device).unsqueeze(0) % part.config.vocab_size
-    mixed = torch.tensor([[0, 5, 1, 4, 2, 3]], device=device) + first
-    modes = [(module, module.training) for module in part.modules()]
-    part.eval()
-    try:
-        # A mask is given so that mixed positions are not taken for packed sequences.
-        options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "return_dict": True}
+    ids = _probe(part)
+    mixed = torch.tensor([[0, 5, 1, 4, 2, 3]], device=ids.device) + first
+    # A mask is given so that mixed positions are not taken for packed sequences.
+    options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "return_dict": True}
+    with _in_evaluation(part):
         # In place last: rotary tables that were stretched for far positions are then as they were.
         moved, placed = (
-            base(**options, position_ids=at)[0] for at in (mixed, torch.arange(_PROBE, device=device)[None])
+            base(**options, position_ids=at)[0] for at in (mixed, torch.arange(_PROBE, device=ids.device)[None])
         )
-    finally:
-        for module, training in modes:
-            module.training = training
     return bool(torch.equal(placed, moved))

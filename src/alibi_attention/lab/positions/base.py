@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alibi_attention import HorizonCache, KVCache, alibi_attention
+from alibi_attention import HorizonCache, KVCache, alibi_attention, explain_backends
 from alibi_attention.lab.errors import LabError
 
 Cache = KVCache | HorizonCache
@@ -92,6 +92,7 @@ class PositionMethod(nn.Module):
         self.length = shape.length
         self.attention_dropout = 0.0
         self.causal = True
+        self._fused: dict[tuple[object, ...], bool] = {}
 
     @property
     def dropout_p(self) -> float:
@@ -130,13 +131,21 @@ class PositionMethod(nn.Module):
         ``value`` may have another last dimension than queries and keys: an attention matrix is looked at by attending
         to columns of the identity.
         """
-        if query.device.type != "cpu":
+        if query.device.type != "cpu" or not self._is_fused(query, key, value):
             return F.scaled_dot_product_attention(query, key, value, is_causal=self.causal, dropout_p=self.dropout_p)
-        # Three times as quick as torch's in bfloat16, forward and backward, and the kernel that ALiBi trains on.
-        slopes = torch.zeros(query.shape[1])
+        # The kernel that ALiBi trains on. Forward and backward of 16 x 256 tokens take 0.31 of torch's time in
+        # bfloat16, 0.52 in float32.
+        slopes = query.new_zeros(query.shape[1], dtype=torch.float32)
         return alibi_attention(
             query, key, value, slopes, is_causal=self.causal, dropout_p=self.dropout_p, tolerance=0.0
         )
+
+    def _is_fused(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether this library's kernels for CPUs are there and take such tensors."""
+        kind = (query.dtype, key.dtype, value.dtype, query.shape[-1], value.shape[-1])
+        if kind not in self._fused:
+            self._fused[kind] = explain_backends(query, key, value, is_causal=self.causal)["cpu"] is None
+        return self._fused[kind]
 
     def continue_with(self, cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """`attend` for the tokens that follow those in the cache, which then holds them too.
