@@ -25,6 +25,8 @@ from transformers import (
     GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     Ministral3Config,
     Ministral3ForCausalLM,
     ModernBertConfig,
@@ -336,7 +338,13 @@ def test_models_whose_positions_stay_are_refused():
     from hf_models import small as native
 
     refused(enable(native("bloom")), r"got a BloomForCausalLM, which has ALiBi already; call enable\(model\)")
-    refused(native("mpt"), "expected attention layers that ask Transformers for their attention by name")
+    refused(native("mpt"), r"got a MptForCausalLM, which has ALiBi already; call enable\(model\)")
+    own = small("gpt2")
+    for block in own.transformer.h:
+        del block.attn.is_causal
+    refused(own, "expected attention layers that ask Transformers for their attention by name, got a GPT2LMHeadModel")
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    refused(MambaForCausalLM(MambaConfig(**sizes)), "expected layers of attention, got a MambaForCausalLM without any")
 
 
 def test_positions_of_an_unknown_kind_are_refused():
