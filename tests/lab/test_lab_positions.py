@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from alibi_attention import alibi_slopes, build_alibi_bias, scale_slopes
 from alibi_attention.lab.errors import LabError
@@ -426,3 +427,40 @@ def test_memory_is_linear_in_the_length(name: str) -> None:
     before, after = map(int, done.stdout.split())
     # 16384 squared would be 1 GiB for each head; a linear pass needs a few MiB.
     assert after - before < 100 * 1024, f"{name}: {(after - before) / 1024:.0f} MiB"
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_attention_without_a_bias_is_torch_s(dtype: torch.dtype, bound: float, causal: bool) -> None:
+    """Whichever kernel runs it; results and gradients."""
+    position = position_methods()["nope"](DecoderShape(length=64, layers=1, heads=4, width=128))
+    position.causal = causal
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(2, 4, 200, 32, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    weight = torch.randn(2, 4, 200, 32, generator=generator)
+    found = []
+    for attend in (position.attend, lambda *qkv: sdpa(*qkv, is_causal=causal)):
+        out = attend(*leaves)
+        assert out.dtype is dtype
+        found.append((out, *torch.autograd.grad((out.float() * weight).sum(), leaves)))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours.float() - theirs.float()).abs().max() <= bound * theirs.float().abs().max()
+
+
+def test_attention_that_no_kernel_here_takes_is_torch_s_own() -> None:
+    """Heads wider than the kernels', or an install without them: plain torch in blocks would be slower than SDPA."""
+    position = position_methods()["nope"](DecoderShape(length=64, layers=1, heads=1, width=300))
+    query, key, value = (torch.randn(1, 1, 80, 300) for _ in range(3))
+    assert torch.equal(position.attend(query, key, value), sdpa(query, key, value, is_causal=True))
+
+
+def test_attention_does_not_follow_torch_s_defaults() -> None:
+    position = position_methods()["rope"](DecoderShape(length=64, layers=1, heads=4, width=128))
+    query, key, value = (torch.randn(1, 4, 80, 32) for _ in range(3))
+    expected = position.attend(query, key, value)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        assert torch.equal(position.attend(query, key, value), expected)
+    finally:
+        torch.set_default_dtype(before)
