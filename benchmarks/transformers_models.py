@@ -1,6 +1,7 @@
 """Models of Transformers with the operator and without: random weights, two layers, no head.
 
-``python benchmarks/transformers_models.py [CASE ...] [--output FILE.json]`` measures, prints and writes a JSON file.
+``python benchmarks/transformers_models.py [CASE ...] [--dtype NAME] [--output FILE.json]`` measures, prints and writes
+a JSON file. In float32, or in bfloat16, as BLOOM-176B and MPT were published.
 
 - ``bloom-prefill``: a prompt of 4096 tokens through blocks of BLOOM-560M's shape (hidden 1024, 16 heads), and the peak
   memory of that beyond the model, in processes of their own, the median of seven.
@@ -38,21 +39,22 @@ from alibi_attention.integrations.transformers import enable, kv_cache  # noqa: 
 
 PROMPT, HELD, STEPS = 4096, 32768, 4
 PROCESSES = 7
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Goals, set before measuring: the time of the strongest stock form over ours, and stock's memory over ours.
 TARGETS = {"bloom-prefill": 10.0, "bloom-decode": 8.0, "mpt-decode": 3.0}
 MEMORY_TARGET = 20.0
 
 
-def bloom() -> PreTrainedModel:
+def bloom(dtype: torch.dtype) -> PreTrainedModel:
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=1000, hidden_size=1024, n_head=16, n_layer=2, attn_implementation="eager")
-    return BloomModel(config).eval()
+    return BloomModel(config).to(dtype).eval()
 
 
-def mpt() -> PreTrainedModel:
+def mpt(dtype: torch.dtype) -> PreTrainedModel:
     torch.manual_seed(0)
     config = MptConfig(vocab_size=1000, d_model=4096, n_heads=32, n_layers=2, max_seq_len=HELD + 1024)
-    return MptModel(config).eval()
+    return MptModel(config).to(dtype).eval()
 
 
 def prompt(length: int) -> torch.Tensor:
@@ -67,9 +69,9 @@ def prefill(model: PreTrainedModel, length: int) -> Callable[[], Any]:
     return lambda: model(ids, use_cache=True)
 
 
-def peak_of(form: str) -> int:
+def peak_of(form: str, dtype: torch.dtype) -> int:
     """Bytes at the peak of one prefill beyond the model, in this process, which must be new."""
-    model = bloom() if form == "stock" else enable(bloom())
+    model = bloom(dtype) if form == "stock" else enable(bloom(dtype))
     prefill(model, 64)()
     call = prefill(model, PROMPT)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -83,9 +85,9 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def memory(form: str) -> int:
+def memory(form: str, dtype: str) -> int:
     """Median over processes: what an allocator keeps of freed memory differs by a fifth from one to the next."""
-    command = [sys.executable, __file__, "--peak", form]
+    command = [sys.executable, __file__, "--peak", form, "--dtype", dtype]
     return statistics.median_low(
         int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(PROCESSES)
     )
@@ -118,9 +120,11 @@ def steps(model: PreTrainedModel, cache: Any) -> Callable[[], Any]:
     return call
 
 
-def decode_forms(make: Callable[[], PreTrainedModel], rounds: int) -> dict[str, Callable[[], Any]]:
+def decode_forms(
+    make: Callable[[torch.dtype], PreTrainedModel], dtype: torch.dtype, rounds: int
+) -> dict[str, Callable[[], Any]]:
     torch.compiler.reset()
-    stock, ours = make(), enable(make())
+    stock, ours = make(dtype), enable(make(dtype))
     for mine, theirs in zip(ours.parameters(), stock.parameters(), strict=True):
         mine.data = theirs.data  # one copy of the weights
     held = sampled_tokens(stock, HELD)
@@ -138,9 +142,9 @@ def decode_forms(make: Callable[[], PreTrainedModel], rounds: int) -> dict[str, 
     }
 
 
-def prefill_forms() -> dict[str, Callable[[], Any]]:
+def prefill_forms(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     torch.compiler.reset()
-    stock, ours = bloom(), enable(bloom())
+    stock, ours = bloom(dtype), enable(bloom(dtype))
     forms = {
         "ours": ours,
         "ours, compiled": torch.compile(ours),
@@ -199,10 +203,10 @@ def judged(ratio: float, target: float) -> str:
     return "met" if ratio >= target else "missed"
 
 
-def run(case: str, rounds: int) -> dict[str, Any]:
+def run(case: str, dtype: str, rounds: int) -> dict[str, Any]:
     if case == "bloom-prefill":
-        result = summarise(case, measure(prefill_forms(), rounds), 1)
-        peaks = {form: memory(form) for form in ("ours", "stock")}
+        result = summarise(case, measure(prefill_forms(DTYPES[dtype]), rounds), 1)
+        peaks = {form: memory(form, dtype) for form in ("ours", "stock")}
         less = peaks["stock"] / peaks["ours"]
         print(
             f"  memory: ours {peaks['ours'] / 2**20:.0f} MiB, stock {peaks['stock'] / 2**20:.0f} MiB, {less:.1f} times"
@@ -215,13 +219,14 @@ def run(case: str, rounds: int) -> dict[str, Any]:
             "memory_target": MEMORY_TARGET,
             "memory_verdict": verdict,
         }
-    forms = decode_forms(bloom if case == "bloom-decode" else mpt, rounds)
+    forms = decode_forms(bloom if case == "bloom-decode" else mpt, DTYPES[dtype], rounds)
     return summarise(case, measure(forms, rounds), STEPS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Models of Transformers with the operator and without.")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(TARGETS))
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--peak", choices=("ours", "stock"), help=argparse.SUPPRESS)
@@ -231,11 +236,12 @@ def main() -> None:
         parser.error(f"CASE: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
     with torch.no_grad():
         if options.peak:
-            print(peak_of(options.peak))
+            print(peak_of(options.peak, DTYPES[options.dtype]))
             return
-        results = {case: run(case, options.rounds) for case in options.cases or TARGETS}
+        results = {case: run(case, options.dtype, options.rounds) for case in options.cases or TARGETS}
     if options.output:
-        report = {"schema_version": 1, "machine": machine(), "rounds": options.rounds, "cases": results}
+        about = {"machine": machine(), "dtype": options.dtype, "rounds": options.rounds}
+        report = {"schema_version": 1, **about, "cases": results}
         options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(f"written to {options.output}")
 
