@@ -37,8 +37,8 @@ distance (docs/study).
 
 Products in bfloat16 take a step from 1.1 to 0.6 s on one core with AVX512-BF16 (T5's bias from 1.5 to 1.0), and an
 evaluation from 104 to 48 us a byte at 256 bytes, 151 to 86 at 4,096. Predicted of the scores: no difference to be seen.
-Seen, on 65,536 bytes at 256, 1,024 and 4,096, for every method, ALiBi's NTK scaling and YaRN: at most 0.0003 bits where a
-model stays below 2.3 bits; far beyond their length 0.0006 for sinusoidal positions and RoPE, 0.002 for NoPE and YaRN.
+Seen, on 65,536 bytes at 256, 1,024 and 4,096, for every method, ALiBi's NTK scaling and YaRN: at most 0.0003 bits where
+a model stays below 2.3 bits; far beyond their length 0.0006 for sinusoidal positions and RoPE, 0.002 for NoPE and YaRN.
 """
 
 
