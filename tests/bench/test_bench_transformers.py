@@ -32,8 +32,8 @@ def test_time_and_memory_are_judged_by_themselves(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(script, "measure", lambda *_: {"ours": [1.0, 1.0], "stock": [seconds, seconds]})
-    monkeypatch.setattr(script, "memory", {"ours": 2**30, "stock": stock_bytes}.__getitem__)
-    result = script.run("bloom-prefill", 2)
+    monkeypatch.setattr(script, "memory", lambda form, _: {"ours": 2**30, "stock": stock_bytes}[form])
+    result = script.run("bloom-prefill", "float32", 2)
     assert (result["verdict"], result["target"]) == (verdict, 10.0)
     assert (result["memory_verdict"], result["memory_target"]) == (memory_verdict, 20.0)
     printed = capsys.readouterr().out.splitlines()
@@ -44,6 +44,6 @@ def test_time_and_memory_are_judged_by_themselves(
 def test_the_strongest_form_counts(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = {"ours": [1.0], "stock, dynamic cache": [30.0], "stock, static cache": [7.9]}
     monkeypatch.setattr(script, "measure", lambda *_: measured)
-    result = script.run("bloom-decode", 1)
+    result = script.run("bloom-decode", "float32", 1)
     assert (result["strongest"], result["verdict"]) == (7.9, "missed")
     assert "memory_verdict" not in result
