@@ -341,6 +341,27 @@ def test_a_window_of_the_call_narrows_what_is_held() -> None:
     assert bool((cache.certificate().evicted > 0).all())
 
 
+def test_a_layer_whose_attention_failed_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are gone by then; what the step before could read is still there."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    module = ALiBiAttention(64, 4, num_kv_heads=2, slopes=STEEP).eval()
+    x, cache = torch.randn(1, 5200, 64), HorizonCache()
+    with torch.no_grad():
+        whole = module(x)
+        for part in x[:, :5000].split(500, dim=1):
+            module(part, cache=cache)
+        assert int(cache.certificate().evicted.min()) > 0
+        with monkeypatch.context() as patched:
+            patched.setattr(HorizonCache, "attend", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                module(x[:, 5000:], cache=cache)
+        assert cache.length == 5000
+        torch.testing.assert_close(module(x[:, 5000:], cache=cache), whole[:, 5000:], rtol=1e-4, atol=1e-5)
+
+
 def test_module_and_autocast() -> None:
     module = ALiBiAttention(64, 4, num_kv_heads=2, slopes=STEEP).eval()
     x = torch.randn(1, 3000, 64)

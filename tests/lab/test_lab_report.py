@@ -451,7 +451,7 @@ def test_study_stops_in_time_and_goes_on(tmp_path: Path, texts: Path, monkeypatc
     monkeypatch.setattr(Decoder, "nats", None)
     assert run_study(root, changes, seeds=2) == page
     monkeypatch.undo()
-    with pytest.raises(LabError, match=r"^steps: expected 2, as .*seed-0 was begun with, got 3; leave it out"):
+    with pytest.raises(LabError, match=r"^steps: expected 2, as the run in .*seed-0 was started with, got 3; "):
         run_study(root, {**changes, "steps": 3}, seeds=2)
     with pytest.raises(LabError, match=r"^seed: expected no single seed, got 4; give --seeds, their number$"):
         run_study(root, {"seed": 4})
@@ -468,7 +468,7 @@ def test_a_study_goes_on_with_the_settings_it_was_begun_with(
     changes = {**TINY, **EVERYTHING, "text": (str(texts),)}
     run_study(tmp_path / "study", changes, seeds=2, only_seed=0)
     monkeypatch.setattr("alibi_attention.lab.study.STUDY", {"steps": 77, "eval_precision": "bf16"})
-    with pytest.raises(LabError, match=r"steps: expected 2, as .*seed-0 was begun with, got 3; leave it out"):
+    with pytest.raises(LabError, match=r"^steps: expected 2, as the run in .*seed-0 was started with, got 3; "):
         run_study(tmp_path / "study", {"steps": 3}, seeds=2)
     assert not (tmp_path / "study" / "seed-1").exists()
     assert run_study(tmp_path / "study", {"steps": 2}, seeds=2) is not None

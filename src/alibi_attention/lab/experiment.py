@@ -98,17 +98,7 @@ def resume_experiment(
         got = f"{root}, which has no config.json"
         remedy = "name the folder of an interrupted run with --output, or start one without --resume"
         raise LabError("output", expected="the folder of a run", got=got, remedy=remedy)
-    config = folder.read_config()
-    wanted = make_config({**config.model_dump(), **(expected or {})})
-    for name in expected or {}:
-        started_with, value = getattr(config, name), getattr(wanted, name)
-        if value != started_with:
-            raise LabError(
-                name,
-                expected=f"{started_with}, as the run in {root} was started with",
-                got=f"{value}",
-                remedy="leave it out to continue that run, or start a new one in another folder",
-            )
+    config = read_as_started(folder, expected or {})
     _check(config)
     corpus = load_corpus(config)
     folder.refuse_changed_corpus(corpus)
@@ -122,6 +112,26 @@ def resume_experiment(
                              "It goes on, but the last bits may come out otherwise.")  # fmt: skip
             folder.begin_session(config)
         return _run(folder, config, corpus, progress, stop)
+
+
+def read_as_started(folder: RunFolder, expected: Mapping[str, Any]) -> ExperimentConfig:
+    """The configuration of a run that was started.
+
+    Raises:
+        LabError: for settings that are expected and are not its own.
+    """
+    config = folder.read_config()
+    wanted = make_config({**config.model_dump(), **expected})
+    for name in expected:
+        started_with, value = getattr(config, name), getattr(wanted, name)
+        if value != started_with:
+            raise LabError(
+                name,
+                expected=f"{started_with}, as the run in {folder.root} was started with",
+                got=f"{value}",
+                remedy="leave it out to continue that run, or start a new one in another folder",
+            )
+    return config
 
 
 def reevaluate_experiment(

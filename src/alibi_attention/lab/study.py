@@ -8,7 +8,7 @@ from typing import Any
 
 from alibi_attention.lab.config import ExperimentConfig, make_config
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.experiment import resume_experiment, start_experiment
+from alibi_attention.lab.experiment import read_as_started, resume_experiment, start_experiment
 from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.lock import locked
 from alibi_attention.lab.positions import position_methods
@@ -98,10 +98,11 @@ def run_study(
     progress = progress or Progress()
     stop = Interruption(minutes=minutes)
     folders = [RunFolder(root / f"seed-{seed}") for seed in range(seeds)]
+    # One that was begun by a version with other defaults keeps those.
     begun = next((folder for folder in folders if folder.config.is_file()), None)
-    settings = study_config(changes).model_dump() if begun is None else _as_begun(begun, changes or {})
+    study = study_config(changes) if begun is None else read_as_started(begun, changes or {})
     for seed in range(seeds) if only_seed is None else [only_seed]:
-        config = make_config({**settings, "seed": seed})
+        config = study.model_copy(update={"seed": seed})
         progress.say(f"Seed {seed}, {seed + 1} of {seeds}")
         if folders[seed].config.exists():
             expected_settings = config.model_dump()
@@ -115,21 +116,3 @@ def run_study(
             progress.say(f"No report yet: of the seeds, {', '.join(missing)} are missing.")
             return None
         return write_report([folder.root for folder in folders], root)
-
-
-def _as_begun(folder: RunFolder, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a study one of whose seeds was begun, maybe by a version with other defaults.
-
-    Raises:
-        LabError: for a change that does not agree with them.
-    """
-    config = folder.read_config()
-    wanted = make_config({**config.model_dump(), **changes})
-    for name in changes:
-        begun_with, value = getattr(config, name), getattr(wanted, name)
-        if value != begun_with:
-            raise LabError(
-                name, expected=f"{begun_with}, as {folder.root} was begun with", got=f"{value}",
-                remedy="leave it out to go on with that study, or begin another in a new folder",
-            )  # fmt: skip
-    return config.model_dump()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alibi_attention.integrations.transformers.general import PACKED, heard
-from alibi_attention.integrations.transformers.hooks import Arguments, hook_arguments, named_arguments
+from alibi_attention.integrations.transformers.hooks import NAMES, Arguments, hook_arguments, named_arguments
 
 # Who tells the layers of a model where packed sequences begin: Transformers by its masks, the hook by their bounds, or
 # nobody, because such arguments do not get through to them.
@@ -65,7 +65,7 @@ def keep_packed_apart(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     if ids is None or named.get("attention_mask") is not None or not is_first:
         return args, kwargs
     starts = ids.diff(dim=-1) != 1
-    caches = "use_cache" in inspect.signature(module.forward).parameters
+    caches = "use_cache" in vars(module)[NAMES]
     if torch.compiler.is_compiling():
         # Compiled code cannot look. Training has no use for a cache in any case.
         if vars(module)[_TELLER] != _MASKS and named.get("cu_seq_lens_q") is None:
