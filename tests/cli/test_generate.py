@@ -148,6 +148,10 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 300)
     assert f"a Transformers model, got {long} (File name too long)\n  check the spelling" in invoke(long, "x").stderr
     assert "which has no config.json" in invoke(tmp_path, "x").stderr
+    (tmp_path / "run" / "alibi").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    said = " ".join(invoke(tmp_path / "run" / "alibi", "x").stderr.split())
+    assert f"name the run, {tmp_path / 'run'}, with --method alibi" in said
     (tmp_path / "config.json").write_text("[]", encoding="utf-8")
     assert "which describes neither" in invoke(tmp_path, "x").stderr
     (tmp_path / "config.json").write_text("{", encoding="utf-8")

@@ -84,8 +84,9 @@ MASK_SHARE = 0.15
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
-# What they say is said of a data set, and nothing otherwise.
+# Several values, which a file may join by commas.
 _JOINED = ("methods", "variants", "protocols", "eval_lengths")
+# What they say is said of a data set, and nothing otherwise.
 _OF_DATA_SETS = ("dataset_config", "dataset_split", "dataset_held_out", "text_column", "document_start")
 
 EVALUATION_SETTINGS = (
