@@ -291,16 +291,12 @@ static void finish_unit(const Decode& run, ForwardSpace& space, float* total, co
         });
         store(space.sum + lane, sum);
     }
-    alignas(64) float factors[kBlock] = {};
+    alignas(64) float factors[kBlock], lse[kBlock];
+    conclude(space.peak, space.sum, unit.lines, 1.0f, lse, factors);
     char* rows[kBlock];
     for (int i = 0; i < unit.lines; ++i) {
         const Line& line = run.lines[unit.first_line + i];
-        const float sum = space.sum[i], peak = space.peak[i];
-        const double base = __builtin_fabsf(peak) == kInfinity ? 0.0 : peak;
-        const double bits = base + static_cast<double>(__builtin_log2f(sum));
-        factors[i] = sum == 0.0f ? 1.0f : 1.0f / sum;
-        call.lse[(unit.batch * call.heads + line.head) * call.q_len + line.row] =
-            sum == 0.0f ? -kInfinity : static_cast<float>(bits * 0.69314718055994530942);
+        call.lse[(unit.batch * call.heads + line.head) * call.q_len + line.row] = lse[i];
         rows[i] = const_cast<char*>(row_of(call.out, call.type, unit.batch, line.head, line.row));
     }
     if (run.streams) {

@@ -311,21 +311,32 @@ static Sweep sweep(ForwardSpace& space, const Call& call, const Block& block, co
     return {left.next + 1 + left.passed, right.next - right.passed, apart};
 }
 
-static void finish(const ForwardSpace& space, const Call& call, const Block& block) {
-    const float scale = drop_scale(call.dropout);
-    alignas(64) float factors[kBlock];
-    float* lse = call.lse + (block.batch * call.heads + block.head) * call.q_len + block.first_row;
-    for (int row = 0; row < kBlock; ++row) {
-        const float sum = space.sum[row];
+// What becomes of the sums of `rows` rows, by whole vectors: the natural logarithm of each softmax's denominator, and
+// what the row's output is yet to be multiplied by.
+static void conclude(const float* peaks, const float* sums, int rows, float scale, float* lse, float* factors) {
+    for (int lane = 0; lane < rows; lane += kWidth) {
+        const Floats sum = load(sums + lane), base = base_of(load(peaks + lane));
         // Where there is no mass the output is 0, which is what was summed; NaN stays either way.
-        factors[row] = sum == 0.0f ? 1.0f : scale / sum;
-        if (row >= block.rows) continue;
-        const float peak = space.peak[row];
-        const double base = __builtin_fabsf(peak) == kInfinity ? 0.0 : peak;
+        const Ints none = sum == 0.0f;
+        store(factors + lane, select(none, splat(1.0f), scale / sum));
+        Floats whole, nats;
+        const Floats rest = log2_apart(sum, &whole);
         // Rounded once: backward's probabilities all carry the error of their row's lse.
-        const double bits = base + static_cast<double>(__builtin_log2f(sum));
-        lse[row] = sum == 0.0f ? -kInfinity : static_cast<float>(bits * 0.69314718055994530942);
+        for (int i = 0; i < kWidth; ++i) {
+            const double bits = static_cast<double>(base[i]) + static_cast<double>(whole[i]);
+            nats[i] = static_cast<float>((bits + static_cast<double>(rest[i])) * 0.69314718055994530942);
+        }
+        store(lse + lane, select(none, splat(-kInfinity), nats));
     }
+}
+
+static void finish(const ForwardSpace& space, const Call& call, const Block& block) {
+    alignas(64) float factors[kBlock], lse[kBlock];
+    conclude(space.peak, space.sum, block.rows, drop_scale(call.dropout), lse, factors);
+    __builtin_memcpy(
+        call.lse + (block.batch * call.heads + block.head) * call.q_len + block.first_row, lse,
+        static_cast<size_t>(block.rows) * 4
+    );
     char* rows[kBlock];
     for (int row = 0; row < block.rows; ++row)
         rows[row] = const_cast<char*>(row_of(call.out, call.type, block.batch, block.head, block.first_row + row));

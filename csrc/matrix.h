@@ -256,9 +256,14 @@ ALIBI_INLINE void pack_transposed(
         int64_t at = 0;
         for (; at + kWidth <= length; at += kWidth) {
             Floats square[kWidth];
+            // Asked once: sixteen questions a square are a tenth of the time of a short call.
+            if (here == kWidth) {
 #pragma GCC unroll 16
-            for (int i = 0; i < kWidth; ++i)
-                square[i] = i < here ? load_as(type, rows[first + i], at) * factor : Floats{};
+                for (int i = 0; i < kWidth; ++i) square[i] = load_as(type, rows[first + i], at) * factor;
+            } else {
+                for (int i = 0; i < kWidth; ++i)
+                    square[i] = i < here ? load_as(type, rows[first + i], at) * factor : Floats{};
+            }
             transpose(square);
 #pragma GCC unroll 16
             for (int i = 0; i < kWidth; ++i) store(to + (at + i) * kBlock + first, square[i]);
@@ -307,9 +312,12 @@ ALIBI_INLINE void unpack_transposed(
 #pragma GCC unroll 16
             for (int i = 0; i < kWidth; ++i) square[i] = load(from + (at + i) * kBlock + first) * factor;
             transpose(square);
+            if (here == kWidth) {
 #pragma GCC unroll 16
-            for (int i = 0; i < kWidth; ++i)
-                if (i < here) store_as(type, rows[first + i], at, square[i]);
+                for (int i = 0; i < kWidth; ++i) store_as(type, rows[first + i], at, square[i]);
+            } else {
+                for (int i = 0; i < here; ++i) store_as(type, rows[first + i], at, square[i]);
+            }
         }
         for (; at < length; ++at)
             for (int i = 0; i < here; ++i)

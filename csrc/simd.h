@@ -52,8 +52,15 @@ ALIBI_INLINE To bits_of(From from) {
     return to;
 }
 
+// Not `Floats{} + x`: -0 + 0 is 0, so compilers add before they spread, once for every scalar of a product.
 ALIBI_INLINE Floats splat(float x) {
-    return Floats{} + x;
+#if defined(__AVX512F__)
+    return _mm512_set1_ps(x);
+#elif defined(__AVX2__)
+    return _mm256_set1_ps(x);
+#else
+    return Floats{x, x, x, x};
+#endif
 }
 ALIBI_INLINE Ints splat_int(int32_t x) {
     return Ints{} + x;
@@ -184,6 +191,26 @@ ALIBI_INLINE Floats exp2(Floats x) {
     // 2^whole: 0 at -127 and inf at 128, as multiplying needs them.
     return y * bits_of<Floats>((bits_of<Words>(shifted) << 23) + 0x3f800000u);
 #endif
+}
+
+// log2(x), x positive and normal, as a whole number and what is left, within 1/2 of 0 and good to 2^-24: their sum in
+// float32 would be as coarse as the whole number is large. Both 0 for 1; infinities and NaN come out in the rest.
+ALIBI_INLINE Floats log2_apart(Floats x, Floats* whole) {
+    const Ints bits = bits_of<Ints>(x);
+    // Counted from sqrt(1/2), so that what remains of x lies around 1.
+    const Ints power = (bits - 0x3f3504f3) >> 23;
+    const Floats f = bits_of<Floats>(bits - (power << 23)) - 1.0f;
+    // Minimax on [sqrt(1/2) - 1, sqrt(2) - 1] of log2(1 + f) / f, weighed by f: absolute error 2^-27 of the product.
+    Floats y = f * 1.25412181e-1f - 2.10303247e-1f;
+    y = y * f + 2.17379436e-1f;
+    y = y * f - 2.38519460e-1f;
+    y = y * f + 2.87656665e-1f;
+    y = y * f - 3.60721201e-1f;
+    y = y * f + 4.80922520e-1f;
+    y = y * f - 7.21347153e-1f;
+    y = y * f + 1.44269490f;
+    *whole = __builtin_convertvector(power, Floats);
+    return select(magnitude(x) < kInfinity, y * f, x);
 }
 
 // sum + the products of both halves of each lane, taken as bfloat16.

@@ -26,10 +26,13 @@ MOST = 512
 
 
 class PlainCall(NamedTuple):
-    """A call described, checked and given to the kernels: ``rest`` is what follows its tensors in the operators."""
+    """A call described, checked and given to the kernels."""
 
     prepared: PreparedCall
+    # What follows its tensors in the operators.
     rest: tuple[Any, ...]
+    # Its slopes, where it brings none.
+    preset: Tensor
 
 
 class _Unknown:
@@ -165,7 +168,7 @@ def plain_call(
     assert not isinstance(call, _Unknown)
     if call is None or not call.prepared.serves_still():
         return None
-    return call, preset_slopes(query.shape[1], query.device) if slopes is None else slopes
+    return call, call.preset if slopes is None else slopes
 
 
 def _describe(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, **options: Any) -> PlainCall | None:
@@ -177,4 +180,5 @@ def _describe(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, 
     )
     if not readable or not isinstance(choose(problem, backend), CpuBackend):
         return None
-    return PlainCall(PreparedCall(problem, query, key, value, arguments[3]), arguments[4:])
+    prepared = PreparedCall(problem, query, key, value, arguments[3])
+    return PlainCall(prepared, arguments[4:], preset_slopes(problem.num_heads, problem.device))

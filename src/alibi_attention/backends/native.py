@@ -50,13 +50,19 @@ def load() -> Native | str:
     Raises:
         RuntimeError: for an ALIBI_CPU_ISA that does not exist, or that this machine lacks.
     """
-    if _in_use is not None:
-        return _in_use
+    return _load_first() if _serving is None else _serving
+
+
+# What `load` gives, once it is known.
+_serving: Native | str | None = None
+
+
+def _load_first() -> Native | str:
+    global _serving
     with _LOADING:
-        return _load()
-
-
-_in_use: Native | None = None
+        if _serving is None:
+            _serving = _load()
+        return _serving
 
 
 def use(library: Native | None) -> None:
@@ -64,8 +70,9 @@ def use(library: Native | None) -> None:
 
     For measurements that compare builds. A call that is under way ends with what it began with.
     """
-    global _in_use
-    _in_use = library
+    global _serving
+    with _LOADING:
+        _serving = library
 
 
 @functools.cache
