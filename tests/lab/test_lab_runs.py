@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -308,6 +309,24 @@ def test_recall_without_room_is_refused_before_training(tiny: MakeConfig, tmp_pa
         "add one, or leave recall out"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_lengths_past_every_position_are_refused_before_training(tiny: MakeConfig, tmp_path: Path) -> None:
+    beyond: dict[str, Any] = {"methods": ("learned",), "eval_lengths": (64, 128), "protocols": ("windows",)}
+    with pytest.raises(LabError) as error:
+        start_experiment(tiny(**beyond), tmp_path / "run")
+    assert str(error.value) == (
+        "eval_lengths: expected a length of at most 16, where the positions of learned end, got 64,128; "
+        "add 16, or a method beside it"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"protocols": ("targets",)}, {"methods": ("learned", "nope")}])
+def test_lengths_within_some_position_are_not(tiny: MakeConfig, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Windows of fixed targets are halved from the shortest length down, and no position of NoPE ends."""
+    beyond: dict[str, Any] = {"methods": ("learned",), "eval_lengths": (32,), "protocols": ("windows",)}
+    start_experiment(tiny(**{**beyond, **changes}), tmp_path / "run")
 
 
 # What was interrupted, damaged, or begun elsewhere

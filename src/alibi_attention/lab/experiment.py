@@ -21,7 +21,7 @@ from alibi_attention.lab.files import replacing, write_text
 from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.model import Decoder, build_decoder
 from alibi_attention.lab.passages import RecallMixer, alphabet_of
-from alibi_attention.lab.positions import full_title, position_methods, split_name
+from alibi_attention.lab.positions import DecoderShape, full_title, position_methods, split_name
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.protocols import held_out_of, protocol_lengths, protocol_work, run_protocol
 from alibi_attention.lab.recall import askable_distances
@@ -59,6 +59,7 @@ def start_experiment(
     folder = RunFolder(root)
     folder.refuse_existing()
     _check(config)
+    _refuse_unreachable(config)
     corpus = load_corpus(config)
     _check_recall(config, corpus)
     with folder.held():
@@ -161,6 +162,7 @@ def reevaluate_experiment(
         raise LabError("output", expected="a new folder by its name", got=got, remedy="name one, such as runs/again")
     folder.refuse_existing()
     _check(config)
+    _refuse_unreachable(config)
     for method in config.methods:
         if not old.weights(method).is_file():
             remedy = f"complete it with: alibi extrapolate --resume --output {source}"
@@ -226,6 +228,20 @@ def _check(config: ExperimentConfig) -> None:
     for name in config.variants:
         method, variant = split_name(name)
         position_methods()[method].require(variant)
+
+
+def _refuse_unreachable(config: ExperimentConfig) -> None:
+    """Refuse lengths at which no method has positions: all that was trained would end in dashes."""
+    shortest = min(protocol_lengths(protocol, config)[0] for protocol in config.protocols)
+    shape = DecoderShape(config.length, config.layers, config.heads, config.width)
+    with torch.random.fork_rng(devices=[]):
+        ends = [position_methods()[method](shape).longest for method in config.methods]
+    farthest = max(shortest if end is None else end for end in ends)
+    if farthest < shortest:
+        which = ", ".join(config.methods)
+        expected = f"a length of at most {farthest:,}, where the positions of {which} end"
+        got = ",".join(map(str, config.eval_lengths))
+        raise LabError("eval_lengths", expected=expected, got=got, remedy=f"add {farthest}, or a method beside it")
 
 
 def _run(
