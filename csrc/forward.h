@@ -321,7 +321,7 @@ static void conclude(const float* peaks, const float* sums, int rows, float scal
         store(factors + lane, select(none, splat(1.0f), scale / sum));
         Floats whole, nats;
         const Floats rest = log2_apart(sum, &whole);
-        // Rounded once: backward's probabilities all carry the error of their row's lse.
+        // In float64 until the last: backward's probabilities all carry the error of their row's lse.
         for (int i = 0; i < kWidth; ++i) {
             const double bits = static_cast<double>(base[i]) + static_cast<double>(whole[i]);
             nats[i] = static_cast<float>((bits + static_cast<double>(rest[i])) * 0.69314718055994530942);

@@ -281,10 +281,14 @@ ALIBI_INLINE void pack_pairs(float* to, const char* const* rows, int count, int6
         int64_t at = 0;
         for (; at + kWidth <= pairs; at += kWidth) {
             Floats square[kWidth];
+            if (here == kWidth) {
 #pragma GCC unroll 16
-            for (int i = 0; i < kWidth; ++i) {
-                square[i] = Floats{};
-                if (i < here) __builtin_memcpy(&square[i], rows[first + i] + at * 4, sizeof(Floats));
+                for (int i = 0; i < kWidth; ++i) __builtin_memcpy(&square[i], rows[first + i] + at * 4, sizeof(Floats));
+            } else {
+                for (int i = 0; i < kWidth; ++i) {
+                    square[i] = Floats{};
+                    if (i < here) __builtin_memcpy(&square[i], rows[first + i] + at * 4, sizeof(Floats));
+                }
             }
             transpose(square);
 #pragma GCC unroll 16

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad, profiler
 
 from alibi_attention.backends.cpu import CpuBackend
 from alibi_attention.backends.prepared import PreparedCall
-from alibi_attention.call import call_arguments, preset_slopes, problem_of
+from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.dispatch import choose
 from alibi_attention.problem import check_finite_slopes
 
@@ -31,8 +31,8 @@ class PlainCall(NamedTuple):
     prepared: PreparedCall
     # What follows its tensors in the operators.
     rest: tuple[Any, ...]
-    # Its slopes, where it brings none.
-    preset: Tensor
+    # The slopes of a call that brings none.
+    preset: Tensor | None
 
 
 class _Unknown:
@@ -168,7 +168,10 @@ def plain_call(
     assert not isinstance(call, _Unknown)
     if call is None or not call.prepared.serves_still():
         return None
-    return call, call.preset if slopes is None else slopes
+    if slopes is None:
+        slopes = call.preset
+        assert slopes is not None
+    return call, slopes
 
 
 def _describe(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, **options: Any) -> PlainCall | None:
@@ -181,4 +184,4 @@ def _describe(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, 
     if not readable or not isinstance(choose(problem, backend), CpuBackend):
         return None
     prepared = PreparedCall(problem, query, key, value, arguments[3])
-    return PlainCall(prepared, arguments[4:], preset_slopes(problem.num_heads, problem.device))
+    return PlainCall(prepared, arguments[4:], arguments[3] if slopes is None else None)

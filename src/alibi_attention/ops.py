@@ -163,7 +163,7 @@ class _PlainAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None = None) -> tuple[Any, ...]:
-        saved, (prepared, rest, _) = ctx.saved_tensors, ctx.call
+        saved, prepared, rest = ctx.saved_tensors, ctx.call.prepared, ctx.call.rest
         grad_out = torch.zeros_like(saved[4]) if grad_out is None else grad_out
         if (
             not torch.compiler.is_compiling()

@@ -102,5 +102,15 @@ def main() -> None:
                 print(f"| {name}, L = {length}, D = {head_dim} | {' | '.join(cells)} |")
 
 
+@pytest.mark.parametrize("queries", [1, 16])
+def test_lse_of_small_sums(queries: int):
+    """Two equal keys: log(1 + exp(-slope)), where a logarithm that is good for large sums alone would show."""
+    slopes = torch.linspace(0.0, 8.0, 4096)
+    query, key = torch.zeros(1, len(slopes), queries, 16), torch.zeros(1, len(slopes), max(queries, 2), 16)
+    _, lse = alibi_attention(query, key, key, slopes, tolerance=0.0, return_lse=True, backend="cpu")
+    found, expected = lse[0, :, -1 if queries == 1 else 1].double(), torch.log1p(torch.exp(-slopes.double()))
+    assert (found - expected).abs().max() < 1e-7
+
+
 if __name__ == "__main__":
     main()

@@ -50,7 +50,9 @@ def load() -> Native | str:
     Raises:
         RuntimeError: for an ALIBI_CPU_ISA that does not exist, or that this machine lacks.
     """
-    return _load_first() if _serving is None else _serving
+    # Read once: `use` may change it in between.
+    serving = _serving
+    return _load_first() if serving is None else serving
 
 
 # What `load` gives, once it is known.
