@@ -92,16 +92,6 @@ def test_so_it_is_where_few_queries_have_large_scores(
         assert rms(ours) <= 2 * rms(theirs), name
 
 
-def main() -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        print(f"\n| {str(dtype).removeprefix('torch.')} | cpu | SDPA |\n|---|---|---|")
-        for length, head_dim in SIZES:
-            found = errors(length, head_dim, dtype)
-            for name, ours, theirs in zip(NAMES, found["cpu"], found["SDPA"], strict=True):
-                cells = (f"{error.abs().max():.1e} / {rms(error):.1e}" for error in (ours, theirs))
-                print(f"| {name}, L = {length}, D = {head_dim} | {' | '.join(cells)} |")
-
-
 @pytest.mark.parametrize("queries", [1, 16])
 def test_lse_of_small_sums(queries: int):
     """Two equal keys: log(1 + exp(-slope)), where a logarithm that is good for large sums alone would show."""
@@ -110,6 +100,16 @@ def test_lse_of_small_sums(queries: int):
     _, lse = alibi_attention(query, key, key, slopes, tolerance=0.0, return_lse=True, backend="cpu")
     found, expected = lse[0, :, -1 if queries == 1 else 1].double(), torch.log1p(torch.exp(-slopes.double()))
     assert (found - expected).abs().max() < 1e-7
+
+
+def main() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        print(f"\n| {str(dtype).removeprefix('torch.')} | cpu | SDPA |\n|---|---|---|")
+        for length, head_dim in SIZES:
+            found = errors(length, head_dim, dtype)
+            for name, ours, theirs in zip(NAMES, found["cpu"], found["SDPA"], strict=True):
+                cells = (f"{error.abs().max():.1e} / {rms(error):.1e}" for error in (ours, theirs))
+                print(f"| {name}, L = {length}, D = {head_dim} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from alibi_attention.lab.checkpoint import load_tensors, load_weights, save_tensors
@@ -20,11 +19,11 @@ from alibi_attention.lab.figures import save_figures
 from alibi_attention.lab.files import replacing, write_text
 from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.model import Decoder, build_decoder
-from alibi_attention.lab.passages import RecallMixer, alphabet_of
-from alibi_attention.lab.positions import DecoderShape, full_title, position_methods, split_name
+from alibi_attention.lab.passages import RecallMixer
+from alibi_attention.lab.positions import full_title, split_name
+from alibi_attention.lab.preconditions import check_machine, check_recall, refuse_unreachable
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.protocols import held_out_of, protocol_lengths, protocol_work, run_protocol
-from alibi_attention.lab.recall import askable_distances
 from alibi_attention.lab.runs import Kept, MethodResult, RunFolder
 from alibi_attention.lab.schema import SCHEMA_VERSION
 from alibi_attention.lab.scores import Evaluation
@@ -58,10 +57,10 @@ def start_experiment(
     """
     folder = RunFolder(root)
     folder.refuse_existing()
-    _check(config)
-    _refuse_unreachable(config)
+    check_machine(config)
+    refuse_unreachable(config)
     corpus = load_corpus(config)
-    _check_recall(config, corpus)
+    check_recall(config, corpus)
     with folder.held():
         # Once more: another process may have begun and ended in the meantime.
         folder.refuse_existing()
@@ -100,7 +99,7 @@ def resume_experiment(
         remedy = "name the folder of an interrupted run with --output, or start one without --resume"
         raise LabError("output", expected="the folder of a run", got=got, remedy=remedy)
     config = read_as_started(folder, expected or {})
-    _check(config)
+    check_machine(config)
     corpus = load_corpus(config)
     folder.refuse_changed_corpus(corpus)
     progress = progress or Progress()
@@ -161,8 +160,8 @@ def reevaluate_experiment(
         got = f"{root}, which is no name of one"
         raise LabError("output", expected="a new folder by its name", got=got, remedy="name one, such as runs/again")
     folder.refuse_existing()
-    _check(config)
-    _refuse_unreachable(config)
+    check_machine(config)
+    refuse_unreachable(config)
     for method in config.methods:
         if not old.weights(method).is_file():
             remedy = f"complete it with: alibi extrapolate --resume --output {source}"
@@ -171,7 +170,7 @@ def reevaluate_experiment(
         load_tensors(old.weights(method))
     corpus = load_corpus(config)
     old.refuse_changed_corpus(corpus)
-    _check_recall(config, corpus)
+    check_recall(config, corpus)
     with _taking_weights(old, root, config, corpus):
         folder.complete_beginning(config)
         return _run(folder, config, corpus, progress or Progress())
@@ -201,47 +200,6 @@ def _taking_weights(
         shutil.rmtree(root, ignore_errors=True)
         made.root.replace(root)
         yield
-
-
-def _check_recall(config: ExperimentConfig, corpus: Corpus) -> None:
-    """Refuse lengths or a vocabulary with no room for keys and values, before anything is written."""
-    RecallMixer(corpus.encoder, config.recall_share, config.length)
-    if "recall" in config.protocols:
-        alphabet = alphabet_of(corpus.encoder)
-        if not askable_distances(alphabet, config.eval_lengths[-1]):
-            least = alphabet.question + alphabet.width - 1
-            expected = f"a length of at least {least} tokens for recall, which is told and asked"
-            got = ",".join(map(str, config.eval_lengths))
-            raise LabError("eval_lengths", expected=expected, got=got, remedy="add one, or leave recall out")
-
-
-def _check(config: ExperimentConfig) -> None:
-    """Refuse what this machine has not got, before anything is trained."""
-    if config.device == "cuda":
-        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if not seen:
-            got = "cuda, which torch does not see here"
-            raise LabError("device", expected="a device of this machine", got=got, remedy="use cpu")
-        if seen < config.devices:
-            raise LabError("devices", expected=f"at most the {seen} of this machine", got=f"{config.devices}",
-                           remedy="lower it")  # fmt: skip
-    for name in config.variants:
-        method, variant = split_name(name)
-        position_methods()[method].require(variant)
-
-
-def _refuse_unreachable(config: ExperimentConfig) -> None:
-    """Refuse lengths at which no method has positions: all that was trained would end in dashes."""
-    shortest = min(protocol_lengths(protocol, config)[0] for protocol in config.protocols)
-    shape = DecoderShape(config.length, config.layers, config.heads, config.width)
-    with torch.random.fork_rng(devices=[]):
-        ends = [position_methods()[method](shape).longest for method in config.methods]
-    farthest = max(shortest if end is None else end for end in ends)
-    if farthest < shortest:
-        which = ", ".join(config.methods)
-        expected = f"a length of at most {farthest:,}, where the positions of {which} end"
-        got = ",".join(map(str, config.eval_lengths))
-        raise LabError("eval_lengths", expected=expected, got=got, remedy=f"add {farthest}, or a method beside it")
 
 
 def _run(
