@@ -18,7 +18,8 @@ tidy_flags := -std=gnu++17 -fno-math-errno -Wall -Wextra
 # And as another machine's compiler would: types and intrinsics of aarch64, for which no headers are needed.
 tidy_aarch64 := $(tidy_flags) --target=aarch64-linux-gnu -ffreestanding -DALIBI_TARGET=baseline
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
-tidy_avx512 := -DALIBI_TARGET=avx512bf16 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16
+tidy_avx512 := -DALIBI_TARGET=amx -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 \
+	-mamx-tile -mamx-bf16
 endif
 
 .DEFAULT_GOAL := help
@@ -74,7 +75,7 @@ loaded = $(BIN)/python -c "from alibi_attention.backends import native; print(na
 
 # The suite itself runs with the best there is.
 isas: $(tools) ## the tests of the CPU kernels under each instruction set this machine has but the best (minutes)
-	@best=$$($(loaded)) && for isa in baseline avx2 avx512 avx512bf16; do \
+	@best=$$($(loaded)) && for isa in baseline avx2 avx512 avx512bf16 amx; do \
 	  if [ $$isa = $$best ]; then continue; fi; \
 	  if ! ALIBI_CPU_ISA=$$isa $(loaded) >/dev/null 2>&1; then echo "this machine has no $$isa"; continue; fi; \
 	  echo "The kernels as $$isa"; \

@@ -21,7 +21,13 @@ struct BackwardSpace {
     float* grad_query;   // [head_dim][kBlock]
     float* key_stage;
     float* value_stage;
-    float* streamed;  // (row, padded head_dim), times scale * log2(e), where forward took rows so; or null
+    uint16_t* stage;     // the matrix unit's: rows of keys or values as they are,
+    uint16_t* turned;    // elements of keys side by side,
+    uint16_t* terms;     // [2][kTile][kRowTerms]: weights, then gradients of scores,
+    float* query_pairs;  // [kRowTerms / 2][padded head_dim]: queries by pairs of rows,
+    float* flow_pairs;   // flows likewise,
+    float* products;     // [kTile][kBlock]: values with flows; grad_scores itself unless weights are dropped
+    float* streamed;     // (row, padded head_dim), times scale * log2(e), where forward took rows so; or null
     // In bits, as a float and what it rounds off: lse may be large where all keys are far, and every weight of a row
     // would carry its rounding. inf where there is no mass, so that weights are 0.
     alignas(64) float lse[kBlock];
@@ -65,6 +71,21 @@ struct Backward {
     int64_t next;
 };
 
+// What a tile adds to the gradients, by the matrix unit.
+static void add_gradients_by_matrix(
+    BackwardSpace& space, const Call& call, const Block& block, const Tile& tile, const KeyHead& head,
+    const float* weights, float* grad_key, float* grad_value, int64_t key_dim, int64_t value_dim
+) {
+    take_terms(space.terms, weights, tile.keys, block.rows);
+    add_over_queries(grad_value, value_dim, tile, space.terms, space.flow_pairs);
+    take_terms(space.terms, space.grad_scores, tile.keys, block.rows);
+    add_over_queries(grad_key, key_dim, tile, space.terms, space.query_pairs);
+    pair_weights(space.grad_scores, tile.keys, block.rows);
+    add_over_keys(
+        space.grad_query, tile, tile.raw_key, head.key_step, call.head_dim, space.grad_scores, block.rows, space.turned
+    );
+}
+
 template <class Is>
 static void retrace(
     BackwardSpace& space, const Call& call, const Block& block, const Tile& tile, const KeyHead& head, float* grad_key,
@@ -74,6 +95,17 @@ static void retrace(
     const float scale = drop_scale(call.dropout);
     // Weights
     if (space.streamed) stream_tile(space.weights, space.streamed, call, block, tile, head);
+    if constexpr (Is::kPairs && kHasMatrixUnit) {
+        if (!space.streamed)
+            matrix_scores(
+                space.weights, call, tile, tile.raw_key, head.key_step, call.head_dim, space.query, block.rows,
+                space.stage
+            );
+        matrix_scores(
+            space.products, call, tile, tile.raw_value, head.value_step, call.value_dim, space.flow, block.rows,
+            space.stage
+        );
+    }
     by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
         constexpr int V = decltype(vectors)::value;
         Floats lse[V], rest[V], unused[V];
@@ -124,7 +156,9 @@ static void retrace(
             constexpr int R = decltype(count)::value;
             Accumulators<R, V> product;
             clear(product);
-            if constexpr (Is::kPairs)
+            if constexpr (Is::kPairs && kHasMatrixUnit)
+                collect(product, space.products + row * kBlock + lane);
+            else if constexpr (Is::kPairs)
                 multiply_pairs(
                     product, tile.raw_value + row * head.value_step, head.value_step, space.flow + lane,
                     call.value_dim / 2
@@ -180,6 +214,8 @@ static void retrace(
             }
         return;
     }
+    if constexpr (Is::kPairs && kHasMatrixUnit)
+        return add_gradients_by_matrix(space, call, block, tile, head, kept, grad_key, grad_value, key_dim, value_dim);
     const int key_lanes = static_cast<int>(key_dim), value_lanes = static_cast<int>(value_dim);
     add_product<kAlongSum>(
         grad_value, value_dim, tile.keys, value_lanes, kept, kBlock, space.flow_rows, value_dim, rows
@@ -236,9 +272,14 @@ static void backward_block(
     }
     __builtin_memset(space.slope, 0, sizeof space.slope);
     if (pairs)
-        pack_pairs(space.flow, flows, block.rows, call.value_dim / 2);
+        pack_block_pairs(space.flow, flows, block.rows, call.value_dim);
     else
         pack_transposed(space.flow, kFloat32, flows, block.rows, call.value_dim, 1.0f);
+    const bool matrix = takes_matrix_unit(call);
+    if (matrix) {
+        pair_rows(space.query_pairs, run.key_stride, query, block.rows, call.head_dim);
+        pair_rows(space.flow_pairs, run.value_stride, flows, block.rows, call.value_dim);
+    }
     __builtin_memset(space.grad_query, 0, static_cast<size_t>(call.head_dim) * kBlock * 4);
     space.finite = all_finite(space.query_rows, run.key_stride, block.rows, run.key_stride) &&
                    all_finite(space.flow_rows, run.value_stride, block.rows, run.value_stride);
@@ -249,7 +290,7 @@ static void backward_block(
         const int64_t at = t < first ? apart : t;
         Tile tile;
         enter_tile(tile, call, block, keys, at, t + 1 < end ? t + 1 : -1);
-        bring_keys(tile, call, keys);
+        if (!matrix || tile.masked) bring_keys(tile, call, keys);
         bring_values(tile, call, keys);
         float* grad_key = share.key_sums(at, run.key_stride);
         float* grad_value = share.value_sums(at, run.value_stride);
@@ -280,10 +321,12 @@ static void backward_member(void* context, int64_t) {
     Backward& run = *static_cast<Backward*>(context);
     const Call& call = *run.call;
     const int64_t key_dim = run.key_stride, value_dim = run.value_stride;
-    const bool widens = call.type != kFloat32, pairs = takes_pairs(call);
-    const int64_t floats =
-        (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock + kTile * (key_dim + value_dim) + kStreamRows * key_dim;
-    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 10 * (64 + kGap))));
+    const bool widens = call.type != kFloat32, pairs = takes_pairs(call), matrix = takes_matrix_unit(call);
+    const int64_t matrix_floats =
+        stage_floats(call) + kTurnedFloats + kTermsOfTile + kRowTerms / 2 * (key_dim + value_dim) + kTile * kBlock;
+    const int64_t floats = (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock + kTile * (key_dim + value_dim) +
+                           kStreamRows * key_dim + (matrix ? matrix_floats : 0);
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 18 * (64 + kGap))));
     if (!memory) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
@@ -299,7 +342,14 @@ static void backward_member(void* context, int64_t) {
     // The gradient of queries takes keys as floats; values are needed so only where there are no pairs.
     space.key_stage = widens ? floats_at(memory, kTile * key_dim) : nullptr;
     space.value_stage = widens && !pairs ? floats_at(memory, kTile * value_dim) : nullptr;
+    space.stage = matrix ? terms_at(memory, stage_floats(call)) : nullptr;
+    space.turned = matrix ? terms_at(memory, kTurnedFloats) : nullptr;
+    space.terms = matrix ? terms_at(memory, kTermsOfTile) : nullptr;
+    space.query_pairs = matrix ? floats_at(memory, kRowTerms / 2 * key_dim) : nullptr;
+    space.flow_pairs = matrix ? floats_at(memory, kRowTerms / 2 * value_dim) : nullptr;
+    space.products = matrix && call.dropout > 0.0 ? floats_at(memory, kTile * kBlock) : space.grad_scores;
     space.streamed = streams_rows(call) ? floats_at(memory, kStreamRows * key_dim) : nullptr;
+    const MatrixUnit unit(matrix);
     const int64_t group = call.heads / call.kv_heads;
     for (int64_t item = draw(run.next); item < run.number_of_shares; item = draw(run.next)) {
         const Share& share = run.shares[run.order[item]];

@@ -53,6 +53,11 @@ ALIBI_INLINE bool takes_pairs(const Call& call) {
     return kHasPairs && call.type == kBFloat16 && call.head_dim % 2 == 0 && call.value_dim % 2 == 0;
 }
 
+// Whether they are taken by the matrix unit.
+ALIBI_INLINE bool takes_matrix_unit(const Call& call) {
+    return kHasMatrixUnit && takes_pairs(call);
+}
+
 // What a row of a call sees, and where it stands.
 struct Place {
     int64_t position, lower, upper;

@@ -130,6 +130,7 @@ static void decode_member(void* context, int64_t) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }
+    const MatrixUnit registers(!run.streams && takes_matrix_unit(call));
     // With the near pieces comes what the horizon will ask of the summary.
     const Pieces& pieces = *run.now;
     const int64_t extents = run.skips && run.now == &run.near ? run.end_pair - run.first_pair : 0;
@@ -406,9 +407,7 @@ ALIBI_INLINE int64_t pieces_each(const Decode& run) {
 
 ALIBI_INLINE int64_t slot_floats(const Decode& run) {
     const Call& call = *run.call;
-    return round_up(
-        kHeader + (run.streams ? kStreamRows * round_up(call.value_dim, kWidth) : kBlock * call.value_dim), 16
-    );
+    return round_up(kHeader + (run.streams ? kStreamRows : kBlock) * round_up(call.value_dim, kWidth), 16);
 }
 
 // Key heads in a wave, by what a head needs where nothing is skipped.

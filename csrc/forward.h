@@ -15,6 +15,8 @@ struct ForwardSpace {
     float* out;      // [value_dim][kBlock]
     float* key_stage;
     float* value_stage;
+    uint16_t* stage;                 // the matrix unit's: rows of keys as they are,
+    uint16_t* turned;                // and elements of values with keys side by side
     int64_t scored;                  // tiles
     alignas(64) float peak[kBlock];  // running maximum
     alignas(64) float sum[kBlock];
@@ -67,7 +69,7 @@ ALIBI_INLINE void by_kind(const Call& call, bool masked, const Body& body) {
     by_sides<false, false>(two_sided, masked, body);
 }
 
-// Scores of a tile in bits into `weights`, and their maximum by lane.
+// Scores of a tile in bits into `weights`, and their maximum by lane. The matrix unit has left the products there.
 template <class Is, int V>
 ALIBI_INLINE void score(
     float* weights, Floats (&most)[V], const float* query, const Block& block, const Tile& tile, const KeyHead& head,
@@ -93,7 +95,9 @@ ALIBI_INLINE void score(
             for (int v = 0; v < V; ++v) asm("" : "+m"(most[v]));
         Accumulators<R, V> dot;
         clear(dot);
-        if constexpr (Is::kPairs)
+        if constexpr (Is::kPairs && kHasMatrixUnit)
+            collect(dot, weights + row * kBlock + lane);
+        else if constexpr (Is::kPairs)
             multiply_pairs(dot, tile.raw_key + row * head.key_step, head.key_step, query + lane, head_dim / 2);
         else
             multiply_rows<Is::kInChains>(
@@ -137,6 +141,10 @@ template <class Is>
 static void enter_scores(
     ForwardSpace& space, const Call& call, const Block& block, const Tile& tile, const KeyHead& head
 ) {
+    if constexpr (Is::kPairs && kHasMatrixUnit)
+        matrix_scores(
+            space.weights, call, tile, tile.raw_key, head.key_step, call.head_dim, space.query, block.rows, space.stage
+        );
     by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
         constexpr int V = decltype(vectors)::value;
         Floats most[V];
@@ -202,6 +210,23 @@ static void enter_values(ForwardSpace& space, const Block& block, const Tile& ti
     if (careful) add_values_with_care(space, block, tile, value_dim);
 }
 
+// The same by the matrix unit.
+static void enter_values_by_matrix(
+    ForwardSpace& space, const Block& block, const Tile& tile, const KeyHead& head, int64_t value_dim
+) {
+    pair_weights(space.weights, tile.keys, block.rows);
+    for (int lane = 0; lane < block.rows; lane += kWidth) {
+        // Away from a row's nearest keys its maximum hardly moves.
+        const Floats fade = load(space.fades + lane);
+        if (all_of(fade == 1.0f)) continue;
+        for (int64_t e = 0; e < value_dim; ++e) {
+            float* at = space.out + e * kBlock + lane;
+            store(at, load(at) * fade);
+        }
+    }
+    add_over_keys(space.out, tile, tile.raw_value, head.value_step, value_dim, space.weights, block.rows, space.turned);
+}
+
 enum class Taken { kYes, kPassedOver, kNotYet };
 
 // Takes a tile into a block's sums. Given `passing`, a tile whose mass is certified negligible is passed over instead;
@@ -224,9 +249,13 @@ static Taken advance(
     enter_weights(space, block, tile);
     // The softmax's own sum is taken before dropout.
     if (call.dropout > 0.0) drop(space.weights, call, block, tile, drop_threshold(call.dropout));
-    bring_values(tile, call, head);
+    const bool matrix = takes_matrix_unit(call);
+    if (!matrix || tile.masked) bring_values(tile, call, head);
     const bool careful = tile.masked && !all_finite(tile.value, tile.value_stride, tile.keys, call.value_dim);
-    enter_values(space, block, tile, call.value_dim, careful);
+    if (matrix && !careful)
+        enter_values_by_matrix(space, block, tile, head, call.value_dim);
+    else
+        enter_values(space, block, tile, call.value_dim, careful);
     return Taken::kYes;
 }
 
@@ -343,10 +372,18 @@ static void finish(const ForwardSpace& space, const Call& call, const Block& blo
     unpack_transposed(rows, call.type, space.out, block.rows, call.value_dim, factors);
 }
 
+// Rows of a block in pairs of elements; the matrix unit wants them up to whole registers.
+ALIBI_INLINE void pack_block_pairs(float* to, const char* const* rows, int count, int64_t length) {
+    pack_pairs(to, rows, count, length / 2);
+    if (!kHasMatrixUnit) return;
+    const int64_t pairs = length / 2, whole = round_up(pairs, kRegisterTerms / 2);
+    __builtin_memset(to + pairs * kBlock, 0, static_cast<size_t>((whole - pairs) * kBlock) * 4);
+}
+
 // The queries of a block in the layout that scores are taken from.
 ALIBI_INLINE void pack_queries(float* to, const Call& call, const Block& block, const char* const* rows) {
     if (takes_pairs(call))
-        pack_pairs(to, rows, block.rows, call.head_dim / 2);
+        pack_block_pairs(to, rows, block.rows, call.head_dim);
     else
         pack_transposed(to, call.type, rows, block.rows, call.head_dim, block.factor);
 }
@@ -390,18 +427,27 @@ ALIBI_INLINE float* floats_at(char*& memory, int64_t count) {
     return at;
 }
 
+// Terms of 16 bits in the room of so many floats.
+ALIBI_INLINE uint16_t* terms_at(char*& memory, int64_t floats) {
+    return reinterpret_cast<uint16_t*>(floats_at(memory, floats));
+}
+
 // A thread's workspace for blocks; false where memory is refused. `out_too` leaves no place for the sums to others.
 static bool make_space(ForwardSpace& space, const Call& call, bool out_too) {
     const int64_t key_dim = round_up(call.head_dim, kWidth), value_dim = round_up(call.value_dim, kWidth);
-    const bool widens = call.type != kFloat32, pairs = takes_pairs(call);
+    const bool widens = call.type != kFloat32, pairs = takes_pairs(call), matrix = takes_matrix_unit(call);
+    const int64_t matrix_floats = stage_floats(call) + kTurnedFloats;
     const int64_t floats = (key_dim + value_dim + kTile) * kBlock + kTile * (key_dim + value_dim);
-    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 8 * (64 + kGap))));
+    const int64_t bytes = (floats + (matrix ? matrix_floats : 0)) * 4;
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(bytes + 8 * (64 + kGap))));
     if (!memory) return false;
     space.query = floats_at(memory, key_dim * kBlock);
     space.weights = floats_at(memory, kTile * kBlock);
     space.out = out_too ? floats_at(memory, value_dim * kBlock) : nullptr;
     space.key_stage = widens && !pairs ? floats_at(memory, kTile * key_dim) : nullptr;
     space.value_stage = widens ? floats_at(memory, kTile * value_dim) : nullptr;
+    space.stage = matrix ? terms_at(memory, stage_floats(call)) : nullptr;
+    space.turned = matrix ? terms_at(memory, kTurnedFloats) : nullptr;
     return true;
 }
 
@@ -413,6 +459,7 @@ static void forward_member(void* context, int64_t) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }
+    const MatrixUnit unit(takes_matrix_unit(call));
     const int64_t items = call.batch * call.heads * run.blocks;
     for (int64_t item = draw(run.next); item < items; item = draw(run.next)) {
         const int64_t pair = run.order ? run.order[item / run.blocks] : item / run.blocks;

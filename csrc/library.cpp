@@ -13,6 +13,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(ALIBI_THREADS_PTHREAD)
 #include <pthread.h>
@@ -29,6 +33,9 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #if defined(ALIBI_HAS_AVX512BF16)
 extern const Kernels kernels_avx512bf16;
+#endif
+#if defined(ALIBI_HAS_AMX)
+extern const Kernels kernels_amx;
 #endif
 #endif
 
@@ -86,9 +93,28 @@ struct Choice {
 
 // In order of preference.
 struct Choices {
-    Choice list[4];
+    Choice list[5];
     int count;
 };
+
+#if defined(ALIBI_HAS_AMX)
+// Whether the machine has AMX for bfloat16, and the system lets this process have its registers: Linux gives their
+// eight KiB a thread to those who ask.
+bool may_use_matrix_unit() {
+#if defined(ALIBI_GUARDED)
+    // What sanitizers are shown in its place runs anywhere.
+    return true;
+#elif defined(__linux__)
+    unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr unsigned int kNeeded = 1u << 22 | 1u << 24;  // AMX-BF16, AMX-TILE
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kNeeded) != kNeeded) return false;
+    constexpr long kRequest = 0x1023, kRegisters = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequest, kRegisters) == 0;
+#else
+    return false;
+#endif
+}
+#endif
 
 Choices choices() {
 #if defined(ALIBI_HAS_AVX2)
@@ -99,18 +125,23 @@ Choices choices() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    // Of what the compiler that built this had never heard of: for a caller, a machine that lacks it.
+    Choice pairs = {"avx512bf16", nullptr, false}, matrix = {"amx", nullptr, false};
 #if defined(ALIBI_HAS_AVX512BF16)
-    const Choice pairs = {"avx512bf16", &kernels_avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16")};
-#else
-    // The compiler that built this had never heard of it: for a caller, a machine that lacks it.
-    const Choice pairs = {"avx512bf16", nullptr, false};
+    pairs.kernels = &kernels_avx512bf16;
+    pairs.supported = avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+#if defined(ALIBI_HAS_AMX)
+    matrix.kernels = &kernels_amx;
+    matrix.supported = pairs.supported && may_use_matrix_unit();
 #endif
     return {
-        {pairs,
+        {matrix,
+         pairs,
          {"avx512", &kernels_avx512, avx512},
          {"avx2", &kernels_avx2, avx2},
          {"baseline", &kernels_baseline, true}},
-        4
+        5
     };
 #else
     return {{{"baseline", &kernels_baseline, true}}, 1};

@@ -68,6 +68,15 @@ ALIBI_INLINE void clear(Accumulators<Rows, Vectors>& sum) {
         for (int v = 0; v < Vectors; ++v) sum.at[r][v] = Floats{};
 }
 
+// sum = rows of kBlock lanes as they are in memory.
+template <int Rows, int Vectors>
+ALIBI_INLINE void collect(Accumulators<Rows, Vectors>& sum, const float* from) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) sum.at[r][v] = load(from + r * kBlock + v * kWidth);
+}
+
 // sum += a @ b over `length` terms. The scalar of row r, term n is a[r * a_stride + n], or a[n * a_stride + r]; vector
 // v of term n starts at b[n * b_stride + v * kWidth].
 template <Lie lie, int Rows, int Vectors>

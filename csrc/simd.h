@@ -42,6 +42,13 @@ constexpr bool kHasPairs = true;
 constexpr bool kHasPairs = false;
 #endif
 
+// Whether cores have a matrix unit that takes them so.
+#if defined(__AMX_BF16__)
+constexpr bool kHasMatrixUnit = true;
+#else
+constexpr bool kHasMatrixUnit = false;
+#endif
+
 constexpr float kInfinity = __builtin_huge_valf();
 
 template <class To, class From>
@@ -121,6 +128,17 @@ ALIBI_INLINE Floats pick(Floats a, Floats b, Ints from) {
 #else
     return __builtin_shuffle(a, b, from);
 #endif
+}
+
+// x where the mask is set, 0 elsewhere.
+ALIBI_INLINE Floats only(Ints mask, Floats x) {
+    return bits_of<Floats>(bits_of<Ints>(x) & mask);
+}
+
+ALIBI_INLINE Ints lanes_before(int count) {
+    Ints lanes;
+    for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = lane < count ? -1 : 0;
+    return lanes;
 }
 
 ALIBI_INLINE Floats magnitude(Floats x) {
@@ -315,11 +333,16 @@ ALIBI_INLINE Floats load_float16(const uint16_t* from) {
 #endif
 }
 
-ALIBI_INLINE void store_bfloat16(uint16_t* to, Floats x) {
+// Rounded to nearest, in the lower half of each word.
+ALIBI_INLINE Words bfloat16_bits(Floats x) {
     const Words bits = bits_of<Words>(x);
     const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Words quiet = (bits >> 16) | 0x40;
-    const Halves packed = __builtin_convertvector(x == x ? rounded : quiet, Halves);
+    return x == x ? rounded : quiet;
+}
+
+ALIBI_INLINE void store_bfloat16(uint16_t* to, Floats x) {
+    const Halves packed = __builtin_convertvector(bfloat16_bits(x), Halves);
     __builtin_memcpy(to, &packed, sizeof packed);
 }
 

@@ -65,10 +65,6 @@ ALIBI_INLINE Cover cover(int64_t length) {
     return to;
 }
 
-ALIBI_INLINE Floats only(Ints mask, Floats x) {
-    return bits_of<Floats>(bits_of<Ints>(x) & mask);
-}
-
 // A query in the vectors of its cover, times scale * log2(e).
 static void read_streamed(float* to, const Call& call, const char* row) {
     const Cover at = cover(call.head_dim);

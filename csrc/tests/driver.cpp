@@ -502,7 +502,7 @@ int main(int count, char** arguments) {
     // Where there are no threads: in an emulator.
     const bool alone = count > 2 && std::string(arguments[2]) == "alone";
     bool good = true;
-    for (const char* isa : {"baseline", "avx2", "avx512", "avx512bf16"}) {
+    for (const char* isa : {"baseline", "avx2", "avx512", "avx512bf16", "amx"}) {
         if (alibi_choose(isa) != 0) continue;
         bool here = run(0, cases, 1);
         if (alone) {

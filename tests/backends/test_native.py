@@ -15,7 +15,7 @@ from alibi_attention.backends import native
 def test_the_library_was_built() -> None:
     library = native.load()
     assert not isinstance(library, str), library
-    assert library.isa in ("avx512bf16", "avx512", "avx2", "baseline")
+    assert library.isa in ("amx", "avx512bf16", "avx512", "avx2", "baseline")
 
 
 EXPECTED = (native.INTERFACE, native.CALL.size, native.BLOCK_Q, native.BLOCK_K)

@@ -108,7 +108,7 @@ def open_library(path: Path) -> Native | str:
     wanted = os.environ.get("ALIBI_CPU_ISA", "")
     refusal = library.alibi_choose(wanted.encode())
     if refusal:
-        why = "this machine does not have it" if refusal == 2 else "expected avx512bf16, avx512, avx2 or baseline"
+        why = "this machine does not have it" if refusal == 2 else "expected amx, avx512bf16, avx512, avx2 or baseline"
         raise RuntimeError(f"ALIBI_CPU_ISA: got {wanted!r}, {why}; unset it to let the library choose")
     return Native(library.alibi_forward, library.alibi_backward, library.alibi_chosen().decode())
 
