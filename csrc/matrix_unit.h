@@ -15,7 +15,6 @@ namespace ALIBI_TARGET {
 constexpr int kRegisterRows = 16;   // of a register
 constexpr int kRegisterTerms = 32;  // summed by one instruction
 constexpr int kRegisterBytes = 64;  // of a register's row
-constexpr int kTilePairs = kTile / 2;
 
 static_assert(kTile % kRegisterTerms == 0 && kBlock % kRegisterRows == 0, "whole registers");
 

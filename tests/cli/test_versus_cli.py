@@ -12,9 +12,10 @@ import torch
 from typer.testing import CliRunner, Result
 
 from alibi_attention.cli.app import app
+from alibi_attention.lab.complete import read_runs
 from alibi_attention.lab.config import make_config
 from alibi_attention.lab.experiment import reevaluate_experiment, start_experiment
-from alibi_attention.lab.summary import read_runs, summarise
+from alibi_attention.lab.summary import summarise
 from alibi_attention.lab.tables import signed
 
 Invoke = Callable[..., Result]

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from alibi_attention.cli.app import app
 from alibi_attention.cli.study import study
 from alibi_attention.lab.bootstrap import bootstrap_interval
+from alibi_attention.lab.complete import read_runs
 from alibi_attention.lab.config import ExperimentConfig, make_config
 from alibi_attention.lab.config_file import read_config_file
 from alibi_attention.lab.dissection import dissect_run
@@ -39,7 +40,7 @@ from alibi_attention.lab.report_tables import report_tables
 from alibi_attention.lab.runs import evaluations_of
 from alibi_attention.lab.scores import LossVerdict, RecallScore
 from alibi_attention.lab.study import run_study, study_config
-from alibi_attention.lab.summary import RecallPoint, read_runs, summarise
+from alibi_attention.lab.summary import RecallPoint, summarise
 from alibi_attention.lab.tables import signed
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -105,12 +106,62 @@ def test_recall_is_never_pooled_over_seeds(runs: list[Path]) -> None:
 
 def test_runs_that_do_not_belong_together(runs: list[Path], tiny: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(
-        LabError, match=r"^runs: expected runs with different seeds, got seeds \[1, 1\]; name each once"
+        LabError, match=r"^runs: expected every method of a seed once, got seed 1 of alibi in .*; leave"
     ):
         read_runs([runs[0], runs[0]])
     start_experiment(tiny(methods=("rope",)), tmp_path / "other")
-    with pytest.raises(LabError, match=r"^runs: expected runs that differ in their seed alone, got methods .*; report"):
+    with pytest.raises(
+        LabError, match=r"^runs: expected runs that differ in seed and methods alone, got length .*; report"
+    ):
         read_runs([runs[0], tmp_path / "other"])
+
+
+def test_a_report_of_kept_runs_is_the_report(runs: list[Path], tmp_path: Path) -> None:
+    roots = [tmp_path / root.name for root in runs]
+    for root, copy in zip(runs, roots, strict=True):
+        shutil.copytree(root, copy)
+    dissect_run(roots[0], "alibi", (64, 128), mass_length=64)
+    write_report(roots, tmp_path / "first")
+    shutil.rmtree(roots[0])
+    # One of the two from the file alone, and from the run's own: in the same folder as well.
+    write_report([tmp_path / "first" / "run-seed-1.json", roots[1] / "results.json"], tmp_path / "second")
+    write_report([tmp_path / "first" / f"run-seed-{seed}.json" for seed in (0, 1)], tmp_path / "first")
+    for name in ("report.md", "report.html", "summary.json", "run-seed-0.json", "run-seed-1.json"):
+        first, second = ((tmp_path / folder / name).read_text(encoding="utf-8") for folder in ("first", "second"))
+        assert first == second, name
+    assert "Inside ALiBi: attention by distance" in (tmp_path / "second" / "report.md").read_text(encoding="utf-8")
+
+
+def test_parts_of_a_seed_are_one_run(runs: list[Path], tmp_path: Path) -> None:
+    whole = read_runs(runs)
+    text = str(runs[0].parent / "texts")
+    parts = []
+    for method in ("learned", "alibi"):
+        variants = [name for name in EVERYTHING["variants"] if name.startswith(method)]
+        changes = {"text": (text,), "methods": (method,), "variants": variants, "seed": 1}
+        parts.append(tmp_path / method)
+        start_experiment(make_config({**TINY, **EVERYTHING, **changes}), parts[-1])
+    found = read_runs([*parts, *(root for root in runs if root.name == "seed-0")])
+    assert [run.config for run in found] == [run.config for run in whole]
+    for mine, theirs in zip(found, whole, strict=True):
+        timeless = {"train_seconds": 0.0, "eval_seconds": 0.0}
+        results = [[each.model_copy(update=timeless) for each in run.results] for run in (mine, theirs)]
+        assert results[0] == results[1]
+    with pytest.raises(LabError, match=r"^runs: expected the same methods and variants of every seed, got learned of "
+                       r"seed 0 alone, not of seed 1; add"):  # fmt: skip
+        read_runs([parts[1], *(root for root in runs if root.name == "seed-0")])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema_version": 99}', None])
+def test_a_file_that_is_no_run(runs: list[Path], tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "run.json"
+    if text is None:
+        # Cut short, as by a full disk elsewhere.
+        whole = (runs[0] / "results.json").read_text(encoding="utf-8")
+        text = whole[: len(whole) // 2]
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(LabError, match=r"^run: expected a run folder, or a file of a run .*, got .*run\.json, which"):
+        read_runs([path])
 
 
 class Page(HTMLParser):
@@ -190,7 +241,8 @@ def test_files_of_a_report(runs: list[Path], tmp_path: Path) -> None:
     write_report(runs, tmp_path / "report")
     figures = ("windows", "sliding", "targets", "positions", "recall")
     assert {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*")} == {
-        "report.html", "report.md", "summary.json", "figures", "config-seed-0.yaml", "config-seed-1.yaml",
+        "report.html", "report.md", "summary.json", "figures",
+        *(f"{name}-seed-{seed}.{kind}" for name, kind in (("config", "yaml"), ("run", "json")) for seed in (0, 1)),
         *(f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")),
     }  # fmt: skip
     for name in figures:
@@ -232,6 +284,8 @@ def test_what_repeats_it_is_beside_the_report(runs: list[Path], tmp_path: Path) 
         "alibi extrapolate --config config-seed-0.yaml --output again/seed-0",
         "alibi extrapolate --config config-seed-1.yaml --output again/seed-1",
         "alibi report again/seed-0 again/seed-1 --output again",
+        "# or the report alone, of the scores kept beside it:",
+        "alibi report run-seed-0.json run-seed-1.json --output again",
     ]
     assert "\n".join(["```bash", *commands, "```"]) in text
     for run in read_runs(runs):
@@ -395,7 +449,8 @@ def test_report_command(runs: list[Path], tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert (
         result.stdout
-        == f"Written to {tmp_path / 'page'}: report.html, report.md, summary.json, figures/, config-seed-*.yaml\n"
+        == f"Written to {tmp_path / 'page'}: report.html, report.md, summary.json, figures/, config-seed-*.yaml, "
+        "run-seed-*.json\n"
     )
     refused = CliRunner().invoke(app, ["report", str(tmp_path)], prog_name="alibi")
     assert refused.exit_code == 2
@@ -516,7 +571,9 @@ def test_study_command(texts: Path, tmp_path: Path) -> None:
     assert stopped.stderr == "Stopped. Continue with the same command.\n"
     result = CliRunner().invoke(app, arguments, prog_name="alibi")
     assert result.exit_code == 0, result.output
-    assert result.stdout.endswith(": report.html, report.md, summary.json, figures/, config-seed-*.yaml\n")
+    assert result.stdout.endswith(
+        ": report.html, report.md, summary.json, figures/, config-seed-*.yaml, run-seed-*.json\n"
+    )
 
 
 def test_time_is_up_only_once_it_is() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from alibi_attention.backends import native
+from alibi_attention.lab.complete import Run
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.config_file import read_config_file
 from alibi_attention.lab.corpus import load_corpus
@@ -34,7 +35,7 @@ from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.report import write_report
 from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
 from alibi_attention.lab.scores import Evaluation, LossVerdict, RecallScore, Score
-from alibi_attention.lab.summary import Run, machine_differences
+from alibi_attention.lab.summary import machine_differences
 from alibi_attention.lab.tables import markdown_table, recall_rows
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -456,7 +457,7 @@ def test_where_each_process_worked_is_kept_and_told(tiny: MakeConfig, tmp_path: 
     assert [session["threads"] for session in folder.read_sessions()] == [1, 2, 1]
     assert ", 1 thread, then 2, then 1, cpu" in machine_words(folder.read_sessions())
     # And of two runs, all of it.
-    first, other = (Run(root, tiny(), [], {}, sessions) for sessions in (folder.read_sessions(), whole["sessions"]))
+    first, other = (Run(root, tiny(), [], {}, sessions, {}) for sessions in (folder.read_sessions(), whole["sessions"]))
     assert machine_differences([first, other]) == ["seed 0: threads 1, then 2, then 1 → 1, then 2"]
     assert machine_differences([first, first]) == []
 

@@ -94,11 +94,12 @@ _ALL = (
     ),
     Case(
         "bf16-dense", "forward in bfloat16, every tile computed", "forward", (2 * K, 8 * K), tolerance=0.0,
-        dtype=torch.bfloat16, peers=("alibi-fp32",), alone=True, target=Target("alibi-fp32", 1.0),
+        dtype=torch.bfloat16, peers=("sdpa", "sdpa-row", "alibi-fp32"), alone=True, target=Target("alibi-fp32", 1.0),
     ),
     Case(
         "bf16-training", "forward and backward in bfloat16, tiles beyond the horizon skipped", "training",
-        (2 * K, 8 * K), dtype=torch.bfloat16, peers=("alibi-fp32",), alone=True, target=Target("alibi-fp32", 1.0),
+        (2 * K, 8 * K), dtype=torch.bfloat16, peers=("sdpa", "sdpa-row", "alibi-fp32"), alone=True,
+        target=Target("alibi-fp32", 1.0),
     ),
     Case(
         "overhead-forward", "what a call costs, without gradients", "forward", (16,), head_dims=(64,),

@@ -199,13 +199,17 @@ def _trained(trials: Trials) -> Table:
 
 
 def _bf16(trials: Trials) -> Table:
+    """Against our own float32, and against peers on the same bfloat16 tensors."""
     rows = []
     for trial in trials:
-        found = _find(trials, trial.case, trial.head_dim, trial.keys, "alibi-fp32")
-        if found is not None:
+        cells = [
+            _cell(_find(trials, trial.case, trial.head_dim, trial.keys, peer)) for peer in ("alibi-fp32", _ROW, _PLAIN)
+        ]
+        if trial.dtype == "bfloat16" and cells[0] != NONE:
             words = trial.title.replace(" in bfloat16", "")
-            rows.append([words, str(trial.head_dim), short(trial.keys), _cell(found)])
-    return Table("", ["", "D", "tokens", "speed beside float32"], rows, labels=3)
+            rows.append([words, str(trial.head_dim), short(trial.keys), *cells])
+    header = ["", "D", "tokens", "our float32", "SDPA, row bias", "SDPA, no bias"]
+    return Table("", header, rows, labels=3)
 
 
 def _overhead(trials: Trials) -> Table:

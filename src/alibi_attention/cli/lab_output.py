@@ -34,7 +34,8 @@ def print_results(results: Sequence[MethodResult], output: Path) -> None:
 
 def print_report(folder: Path, page: Path) -> None:
     """Where a report was written."""
-    typer.echo(f"Written to {folder}: {page.name}, report.md, summary.json, figures/, config-seed-*.yaml")
+    each = "config-seed-*.yaml, run-seed-*.json"
+    typer.echo(f"Written to {folder}: {page.name}, report.md, summary.json, figures/, {each}")
 
 
 def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

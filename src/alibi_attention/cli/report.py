@@ -13,10 +13,15 @@ from alibi_attention.cli.lab_output import print_report
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of complete runs that differ in their seed alone.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Complete runs of one experiment: folders, or files such as run-seed-0.json.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
 ) -> None:
-    """One self-contained HTML page and Markdown from run folders, with every figure as SVG and PNG."""
+    """One self-contained HTML page and Markdown from runs, with every figure as SVG and PNG.
+
+    Runs differ in their seed. Those of one seed are its parts, each with methods of its own.
+    """
     require("lab")
     with laboratory_errors(output, names=dict.fromkeys(("run", "runs", "inside"), "RUNS...")):
         from alibi_attention.lab.report import write_report

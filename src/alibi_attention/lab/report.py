@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
+from alibi_attention.lab.complete import Run, read_runs, write_run
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.config_file import write_config_file
 from alibi_attention.lab.environment import machine_words
@@ -21,17 +22,17 @@ from alibi_attention.lab.report_html import html_page
 from alibi_attention.lab.report_inside import Look, find_looks, inside_parts, look_command
 from alibi_attention.lab.report_table import Picture, Table
 from alibi_attention.lab.report_tables import report_tables, unit_of
-from alibi_attention.lab.summary import Line, RecallPoint, Run, machine_differences, read_runs, summarise
+from alibi_attention.lab.summary import Line, RecallPoint, machine_differences, summarise
 from alibi_attention.lab.tables import markdown
 
 
 def write_report(roots: Sequence[Path], folder: Path) -> Path:
-    """Report complete runs of one experiment that differ in their seed alone.
+    """Report complete runs of one experiment.
 
     Args:
-        roots: run folders.
-        folder: gets ``report.html``, ``report.md``, ``summary.json``, ``figures/``, and ``config-seed-N.yaml`` for each
-            run, to repeat it with.
+        roots: run folders, or files of runs, as `read_runs` takes them.
+        folder: gets ``report.html``, ``report.md``, ``summary.json``, ``figures/``, and for each run
+            ``config-seed-N.yaml``, to repeat it with, and ``run-seed-N.json``, to report it again with others.
 
     Returns:
         The path of the page.
@@ -67,6 +68,7 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
         page = html_page(title, lead, facts, tables, pictures, command, settings)
     for run in runs:
         write_config_file(folder / _config_name(run), run.config)
+        write_run(folder / _file_name(run), run)
     write_json(folder / "summary.json", summary_json(runs, lines))
     write_text(folder / "report.md", _markdown(title, lead, facts, tables, pictures, command))
     write_text(folder / "report.html", page)
@@ -163,6 +165,10 @@ def _config_name(run: Run) -> str:
     return f"config-seed-{run.config.seed}.yaml"
 
 
+def _file_name(run: Run) -> str:
+    return f"run-seed-{run.config.seed}.json"
+
+
 def _command(runs: Sequence[Run], looks: Sequence[Look]) -> str:
     """What repeats the runs and the report, in the report's own folder, which may be all that is left of them."""
     roots = [f"again/seed-{run.config.seed}" for run in runs]
@@ -171,7 +177,9 @@ def _command(runs: Sequence[Run], looks: Sequence[Look]) -> str:
         for run, root in zip(runs, roots, strict=True)
     ]
     commands += [look_command(look, f"again/seed-{look.seed}") for look in looks]
-    return "\n".join([*commands, shlex.join(["alibi", "report", *roots, "--output", "again"])])
+    commands.append(shlex.join(["alibi", "report", *roots, "--output", "again"]))
+    kept = shlex.join(["alibi", "report", *map(_file_name, runs), "--output", "again"])
+    return "\n".join([*commands, "# or the report alone, of the scores kept beside it:", kept])
 
 
 def _markdown(

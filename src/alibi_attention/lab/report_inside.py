@@ -6,13 +6,12 @@ import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from alibi_attention.lab.dissection import read_inside
+from alibi_attention.lab.complete import Run
 from alibi_attention.lab.inside import Horizon, Inside
 from alibi_attention.lab.inside_figures import draw_horizon, draw_mass, draw_tiles
 from alibi_attention.lab.positions import full_title
 from alibi_attention.lab.report_table import Picture, Table
-from alibi_attention.lab.runs import RunFolder
-from alibi_attention.lab.summary import Line, Run
+from alibi_attention.lab.summary import Line
 
 
 class Look(NamedTuple):
@@ -28,12 +27,9 @@ def find_looks(runs: Sequence[Run], lines: Sequence[Line]) -> list[Look]:
     looks = []
     # A method is one of the lines, the same without its variants.
     for line in lines:
-        method, _, variant = line.name.partition(":")
-        for run in runs:
-            inside = read_inside(RunFolder(run.root).inside(method, variant or None))
-            if inside is not None:
-                looks.append(Look(run.config.seed, line.name, inside))
-                break
+        seen = next((run for run in runs if line.name in run.looks), None)
+        if seen is not None:
+            looks.append(Look(seen.config.seed, line.name, seen.looks[line.name]))
     return looks
 
 

@@ -4,41 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 from alibi_attention.lab.bootstrap import bootstrap_interval
-from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.complete import Run
 from alibi_attention.lab.environment import course, differences
-from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.pairs import Difference, paired_difference
-from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
+from alibi_attention.lab.runs import evaluations_of
 from alibi_attention.lab.scores import Evaluation, LossProtocol, LossVerdict, RecallScore, RecallVerdict, Score
 from alibi_attention.lab.verdicts import median_verdict, usable_by_perplexity, usable_by_recall
 
 REFERENCE = "alibi"
 """What the others are compared with; where it was not evaluated, the first."""
-
-# Settings in which the runs of one summary may differ.
-_FREE = frozenset({"seed", "checkpoint_every"})
-
-
-@dataclass(frozen=True)
-class Run:
-    """A complete run.
-
-    Attributes:
-        root: its folder.
-        config, results, start: as kept there.
-        sessions: where each process worked on it, in their order.
-    """
-
-    root: Path
-    config: ExperimentConfig
-    results: list[MethodResult]
-    start: dict[str, Any]
-    sessions: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -120,34 +97,6 @@ class Line:
     train_seconds: float
     eval_seconds: float
     seeds: tuple[int, ...] = field(default=())
-
-
-def read_runs(roots: Sequence[Path]) -> list[Run]:
-    """Complete runs of one experiment, in the order of their seeds.
-
-    Raises:
-        LabError: if one is not complete, two have the same seed, or they differ in more than the seed.
-    """
-    runs = []
-    for root in roots:
-        folder = RunFolder(root)
-        config, start = folder.read_config(), folder.read_start()
-        runs.append(Run(root, config, folder.read_results(), start, folder.read_sessions()))
-    first = runs[0]
-    for other in runs[1:]:
-        for name in ExperimentConfig.model_fields:
-            if name not in _FREE and getattr(other.config, name) != getattr(first.config, name):
-                values = [f"{getattr(run.config, name)} in {run.root}" for run in (first, other)]
-                got = f"{name} {', '.join(values)}"
-                remedy = "report them apart"
-                raise LabError("runs", expected="runs that differ in their seed alone", got=got, remedy=remedy)
-        if other.start["corpus"]["fingerprint"] != first.start["corpus"]["fingerprint"]:
-            got = f"different text in {first.root} and {other.root}"
-            raise LabError("runs", expected="runs on one corpus", got=got, remedy="report them apart")
-    seeds = [run.config.seed for run in runs]
-    if len(set(seeds)) < len(seeds):
-        raise LabError("runs", expected="runs with different seeds", got=f"seeds {seeds}", remedy="name each once")
-    return sorted(runs, key=lambda run: run.config.seed)
 
 
 def machine_differences(runs: Sequence[Run]) -> list[str]:

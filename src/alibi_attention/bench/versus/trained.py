@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alibi_attention.bench.versus.results import Quality, Trained, Usable
+from alibi_attention.lab.complete import read_runs
 from alibi_attention.lab.errors import LabError
-from alibi_attention.lab.summary import Line, Point, read_runs, reference_name, summarise
+from alibi_attention.lab.summary import Line, Point, reference_name, summarise
 from alibi_attention.lab.verdicts import LOSS_PROTOCOLS
 
 MULTIPLES = (1, 4, 16)
@@ -18,13 +19,13 @@ KINDS = {"next": "decoder", "masked": "encoder"}
 
 
 def read_trained(roots: Sequence[Path], objective: str, flag: str) -> Trained:
-    """What runs that differ in their seed alone came to.
+    """What runs of one experiment came to.
 
     Bits are by the protocol that a verdict by loss prefers among those of the runs: a sliding window, else fixed
     targets, else windows that do not overlap.
 
     Args:
-        roots: run folders.
+        roots: run folders, or files of runs.
         objective: what they were trained for.
         flag: the name that errors give the folders.
 
