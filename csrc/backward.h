@@ -72,7 +72,7 @@ struct Backward {
 };
 
 // What a tile adds to the gradients, by the matrix unit.
-static void add_gradients_by_matrix(
+ALIBI_INLINE void add_gradients_by_matrix(
     BackwardSpace& space, const Call& call, const Block& block, const Tile& tile, const KeyHead& head,
     const float* weights, float* grad_key, float* grad_value, int64_t key_dim, int64_t value_dim
 ) {
@@ -198,6 +198,13 @@ static void retrace(
             store(at, load(at) + slope[v]);
         }
     });
+    if constexpr (Is::kPairs && kHasMatrixUnit) {
+        if (space.finite && finite_rows(tile.raw_key, head.key_step, tile.keys, call.head_dim))
+            return add_gradients_by_matrix(
+                space, call, block, tile, head, kept, grad_key, grad_value, key_dim, value_dim
+            );
+        bring_keys(tile, call, head);
+    }
     const int rows = block.rows;
     if (Is::kMasked && !(space.finite && all_finite(tile.key, tile.key_stride, tile.keys, call.head_dim))) {
         // What is not finite may only reach the pairs that see each other, and 0 times it is no 0.
@@ -214,8 +221,6 @@ static void retrace(
             }
         return;
     }
-    if constexpr (Is::kPairs && kHasMatrixUnit)
-        return add_gradients_by_matrix(space, call, block, tile, head, kept, grad_key, grad_value, key_dim, value_dim);
     const int key_lanes = static_cast<int>(key_dim), value_lanes = static_cast<int>(value_dim);
     add_product<kAlongSum>(
         grad_value, value_dim, tile.keys, value_lanes, kept, kBlock, space.flow_rows, value_dim, rows
@@ -290,7 +295,7 @@ static void backward_block(
         const int64_t at = t < first ? apart : t;
         Tile tile;
         enter_tile(tile, call, block, keys, at, t + 1 < end ? t + 1 : -1);
-        if (!matrix || tile.masked) bring_keys(tile, call, keys);
+        if (!matrix) bring_keys(tile, call, keys);
         bring_values(tile, call, keys);
         float* grad_key = share.key_sums(at, run.key_stride);
         float* grad_value = share.value_sums(at, run.value_stride);
@@ -339,7 +344,8 @@ static void backward_member(void* context, int64_t) {
     space.weights = floats_at(memory, kTile * kBlock);
     space.grad_scores = floats_at(memory, kTile * kBlock);
     space.grad_query = floats_at(memory, key_dim * kBlock);
-    // The gradient of queries takes keys as floats; values are needed so only where there are no pairs.
+    // The gradient of queries takes keys as floats, but for the matrix unit, and where a key is not finite; values are
+    // needed so only where there are no pairs.
     space.key_stage = widens ? floats_at(memory, kTile * key_dim) : nullptr;
     space.value_stage = widens && !pairs ? floats_at(memory, kTile * value_dim) : nullptr;
     space.stage = matrix ? terms_at(memory, stage_floats(call)) : nullptr;
@@ -349,7 +355,7 @@ static void backward_member(void* context, int64_t) {
     space.flow_pairs = matrix ? floats_at(memory, kRowTerms / 2 * value_dim) : nullptr;
     space.products = matrix && call.dropout > 0.0 ? floats_at(memory, kTile * kBlock) : space.grad_scores;
     space.streamed = streams_rows(call) ? floats_at(memory, kStreamRows * key_dim) : nullptr;
-    const MatrixUnit unit(matrix);
+    const MatrixUnit matrix_unit(matrix);
     const int64_t group = call.heads / call.kv_heads;
     for (int64_t item = draw(run.next); item < run.number_of_shares; item = draw(run.next)) {
         const Share& share = run.shares[run.order[item]];

@@ -129,7 +129,7 @@ struct Tile {
     int keys;
     bool masked;       // whether some row does not see some key
     float shift;       // base - first key
-    const float* key;  // null where only the rows as they are have been asked for
+    const float* key;  // once brought; null where only the rows as they are have been asked for
     int64_t key_stride;
     const float* value;
     int64_t value_stride;
@@ -146,7 +146,8 @@ ALIBI_INLINE int32_t within_tile(int64_t key, int64_t first) {
 }
 
 // Keys and values of one key head. What is not float is widened tile by tile into the stages, which stay in the nearest
-// cache; where products are taken in pairs one of the two is never needed so, and its stage is null.
+// cache; where products are taken in pairs one of the two is never needed so, and its stage is null. A matrix unit
+// needs the other only where what it holds is not finite.
 struct KeyHead {
     const char* key;
     const char* value;

@@ -130,7 +130,7 @@ static void decode_member(void* context, int64_t) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }
-    const MatrixUnit registers(!run.streams && takes_matrix_unit(call));
+    const MatrixUnit matrix_unit(!run.streams && takes_matrix_unit(call));
     // With the near pieces comes what the horizon will ask of the summary.
     const Pieces& pieces = *run.now;
     const int64_t extents = run.skips && run.now == &run.near ? run.end_pair - run.first_pair : 0;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "horizon.h"
+#include "matrix_unit.h"
 
 namespace alibi {
 namespace ALIBI_TARGET {
@@ -211,7 +212,7 @@ static void enter_values(ForwardSpace& space, const Block& block, const Tile& ti
 }
 
 // The same by the matrix unit.
-static void enter_values_by_matrix(
+ALIBI_INLINE void enter_values_by_matrix(
     ForwardSpace& space, const Block& block, const Tile& tile, const KeyHead& head, int64_t value_dim
 ) {
     pair_weights(space.weights, tile.keys, block.rows);
@@ -249,13 +250,13 @@ static Taken advance(
     enter_weights(space, block, tile);
     // The softmax's own sum is taken before dropout.
     if (call.dropout > 0.0) drop(space.weights, call, block, tile, drop_threshold(call.dropout));
-    const bool matrix = takes_matrix_unit(call);
-    if (!matrix || tile.masked) bring_values(tile, call, head);
-    const bool careful = tile.masked && !all_finite(tile.value, tile.value_stride, tile.keys, call.value_dim);
-    if (matrix && !careful)
+    if (takes_matrix_unit(call) && finite_rows(tile.raw_value, head.value_step, tile.keys, call.value_dim)) {
         enter_values_by_matrix(space, block, tile, head, call.value_dim);
-    else
-        enter_values(space, block, tile, call.value_dim, careful);
+        return Taken::kYes;
+    }
+    bring_values(tile, call, head);
+    const bool careful = tile.masked && !all_finite(tile.value, tile.value_stride, tile.keys, call.value_dim);
+    enter_values(space, block, tile, call.value_dim, careful);
     return Taken::kYes;
 }
 
@@ -375,7 +376,7 @@ static void finish(const ForwardSpace& space, const Call& call, const Block& blo
 // Rows of a block in pairs of elements; the matrix unit wants them up to whole registers.
 ALIBI_INLINE void pack_block_pairs(float* to, const char* const* rows, int count, int64_t length) {
     pack_pairs(to, rows, count, length / 2);
-    if (!kHasMatrixUnit) return;
+    if constexpr (!kHasMatrixUnit) return;
     const int64_t pairs = length / 2, whole = round_up(pairs, kRegisterTerms / 2);
     __builtin_memset(to + pairs * kBlock, 0, static_cast<size_t>((whole - pairs) * kBlock) * 4);
 }
@@ -459,7 +460,7 @@ static void forward_member(void* context, int64_t) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }
-    const MatrixUnit unit(takes_matrix_unit(call));
+    const MatrixUnit matrix_unit(takes_matrix_unit(call));
     const int64_t items = call.batch * call.heads * run.blocks;
     for (int64_t item = draw(run.next); item < items; item = draw(run.next)) {
         const int64_t pair = run.order ? run.order[item / run.blocks] : item / run.blocks;

@@ -6,8 +6,8 @@
 // sides.
 #pragma once
 
+#include "block.h"
 #include "host.h"
-#include "matrix_unit.h"
 
 namespace alibi {
 namespace ALIBI_TARGET {

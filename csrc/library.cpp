@@ -98,18 +98,28 @@ struct Choices {
 };
 
 #if defined(ALIBI_HAS_AMX)
-// Whether the machine has AMX for bfloat16, and the system lets this process have its registers: Linux gives their
-// eight KiB a thread to those who ask.
-bool may_use_matrix_unit() {
-#if defined(ALIBI_GUARDED)
-    // What sanitizers are shown in its place runs anywhere.
+bool has_matrix_unit() {
+#if defined(ALIBI_UNIT_IN_WORDS)
     return true;
 #elif defined(__linux__)
     unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
     constexpr unsigned int kNeeded = 1u << 22 | 1u << 24;  // AMX-BF16, AMX-TILE
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kNeeded) != kNeeded) return false;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kNeeded) == kNeeded;
+#else
+    // Other systems are not known to let a process have its registers.
+    return false;
+#endif
+}
+
+// Linux gives a process the unit's eight KiB of registers if it asks, and for good: from then on it refuses it signal
+// stacks too small to save them on, as it refuses the registers while there is one. So it is asked late, and once.
+bool may_use_matrix_unit() {
+#if defined(ALIBI_UNIT_IN_WORDS)
+    return true;
+#elif defined(__linux__)
     constexpr long kRequest = 0x1023, kRegisters = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, kRequest, kRegisters) == 0;
+    static const bool granted = syscall(SYS_arch_prctl, kRequest, kRegisters) == 0;
+    return granted;
 #else
     return false;
 #endif
@@ -133,7 +143,7 @@ Choices choices() {
 #endif
 #if defined(ALIBI_HAS_AMX)
     matrix.kernels = &kernels_amx;
-    matrix.supported = pairs.supported && may_use_matrix_unit();
+    matrix.supported = pairs.supported && has_matrix_unit();
 #endif
     return {
         {matrix,
@@ -229,7 +239,8 @@ void run_team(int64_t threads, void (*body)(void*, int64_t), void* context) {
 #define ALIBI_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Chooses the instruction set: the named one, or for null or "" the best the machine has. Not to be called while
-// another call runs. Returns 0, 1 for a name there is none of, 2 for one that the machine lacks.
+// another call runs. Returns 0, 1 for a name there is none of, 2 for one that the machine lacks, 3 for a matrix unit
+// that is asked for by name and that the system refuses.
 ALIBI_EXPORT int alibi_choose(const char* name) {
     using namespace alibi;
     static const Choices all = choices();
@@ -240,6 +251,9 @@ ALIBI_EXPORT int alibi_choose(const char* name) {
             if (any) continue;
             return 2;
         }
+#if defined(ALIBI_HAS_AMX)
+        if (!any && all.list[i].kernels == &kernels_amx && !may_use_matrix_unit()) return 3;
+#endif
         __atomic_store_n(&chosen, &all.list[i], __ATOMIC_RELEASE);
         return 0;
     }
@@ -263,14 +277,24 @@ static bool is_sound(const alibi::Call& call) {
            call.k_len > 0 && call.head_dim > 0 && call.value_dim > 0 && (call.seed || !(call.dropout > 0.0));
 }
 
+// The kernels that serve a call: of the chosen ones those without the matrix unit where the system refuses it.
+static const alibi::Kernels& kernels_for(const alibi::Call& call) {
+#if defined(ALIBI_HAS_AMX)
+    if (call.type == alibi::kBFloat16 && alibi::chosen->kernels == &alibi::kernels_amx && !alibi::may_use_matrix_unit())
+        return alibi::kernels_avx512bf16;
+#endif
+    static_cast<void>(call);
+    return *alibi::chosen->kernels;
+}
+
 ALIBI_EXPORT int64_t alibi_forward(const alibi::Call* call) {
     if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
     if (!is_sound(*call)) return alibi::kWrongShape;
-    return alibi::chosen->kernels->forward(*call);
+    return kernels_for(*call).forward(*call);
 }
 
 ALIBI_EXPORT int64_t alibi_backward(const alibi::Call* call) {
     if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
     if (!is_sound(*call)) return alibi::kWrongShape;
-    return alibi::chosen->kernels->backward(*call);
+    return kernels_for(*call).backward(*call);
 }

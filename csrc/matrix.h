@@ -2,7 +2,7 @@
 //
 // Queries lie in vector lanes: a block of kBlock queries is stored transposed, [element][query], and every product is
 // rows of broadcast scalars times vectors of lanes. Maxima and sums over keys are then vertical, and neither keys nor
-// values are ever packed.
+// values are packed here; a matrix unit (matrix_unit.h) has its own products and moves.
 #pragma once
 
 #include "call.h"

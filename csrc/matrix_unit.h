@@ -3,8 +3,8 @@
 // A register of it holds 16 rows of 64 bytes: 16 x 16 floats of a sum, 16 rows of 32 terms as they lie in memory, or 16
 // rows of 16 pairs of terms. One instruction adds 16 rows of terms times 16 rows of pairs to a sum. Rows of keys and
 // values are terms along the head dimension as they are; queries in lanes are pairs (pack_pairs), and so are weights,
-// once two keys of a lane lie side by side. What is summed over keys needs the rows of a tile turned: a piece of memory
-// in the nearest cache.
+// once two keys of a lane lie side by side. What is summed over keys needs the rows of a tile turned, some elements at
+// a time. The moves are written for every target, and called on those that have a unit.
 #pragma once
 
 #include "block.h"
@@ -18,7 +18,7 @@ constexpr int kRegisterBytes = 64;  // of a register's row
 
 static_assert(kTile % kRegisterTerms == 0 && kBlock % kRegisterRows == 0, "whole registers");
 
-#if defined(__AMX_BF16__) && !defined(ALIBI_GUARDED)
+#if defined(__AMX_BF16__) && !defined(ALIBI_UNIT_IN_WORDS)
 
 // Lets this thread use the registers until the end of a scope.
 class MatrixUnit {
@@ -62,21 +62,40 @@ ALIBI_INLINE void multiply_registers() {
 
 #else
 
-// The same in plain words, for sanitizers, which do not see what instructions of the unit read and write. Elsewhere it
-// is compiled and never called.
-class MatrixUnit {
- public:
-    explicit MatrixUnit(bool) {}
-};
-
+// The same in plain words, for sanitizers, which do not see what instructions of the unit read and write. A register
+// that nothing was put into holds NaNs, and none may be used out of scope.
 struct Registers {
     uint32_t at[8][kRegisterRows][16];
+    bool in_use;
 };
 
-ALIBI_INLINE Registers& registers() {
+ALIBI_INLINE Registers& registers_there() {
     static thread_local Registers all;
     return all;
 }
+
+ALIBI_INLINE Registers& registers() {
+    Registers& all = registers_there();
+    if (!all.in_use) __builtin_trap();
+    return all;
+}
+
+class MatrixUnit {
+ public:
+    explicit MatrixUnit(bool wanted) : wanted_(wanted) {
+        if (!wanted_) return;
+        __builtin_memset(registers_there().at, 0xff, sizeof registers_there().at);
+        registers_there().in_use = true;
+    }
+    ~MatrixUnit() {
+        if (wanted_) registers_there().in_use = false;
+    }
+    MatrixUnit(const MatrixUnit&) = delete;
+    MatrixUnit& operator=(const MatrixUnit&) = delete;
+
+ private:
+    bool wanted_;
+};
 
 template <int T>
 ALIBI_INLINE void load_register(const void* from, int64_t step) {
@@ -109,7 +128,8 @@ ALIBI_INLINE void multiply_registers() {
 
 #endif
 
-enum Before { kForget, kKeep };
+// Whether sums begin at 0 or go on from what is there.
+enum Sums { kFresh, kRunning };
 
 // What is rounded to bfloat16 comes in two parts, an upper one and what it leaves, which together are good to 2^-16.
 enum Parts { kWhole, kTermsInTwo, kPairsInTwo };
@@ -126,11 +146,11 @@ struct Operands {
 };
 
 // One row of registers: to[16 rows][16 * Lanes] = (what it was, or 0) + terms @ pairs.
-template <Before before, Parts parts, int Lanes>
+template <Sums sums, Parts parts, int Lanes>
 ALIBI_INLINE void register_row(float* to, int64_t to_stride, const Operands& of, const char* terms, const char* pairs) {
     const auto start = [&](auto lane) __attribute__((always_inline)) {
         constexpr int L = decltype(lane)::value;
-        if constexpr (before == kKeep)
+        if constexpr (sums == kRunning)
             load_register<L>(to + L * 16, to_stride * 4);
         else
             clear_register<L>();
@@ -168,19 +188,19 @@ ALIBI_INLINE void register_row(float* to, int64_t to_stride, const Operands& of,
 // to[rows][lanes] = (what it was, or 0) + terms @ pairs. Rows and lanes are made up to whole registers, for which there
 // must be room on both sides; a row of the sums depends on that row of the terms alone, a lane on that lane of the
 // pairs.
-template <Before before, Parts parts>
+template <Sums sums, Parts parts>
 ALIBI_INLINE void matrix_product(float* to, int64_t to_stride, int64_t rows, int64_t lanes, const Operands& of) {
     for (int64_t lane = 0; lane < lanes; lane += 48) {
         const char* pairs = of.pairs + lane * 4;
         for (int64_t row = 0; row < rows; row += kRegisterRows) {
-            float* sums = to + row * to_stride + lane;
+            float* place = to + row * to_stride + lane;
             const char* terms = of.terms + row * of.terms_step;
             if (lanes - lane > 32)
-                register_row<before, parts, 3>(sums, to_stride, of, terms, pairs);
+                register_row<sums, parts, 3>(place, to_stride, of, terms, pairs);
             else if (lanes - lane > 16)
-                register_row<before, parts, 2>(sums, to_stride, of, terms, pairs);
+                register_row<sums, parts, 2>(place, to_stride, of, terms, pairs);
             else
-                register_row<before, parts, 1>(sums, to_stride, of, terms, pairs);
+                register_row<sums, parts, 1>(place, to_stride, of, terms, pairs);
         }
     }
 }
@@ -224,7 +244,8 @@ ALIBI_INLINE void store_terms(uint16_t* to, Floats first, Floats second) {
 #endif
 }
 
-// The nearest number that bfloat16 holds; what it leaves of x is exact. A NaN may be lost in it, never in both.
+// The nearest number that bfloat16 holds, ties away from 0. What it leaves of x is exact, below the largest bfloat16
+// and where that is no denormal; of a NaN at least one of the two is one.
 ALIBI_INLINE Floats upper_part(Floats x) {
     return bits_of<Floats>((bits_of<Words>(x) + 0x8000u) & 0xffff0000u);
 }
@@ -333,6 +354,30 @@ ALIBI_INLINE void turn_rows(uint16_t* to, const char* from, int64_t step, int ke
 #endif
 }
 
+// Whether every element of some rows of bfloat16 is finite: in two parts a weight times an infinity would be inf - inf.
+ALIBI_INLINE bool finite_rows(const char* from, int64_t step, int rows, int64_t length) {
+#if defined(__AVX512BW__)
+    const __m512i sizes = _mm512_set1_epi16(0x7fff);
+    __m512i most = _mm512_setzero_si512();
+    for (int row = 0; row < rows; ++row) {
+        int64_t e = 0;
+        for (; e + 32 <= length; e += 32)
+            most = _mm512_max_epu16(most, _mm512_and_si512(sizes, _mm512_loadu_si512(from + row * step + e * 2)));
+        if (e < length) {
+            const __m512i rest = _mm512_maskz_loadu_epi16((1u << (length - e)) - 1, from + row * step + e * 2);
+            most = _mm512_max_epu16(most, _mm512_and_si512(sizes, rest));
+        }
+    }
+    return _mm512_cmpge_epu16_mask(most, _mm512_set1_epi16(0x7f80)) == 0;
+#else
+    bool finite = true;
+    for (int row = 0; row < rows; ++row)
+        for (int64_t e = 0; e < length; ++e)
+            finite &= (reinterpret_cast<const uint16_t*>(from + row * step)[e] & 0x7f80) != 0x7f80;
+    return finite;
+#endif
+}
+
 // Rows as they are, with zeros up to whole registers both ways, where memory ends before these do.
 ALIBI_INLINE void stage_rows(uint16_t* to, int64_t padded, const char* from, int64_t step, int rows, int64_t length) {
     for (int row = 0; row < rows; ++row) {
@@ -361,7 +406,7 @@ ALIBI_INLINE void matrix_scores(
         step = padded * 2;
     }
     const Operands of = {from, step, reinterpret_cast<const char*>(pairs), kBlock * 4, padded / kRegisterTerms, 0};
-    matrix_product<kForget, kWhole>(to, kBlock, tile.keys, lanes, of);
+    matrix_product<kFresh, kWhole>(to, kBlock, tile.keys, lanes, of);
 }
 
 // to[element][lane] += sums over the tile's keys of elements of their rows times weights by pairs of keys.
@@ -381,7 +426,7 @@ ALIBI_INLINE void add_over_keys(
     for (int64_t e = 0; e < length; e += kRegisterTerms) {
         const int64_t here = smallest(kRegisterTerms, length - e);
         turn_rows(turned, rows + e * 2, step, tile.keys, here);
-        matrix_product<kKeep, kPairsInTwo>(to + e * kBlock, kBlock, here, lanes, of);
+        matrix_product<kRunning, kPairsInTwo>(to + e * kBlock, kBlock, here, lanes, of);
     }
 }
 
@@ -392,7 +437,7 @@ ALIBI_INLINE void add_over_queries(
     const Operands of = {reinterpret_cast<const char*>(terms), kRowTerms * 2,
                          reinterpret_cast<const char*>(pairs), stride * 4,
                          kRowTerms / kRegisterTerms,           kTermsOfTile * 2};
-    matrix_product<kKeep, kTermsInTwo>(to, stride, tile.keys, stride, of);
+    matrix_product<kRunning, kTermsInTwo>(to, stride, tile.keys, stride, of);
 }
 
 }  // namespace ALIBI_TARGET

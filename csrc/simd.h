@@ -120,7 +120,9 @@ ALIBI_INLINE Floats smaller(Floats a, Floats b) {
 
 // Lanes of two vectors: from[lane] counts through a, then b. Constant wherever it is called, so one instruction.
 ALIBI_INLINE Floats pick(Floats a, Floats b, Ints from) {
-#if defined(__clang__)
+#if defined(__clang__) && defined(__AVX512F__)
+    return _mm512_permutex2var_ps(a, (__m512i)from, b);
+#elif defined(__clang__)
     Floats x;
 #pragma clang loop unroll(full)
     for (int lane = 0; lane < kWidth; ++lane) x[lane] = from[lane] < kWidth ? a[from[lane]] : b[from[lane] - kWidth];

@@ -147,7 +147,7 @@ void choose_shape(Call& call, Random& random) {
     call.kv_heads = 1 + random.below(2);
     call.heads = call.kv_heads * (1 + random.below(3));
     const int64_t lengths[] = {1, 5, 15, 16, 48, 49, 100, 180, 330};
-    const int64_t dims[] = {1, 7, 8, 16, 24, 32, 40, 64, 72, 128, 192, 256};
+    const int64_t dims[] = {1, 2, 7, 8, 16, 24, 32, 34, 40, 64, 66, 72, 128, 192, 256};
     call.q_len = random.one_of(lengths);
     call.k_len = random.below(2) ? call.q_len : random.one_of(lengths);
     call.head_dim = random.one_of(dims);

@@ -162,6 +162,46 @@ def test_sixteen_bit_forward_is_that_of_the_same_numbers_rounded_once(q_len: int
         assert bool(((out.double() - wide.double()).abs() <= allowed).all()), dtype
 
 
+def test_sixteen_bit_gradients_are_those_of_the_same_numbers_rounded_once():
+    """Of the output as it was rounded, which backward takes the means of its rows from."""
+    generator = torch.Generator().manual_seed(5)
+    query, key, value, flow = (torch.randn(1, 4, 200, 72, generator=generator).bfloat16() for _ in range(4))
+    leaves = [each.clone().requires_grad_() for each in (query, key, value)]
+    slopes = alibi_slopes(4)
+    out = alibi_attention(*leaves, slopes, tolerance=0.0, backend="cpu")
+    found = torch.autograd.grad(out, leaves, flow)
+
+    scale = 72**-0.5
+    q, k, v, f = (each.double() for each in (query, key, value, flow))
+    rows = torch.arange(200)
+    scores = q @ k.mT * scale - slopes.double()[:, None, None] * (rows[:, None] - rows)
+    weights = scores.masked_fill(rows > rows[:, None], -torch.inf).softmax(-1)
+    means = f * out.detach().double()
+    grads = weights * (f @ v.mT - means.sum(-1, keepdim=True)) * scale
+    # What float32 leaves of a difference.
+    blurs = 2.0**-20 * weights * (f.abs() @ v.abs().mT + means.abs().sum(-1, keepdim=True)) * scale
+    # A matrix unit takes weights and gradients of scores in two parts, which leave 2^-16 of them.
+    unit = 2.0**-16 if cast("native.Native", native.load()).isa == "amx" else 0.0
+    for name, mine, left, right, blur in (
+        ("grad_query", found[0], grads, k, blurs),
+        ("grad_key", found[1], grads.mT, q, blurs.mT),
+        ("grad_value", found[2], weights.mT, f, 0 * weights),
+    ):
+        exact = left @ right
+        allowed = 2.0**-8 * exact.abs() + ((2.0**-18 + unit) * left.abs() + blur) @ right.abs()
+        assert bool(((mine.double() - exact).abs() <= allowed).all()), name
+
+
+def test_an_infinite_value_stays_one_in_bfloat16():
+    """In tiles that all rows see, too, where a weight in two parts would make inf - inf of it."""
+    for places in ((5,), (5, 130)):
+        query, key, value = (each.bfloat16() for each in inputs(200))
+        value[:, :, list(places), 3] = torch.inf
+        out = alibi_attention(query, key, value, alibi_slopes(4), is_causal=False, tolerance=0.0, backend="cpu")
+        assert bool((out[..., 3] == torch.inf).all())
+        assert bool(out[..., 4:].isfinite().all())
+
+
 @pytest.mark.parametrize("isa", ["amx", "avx512bf16", "avx512", "avx2", "baseline"])
 def test_every_instruction_set_agrees_with_the_reference(isa: str):
     code = f"""
@@ -273,10 +313,11 @@ def test_a_sink_is_kept_apart():
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("length", [100, 700])
 @pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_not_finite_reaches_the_rows_that_see_it_and_no_others(
-    what: str, poison: float, length: int, is_causal: bool
+    what: str, poison: float, length: int, is_causal: bool, dtype: torch.dtype
 ):
-    tensors = inputs(length)
+    tensors = inputs(length, dtype=dtype)
     tensors[("query", "key", "value").index(what)][0, 1, length // 3, 5] = poison
     mask = torch.ones(1, length, dtype=torch.bool)
     mask[:, : length // 8] = False

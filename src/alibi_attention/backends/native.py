@@ -30,6 +30,10 @@ _INSTALL = (
 )
 # Choosing an instruction set changes what kernels run: it must happen once, before the first of them.
 _LOADING = threading.Lock()
+_REFUSED = {
+    2: "this machine does not have it",
+    3: "the system refuses its registers (Linux before 5.16, or a signal stack somewhere that is too small for them)",
+}
 _STATUS = {
     1: "the compiled library is of another version",
     4: "the compiled library was handed a call without rows, or heads that key heads do not divide",
@@ -108,7 +112,7 @@ def open_library(path: Path) -> Native | str:
     wanted = os.environ.get("ALIBI_CPU_ISA", "")
     refusal = library.alibi_choose(wanted.encode())
     if refusal:
-        why = "this machine does not have it" if refusal == 2 else "expected amx, avx512bf16, avx512, avx2 or baseline"
+        why = _REFUSED.get(refusal, "expected amx, avx512bf16, avx512, avx2 or baseline")
         raise RuntimeError(f"ALIBI_CPU_ISA: got {wanted!r}, {why}; unset it to let the library choose")
     return Native(library.alibi_forward, library.alibi_backward, library.alibi_chosen().decode())
 
