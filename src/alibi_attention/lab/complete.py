@@ -145,7 +145,8 @@ def _put_together(parts: Sequence[Run]) -> Run:
     config = first.config.model_copy(
         update={"methods": tuple(result.method for result in results), "variants": tuple(variants)}
     )
-    sessions = [session for part in parts for session in part.sessions]
+    # Of several processes at a time, by when each began.
+    sessions = sorted((each for part in parts for each in part.sessions), key=lambda each: str(each.get("date", "")))
     looks = {name: look for part in parts for name, look in part.looks.items()}
     return Run(first.root, config, results, first.start, sessions, looks)
 
