@@ -205,7 +205,7 @@ def _bf16(trials: Trials) -> Table:
         cells = [
             _cell(_find(trials, trial.case, trial.head_dim, trial.keys, peer)) for peer in ("alibi-fp32", _ROW, _PLAIN)
         ]
-        if trial.dtype == "bfloat16" and cells[0] != NONE:
+        if cells[0] != NONE:
             words = trial.title.replace(" in bfloat16", "")
             rows.append([words, str(trial.head_dim), short(trial.keys), *cells])
     header = ["", "D", "tokens", "our float32", "SDPA, row bias", "SDPA, no bias"]
