@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -57,3 +60,33 @@ def test_a_library_of_another_version_is_not_used(layout: tuple[int, ...] | None
     assert reason is not None
     assert "another version" in reason
     assert "reinstall alibi-attention from source" in reason
+
+
+SMALL_SIGNAL_STACK = """
+import ctypes, torch
+class Stack(ctypes.Structure):
+    _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(8192)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, 8192)), None) == 0
+from alibi_attention import alibi_attention, alibi_slopes
+query, key, value = torch.randn(3, 1, 2, 100, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+out = alibi_attention(query, key, value, alibi_slopes(2), backend="cpu")
+print(out.double().sum().item())
+"""
+
+
+def test_where_the_system_refuses_the_matrix_unit_other_kernels_serve():
+    """Linux gives no process its registers whose signal stacks could not hold them."""
+    if cast("native.Native", native.load()).isa != "amx":
+        pytest.skip("this machine, or this run, is without a matrix unit")
+
+    def run(isa: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "ALIBI_CPU_ISA": isa}
+        command = [sys.executable, "-c", SMALL_SIGNAL_STACK]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    unasked, without, asked = run(""), run("avx512bf16"), run("amx")
+    assert unasked.returncode == without.returncode == 0, unasked.stderr + without.stderr
+    assert unasked.stdout == without.stdout
+    assert asked.returncode != 0
+    assert "ALIBI_CPU_ISA: got 'amx', the system refuses its registers" in asked.stderr
