@@ -20,27 +20,17 @@ static_assert(kTile % kRegisterTerms == 0 && kBlock % kRegisterRows == 0, "whole
 
 #if defined(__AMX_BF16__) && !defined(ALIBI_UNIT_IN_WORDS)
 
-// Lets this thread use the registers until the end of a scope.
-class MatrixUnit {
- public:
-    explicit MatrixUnit(bool wanted) : wanted_(wanted) {
-        if (!wanted_) return;
-        alignas(64) uint8_t shape[64] = {1};
-        for (int t = 0; t < 8; ++t) {
-            shape[16 + 2 * t] = kRegisterBytes;
-            shape[48 + t] = kRegisterRows;
-        }
-        asm volatile("ldtilecfg %0" : : "m"(shape));
+ALIBI_INLINE void begin_registers() {
+    alignas(64) uint8_t shape[64] = {1};
+    for (int t = 0; t < 8; ++t) {
+        shape[16 + 2 * t] = kRegisterBytes;
+        shape[48 + t] = kRegisterRows;
     }
-    ~MatrixUnit() {
-        if (wanted_) asm volatile("tilerelease");
-    }
-    MatrixUnit(const MatrixUnit&) = delete;
-    MatrixUnit& operator=(const MatrixUnit&) = delete;
-
- private:
-    bool wanted_;
-};
+    asm volatile("ldtilecfg %0" : : "m"(shape));
+}
+ALIBI_INLINE void end_registers() {
+    asm volatile("tilerelease");
+}
 
 // Written out: GCC's own intrinsics do not say that they read memory.
 template <int T>
@@ -80,22 +70,13 @@ ALIBI_INLINE Registers& registers() {
     return all;
 }
 
-class MatrixUnit {
- public:
-    explicit MatrixUnit(bool wanted) : wanted_(wanted) {
-        if (!wanted_) return;
-        __builtin_memset(registers_there().at, 0xff, sizeof registers_there().at);
-        registers_there().in_use = true;
-    }
-    ~MatrixUnit() {
-        if (wanted_) registers_there().in_use = false;
-    }
-    MatrixUnit(const MatrixUnit&) = delete;
-    MatrixUnit& operator=(const MatrixUnit&) = delete;
-
- private:
-    bool wanted_;
-};
+ALIBI_INLINE void begin_registers() {
+    __builtin_memset(registers_there().at, 0xff, sizeof registers_there().at);
+    registers_there().in_use = true;
+}
+ALIBI_INLINE void end_registers() {
+    registers_there().in_use = false;
+}
 
 template <int T>
 ALIBI_INLINE void load_register(const void* from, int64_t step) {
@@ -127,6 +108,22 @@ ALIBI_INLINE void multiply_registers() {
 }
 
 #endif
+
+// Lets this thread use the registers until the end of a scope.
+class MatrixUnit {
+ public:
+    explicit MatrixUnit(bool wanted) : wanted_(wanted) {
+        if (wanted_) begin_registers();
+    }
+    ~MatrixUnit() {
+        if (wanted_) end_registers();
+    }
+    MatrixUnit(const MatrixUnit&) = delete;
+    MatrixUnit& operator=(const MatrixUnit&) = delete;
+
+ private:
+    bool wanted_;
+};
 
 // Whether sums begin at 0 or go on from what is there.
 enum Sums { kFresh, kRunning };

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -77,7 +77,7 @@ print(out.double().sum().item())
 
 def test_where_the_system_refuses_the_matrix_unit_other_kernels_serve():
     """Linux gives no process its registers whose signal stacks could not hold them."""
-    if cast("native.Native", native.load()).isa != "amx":
+    if getattr(native.load(), "isa", "") != "amx":
         pytest.skip("this machine, or this run, is without a matrix unit")
 
     def run(isa: str) -> subprocess.CompletedProcess[str]:

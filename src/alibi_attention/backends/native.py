@@ -52,7 +52,7 @@ def load() -> Native | str:
     """The library, or the reason there is none. ALIBI_CPU_ISA names an instruction set instead of the machine's best.
 
     Raises:
-        RuntimeError: for an ALIBI_CPU_ISA that does not exist, or that this machine lacks.
+        RuntimeError: for an ALIBI_CPU_ISA that does not exist, that this machine lacks, or that the system refuses.
     """
     # Read once: `use` may change it in between.
     serving = _serving

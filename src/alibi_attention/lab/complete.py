@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from alibi_attention.lab.config import ExperimentConfig, make_config
 from alibi_attention.lab.dissection import read_inside
 from alibi_attention.lab.errors import LabError
@@ -56,7 +54,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         LabError: if one is not complete or cannot be read, a method of a seed comes twice or is missing in another, or
             they differ in more than seed and methods.
     """
-    read = [read_run_file(path) if path.is_file() else _read_folder(path) for path in paths]
+    read = [_read_file(path) if path.is_file() else _read_folder(path) for path in paths]
     _require_same(read, _OF_SEEDS | _OF_PARTS)
     by_seed: dict[int, list[Run]] = {}
     for run in read:
@@ -79,7 +77,7 @@ def write_run(path: Path, run: Run) -> None:
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def read_run_file(path: Path) -> Run:
+def _read_file(path: Path) -> Run:
     """A run as `write_run` kept it, or the ``results.json`` of a run folder.
 
     Raises:
@@ -94,7 +92,10 @@ def read_run_file(path: Path) -> Run:
             config, sessions = make_config(value["config"]), list(value["sessions"])
             if tuple(result.method for result in results) == config.methods and start["corpus"]["fingerprint"]:
                 return Run(path, config, results, start, sessions, looks)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError, LabError):
+    except LabError:
+        # A configuration that cannot be used here, of a method this installation lacks, say.
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     expected = f"a run folder, or a file of a run of schema version {SCHEMA_VERSION} as a report or a run wrote it"
     remedy = "name the folder of the run, its results.json, or a report's run-seed-N.json"
