@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
-from itertools import pairwise
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.kinds import (
+    Count,
+    HeldOutShare,
+    Lengths,
+    NotNegative,
+    Pattern,
+    Positive,
+    Ranks,
+    Seed,
+    Share,
+    WholeNumber,
+)
 from alibi_attention.lab.positions import position_methods
 
 # 256 to 8192 for the default training length: each doubling up to 32 times what the model was trained at.
@@ -31,49 +32,7 @@ MIN_BPE = 260
 MAX_BPE = 1 << 20
 
 
-def _at_least(minimum: float) -> AfterValidator:
-    def check(value: float, info: ValidationInfo) -> float:
-        # Said so that what is no number is refused, too.
-        if not value >= minimum:
-            name = info.field_name or "value"
-            raise LabError(
-                name, expected=f"at least {minimum}", got=f"{value}", remedy=f"raise it to {minimum} or more"
-            )
-        return value
-
-    return AfterValidator(check)
-
-
-def _positive(value: float, info: ValidationInfo) -> float:
-    if not value > 0:
-        name = info.field_name or "value"
-        raise LabError(name, expected="a number above 0", got=f"{value}", remedy="leave it out to take the default")
-    return value
-
-
-def _check_share(value: float, info: ValidationInfo) -> float:
-    if not 0.0 <= value < 1.0:
-        name = info.field_name or "value"
-        raise LabError(name, expected="a share from 0 up to, not including, 1", got=f"{value}", remedy="such as 0.1")
-    return value
-
-
-def _check_seed(value: int) -> int:
-    # What torch and NumPy take.
-    if not 0 <= value < 1 << 64:
-        remedy = "such as 0, 1 and 2"
-        raise LabError("seed", expected="a whole number from 0 up to, not including, 2^64", got=f"{value}",
-                       remedy=remedy)  # fmt: skip
-    return value
-
-
-_share = AfterValidator(_check_share)
-
 Protocol = Literal["windows", "sliding", "targets", "recall"]
-Count = Annotated[int, _at_least(1)]
-WholeNumber = Annotated[int, _at_least(0)]
-Positive = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_positive)]
-
 Activation = Literal["gelu", "gelu-tanh"]
 
 Objective = Literal["next", "masked"]
@@ -146,16 +105,16 @@ class ExperimentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     objective: Objective = "next"
-    mask_share: Annotated[float, _share] = MASK_SHARE
+    mask_share: Share = MASK_SHARE
     methods: tuple[str, ...] = ("alibi", "sinusoidal", "rope")
     variants: tuple[str, ...] = ()
     length: Count = 256
-    eval_lengths: tuple[int, ...] = ()
+    eval_lengths: Lengths = ()
     eval_tokens: Count = 131_072
     eval_precision: Precision = "fp32"
     protocols: tuple[Protocol, ...] = ("windows",)
     stride: WholeNumber = 0
-    recall_share: Annotated[float, _share] = 0.0
+    recall_share: Share = 0.0
     recall_trials: Count = 64
     text: tuple[str, ...] = ()
     held_out_text: tuple[str, ...] = ()
@@ -164,29 +123,29 @@ class ExperimentConfig(BaseModel):
     dataset_split: str = "train"
     dataset_held_out: str = ""
     text_column: str = "text"
-    document_start: str = ""
-    held_out_share: float = 0.1
+    document_start: Pattern = ""
+    held_out_share: HeldOutShare = 0.1
     tokenizer: Literal["bytes", "bpe", "words"] = "bytes"
     vocabulary: WholeNumber = 0
     layers: Count = 4
     heads: Count = 8
     width: Count = 128
     activation: Activation = "gelu"
-    dropout: Annotated[float, _share] = 0.0
-    attention_dropout: Annotated[float, _share] = 0.0
-    cutoffs: tuple[int, ...] = ()
+    dropout: Share = 0.0
+    attention_dropout: Share = 0.0
+    cutoffs: Ranks = ()
     steps: Count = 900
     batch_size: Count = 8
     accumulate: Count = 1
     optimizer: Literal["adamw", "nag"] = "adamw"
     learning_rate: Positive = 3e-3
     warmup: WholeNumber = 50
-    final_rate: Annotated[float, _share] = 0.1
-    weight_decay: Annotated[float, Field(allow_inf_nan=False), _at_least(0)] = 0.1
+    final_rate: Share = 0.1
+    weight_decay: NotNegative = 0.1
     clip: Positive = 1.0
     precision: Precision = "fp32"
     checkpoint_every: Count = 50
-    seed: Annotated[int, AfterValidator(_check_seed)] = 0
+    seed: Seed = 0
     device: Literal["cpu", "cuda"] = "cpu"
     devices: Count = 1
 
@@ -233,14 +192,6 @@ class ExperimentConfig(BaseModel):
                 raise LabError("protocols", expected="names of protocols", got=repr(name), remedy=remedy)
         return tuple(name for name in PROTOCOLS if name in names)
 
-    @field_validator("held_out_share")
-    @classmethod
-    def _proper_share(cls, share: float) -> float:
-        if not 0.0 < share <= 0.5:
-            remedy = "keep enough for training; 0.1 is the default"
-            raise LabError("held_out_share", expected="a share above 0 and up to 0.5", got=f"{share}", remedy=remedy)
-        return share
-
     @model_validator(mode="before")
     @classmethod
     def _fill_eval_lengths(cls, values: Any) -> Any:
@@ -248,35 +199,6 @@ class ExperimentConfig(BaseModel):
         if not values.get("eval_lengths") and isinstance(length, int):
             return {**values, "eval_lengths": tuple(length << i for i in range(DEFAULT_DOUBLINGS + 1))}
         return values
-
-    @field_validator("eval_lengths")
-    @classmethod
-    def _ascending(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        if lengths and (lengths[0] < 1 or any(a >= b for a, b in pairwise(lengths))):
-            remedy = "list each length once, shortest first, such as 256,512,1024"
-            got = ",".join(map(str, lengths))
-            raise LabError("eval_lengths", expected="ascending lengths of at least 1", got=got, remedy=remedy)
-        return lengths
-
-    @field_validator("cutoffs")
-    @classmethod
-    def _ascending_cutoffs(cls, cutoffs: tuple[int, ...]) -> tuple[int, ...]:
-        if cutoffs and (cutoffs[0] < 1 or any(a >= b for a, b in pairwise(cutoffs))):
-            got = ",".join(map(str, cutoffs))
-            remedy = "such as 20000,60000 for a vocabulary of 267744"
-            raise LabError("cutoffs", expected="ascending ranks of at least 1", got=got, remedy=remedy)
-        return cutoffs
-
-    @field_validator("document_start")
-    @classmethod
-    def _regular_expression(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            got = f"{pattern!r} ({error})"
-            remedy = "such as '^ = [^=]'"
-            raise LabError("document_start", expected="a regular expression", got=got, remedy=remedy) from None
-        return pattern
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExperimentConfig:
