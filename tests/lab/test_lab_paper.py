@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from alibi_attention.cli.app import app
 from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.model import build_decoder
-from alibi_attention.lab.paper import DIFFERENCES, paper_config
+from alibi_attention.lab.paper import DIFFERENCES, LENGTHS, TOKENS_A_STEP, differences, paper_config
 from alibi_attention.lab.training import learning_rate_factor
 
 SMALLER = """\
@@ -59,6 +60,42 @@ def test_model_has_the_papers_size() -> None:
     assert parameters == pytest.approx(247e6, rel=0.01)
     assert config.batch_size * config.accumulate * config.length == 8 * 9216
     assert isinstance(config, ExperimentConfig)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_step_has_the_papers_words_at_each_of_its_lengths(length: int, devices: int) -> None:
+    config = paper_config({"length": length, "devices": devices})
+    assert config.batch_size * length <= 9_216 * devices
+    assert config.eval_lengths == tuple(each for each in LENGTHS if each >= length)
+    tokens = config.batch_size * config.accumulate * length
+    if (length, devices) == (2048, 8):
+        # 36 sequences, which eight devices cannot share.
+        assert tokens == 65_536
+        return
+    assert tokens == TOKENS_A_STEP == 73_728
+    assert differences(config) == DIFFERENCES
+    if length != 2048:
+        assert config.batch_size * length == 9_216 * devices
+
+
+def test_a_step_of_any_other_size_is_said() -> None:
+    config = paper_config({"length": 100, "devices": 3})
+    assert (config.batch_size, config.accumulate, config.eval_lengths[:2]) == (276, 3, (100, 128))
+    assert differences(config)[-1] == "82,800 words a step, where the paper's have 73,728"
+    assert paper_config({"length": 5000}).eval_lengths == (5000,)
+
+
+def test_what_is_given_of_a_step_stays_and_the_other_makes_up_for_it() -> None:
+    few = paper_config({"batch_size": 6})
+    assert (few.batch_size, few.accumulate) == (6, 24)
+    parts = paper_config({"accumulate": 2, "devices": 4})
+    assert (parts.batch_size, parts.accumulate) == (72, 2)
+    for name in ("batch_size", "length", "accumulate", "devices"):
+        for value in (0, "many"):
+            with pytest.raises(LabError, match=f"^{name}: "):
+                paper_config({name: value})
+    assert paper_config({"devices": 5}).batch_size % 5 == 0
 
 
 def of_fairseq(update: int) -> float:

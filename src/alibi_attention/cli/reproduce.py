@@ -32,14 +32,25 @@ def paper(
     methods: Annotated[str, typer.Option(help="Position methods, joined by commas.")] = "alibi,sinusoidal,rope,t5",
     length: Annotated[int, typer.Option(help="Training length, in words; the paper's are 64 to 3072.", **COUNT)] = 512,
     eval_lengths: Annotated[
-        str, typer.Option(help="Lengths to evaluate at, joined by commas.", metavar="LENGTHS")
-    ] = "512,1024,1536,2048,3072",
+        str | None,
+        typer.Option(
+            help="Lengths to evaluate at, joined by commas.",
+            metavar="LENGTHS",
+            show_default="the trained one, and the paper's that are longer",
+        ),
+    ] = None,
     dataset: Annotated[
         str, typer.Option(help="WikiText-103 by name, or the path of a local copy.")
     ] = "Salesforce/wikitext",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 286_000,
-    batch_size: Annotated[int, typer.Option(help="Sequences in each part of a step.")] = 18,
-    accumulate: Annotated[int, typer.Option(help="Parts of a step whose gradients are added up.")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Sequences in each part of a step.", show_default="up to 9,216 words a device"),
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(help="Parts of a step whose gradients are added up.", show_default="as many as make 73,728 words"),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to compute.", metavar="cpu|cuda")] = "cuda",
     devices: Annotated[int, typer.Option(help="GPUs that share every batch.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the initial weights and the batches.")] = 0,
@@ -61,7 +72,7 @@ def paper(
 
         from alibi_attention.lab.config_file import read_settings
         from alibi_attention.lab.experiment import resume_experiment, start_experiment
-        from alibi_attention.lab.paper import DIFFERENCES, paper_config
+        from alibi_attention.lab.paper import differences, paper_config
         from alibi_attention.lab.progress import Progress
 
         settings = {**(read_settings(config) if config else {}), **given}
@@ -70,7 +81,9 @@ def paper(
             print_results(resume_experiment(output, Progress(console), expected=settings), output)
             return
         experiment = paper_config(settings)
-        console.print("Not as in the paper:", *(f"  - {text}" for text in DIFFERENCES), sep="\n", soft_wrap=True)
+        console.print(
+            "Not as in the paper:", *(f"  - {text}" for text in differences(experiment)), sep="\n", soft_wrap=True
+        )
         if show:
             for name, value in experiment.model_dump(mode="json").items():
                 console.print(f"{name}: {value}", highlight=False, soft_wrap=True)

@@ -11,7 +11,6 @@ from alibi_attention.lab.documents import saved_to_disk
 PAPER: Mapping[str, Any] = {
     "methods": ("alibi", "sinusoidal", "rope", "t5"),
     "length": 512,
-    "eval_lengths": (512, 1024, 1536, 2048, 3072),
     "eval_tokens": 217_646,
     "protocols": ("windows", "sliding"),
     "dataset": "Salesforce/wikitext",
@@ -33,18 +32,25 @@ PAPER: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "clip": 0.1,
     "steps": 286_000,
-    "batch_size": 18,
-    "accumulate": 8,
     "precision": "bf16",
     "checkpoint_every": 1000,
     "device": "cuda",
 }
-"""Model and optimiser of Baevski and Auli (2019), which the paper trains: 16 layers of 8 heads, width 1024, adaptive
-input and output with cutoffs at 20,000 and 60,000 words, Nesterov's momentum 0.99, peak rate 1 after 16,000 steps, then
-one period of a cosine, 270,000 steps, to 0.0001 (``--min-lr`` of the command in the README of the authors' code;
-``--stop-min-lr 1e-09`` there never comes into force), gradients clipped at 0.1. 18 sequences of 512 in 8 parts are the
-8 x 9,216 tokens of its 8 GPUs.
+"""All but what follows from the length and the devices.
+
+Model and optimiser of Baevski and Auli (2019), which the paper trains: 16 layers of 8 heads, width 1024, adaptive input
+and output with cutoffs at 20,000 and 60,000 words, Nesterov's momentum 0.99, peak rate 1 after 16,000 steps, then one
+period of a cosine, 270,000 steps, to 0.0001 (``--min-lr`` of the command in the README of the authors' code;
+``--stop-min-lr 1e-09`` there never comes into force), gradients clipped at 0.1.
 """
+
+GPUS = 8
+TOKENS_A_GPU = 9_216
+TOKENS_A_STEP = GPUS * TOKENS_A_GPU
+"""The same at every training length."""
+
+LENGTHS = (64, 128, 256, 512, 1024, 1536, 2048, 3072)
+"""Those it trains and evaluates at: each model at its own and all that are longer."""
 
 DIFFERENCES = (
     "this laboratory's decoder: GELU and no bias terms, where the paper's has ReLU and biases",
@@ -59,11 +65,15 @@ DIFFERENCES = (
     "a sliding window that moves by a quarter of its length over a quarter of the tokens; `stride: 1` and "
     "`eval_tokens: 668608512` in a --config file, 3,072 tokens read for each one scored, are the paper's",
 )
-"""What is not as in the paper."""
+"""What is not as in the paper at any length."""
 
 
 def paper_config(changes: Mapping[str, Any] | None = None) -> ExperimentConfig:
     """The configuration of the paper, with ``changes`` of the caller's.
+
+    A step has the paper's 73,728 words at any length and on any number of devices, as near as whole sequences come to
+    it: parts of up to 9,216 words a device, as many as it takes, unless ``batch_size`` or ``accumulate`` say otherwise.
+    Evaluated is at the trained length and at those of the paper's that are longer.
 
     Raises:
         LabError: for changes that cannot be used.
@@ -72,4 +82,36 @@ def paper_config(changes: Mapping[str, Any] | None = None) -> ExperimentConfig:
     if saved_to_disk(str(settings["dataset"])) and "dataset_config" not in (changes or {}):
         # A copy saved to disk is of one configuration, and takes no name of one.
         settings["dataset_config"] = ""
+    length = _usable(settings["length"])
+    settings |= _step(length, _usable(settings.get("devices", 1)), settings)
+    if not settings.get("eval_lengths"):
+        settings["eval_lengths"] = (length, *(longer for longer in LENGTHS if longer > length))
     return make_config(settings)
+
+
+def _usable(value: Any) -> int:
+    """A number to divide by; what is none stays in the settings, to be refused with all that cannot be used."""
+    return value if isinstance(value, int) and value > 0 else 1
+
+
+def _step(length: int, devices: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sequences in a part and parts of a step; what was given stays as it is, and the other makes up for it."""
+    batch_size, accumulate = settings.get("batch_size"), settings.get("accumulate")
+    if batch_size is None and accumulate is None:
+        most = max(1, TOKENS_A_GPU // length)
+        # The most that a device takes, and rather fewer than another number of words a step.
+        whole = (n for n in range(most, 0, -1) if TOKENS_A_STEP % (n * devices * length) == 0)
+        batch_size = devices * next(whole, most)
+    elif batch_size is None:
+        batch_size = devices * max(1, round(TOKENS_A_STEP / (_usable(accumulate) * devices * length)))
+    if accumulate is None:
+        accumulate = max(1, round(TOKENS_A_STEP / (_usable(batch_size) * length)))
+    return {"batch_size": batch_size, "accumulate": accumulate}
+
+
+def differences(config: ExperimentConfig) -> tuple[str, ...]:
+    """What is not as in the paper in a configuration of `paper_config`."""
+    tokens = config.batch_size * config.accumulate * config.length
+    if tokens == TOKENS_A_STEP:
+        return DIFFERENCES
+    return (*DIFFERENCES, f"{tokens:,} words a step, where the paper's have {TOKENS_A_STEP:,}")
