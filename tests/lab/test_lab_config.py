@@ -195,7 +195,25 @@ def test_broken_file(tmp_path: Path) -> None:
         read_config_file(path)
 
 
-def test_names_may_be_joined_in_a_file_as_in_a_flag() -> None:
-    joined = make_config({"methods": "alibi, rope", "variants": "all", "eval_lengths": "128,256", "length": 64})
-    listed = make_config({"methods": ["alibi", "rope"], "variants": ["all"], "eval_lengths": [128, 256], "length": 64})
-    assert joined == listed
+def test_a_file_takes_what_flags_take(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "methods: alibi, rope\nvariants: all\nprotocols: windows,sliding\neval_lengths: 128,8K\nlength: 64\n"
+        "eval_tokens: 16K\ncutoffs: 20,1K\ntext: a,b.txt\n",
+        encoding="utf-8",
+    )
+    listed = make_config(
+        {
+            "methods": ["alibi", "rope"], "variants": ["all"], "protocols": ["windows", "sliding"], "length": 64,
+            "eval_lengths": [128, 8192], "eval_tokens": 16_384, "cutoffs": [20, 1024],
+            "text": [str((tmp_path / "a,b.txt").resolve())],
+        }
+    )  # fmt: skip
+    assert read_config_file(path) == listed
+
+
+@pytest.mark.parametrize("length", ["128", '"128"', "128.0"])
+def test_lengths_of_evaluation_follow_a_length_however_it_is_written(tmp_path: Path, length: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"length: {length}\n", encoding="utf-8")
+    assert read_config_file(path).eval_lengths == (128, 256, 512, 1024, 2048, 4096)

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -163,15 +162,6 @@ def test_resuming_a_complete_run_only_reads(tiny: MakeConfig, tmp_path: Path) ->
     assert (root / "rope" / "weights.safetensors").stat().st_mtime_ns == before
 
 
-def test_cuda_is_refused_without_a_gpu(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(LabError) as error:
-        start_experiment(tiny(device="cuda"), tmp_path / "run")
-    assert str(error.value) == (
-        "device: expected a device of this machine, got cuda, which torch does not see here; use cpu"
-    )
-
-
 def test_table() -> None:
     assert markdown_table(RESULTS) == (
         "| bits per byte at | 256 | 512 | 1024 | 256 → 1024 |\n"
@@ -300,34 +290,6 @@ def test_recall_alone_is_shown(tiny: MakeConfig, tmp_path: Path) -> None:
     assert [score.distance for score in again[0].evaluations[0].recall] == [13, 21, 32, 61]
     assert UNTAUGHT in said.lines
     assert "not taught: " in (tmp_path / "again" / "table.md").read_text(encoding="utf-8")
-
-
-def test_recall_without_room_is_refused_before_training(tiny: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(LabError) as error:
-        start_experiment(tiny(protocols=("recall",), length=4, eval_lengths=(4, 6)), tmp_path / "run")
-    assert str(error.value) == (
-        "eval_lengths: expected a length of at least 8 tokens for recall, which is told and asked, got 4,6; "
-        "add one, or leave recall out"
-    )
-    assert not (tmp_path / "run").exists()
-
-
-def test_lengths_past_every_position_are_refused_before_training(tiny: MakeConfig, tmp_path: Path) -> None:
-    beyond: dict[str, Any] = {"methods": ("learned",), "eval_lengths": (64, 128), "protocols": ("windows",)}
-    with pytest.raises(LabError) as error:
-        start_experiment(tiny(**beyond), tmp_path / "run")
-    assert str(error.value) == (
-        "eval_lengths: expected a length of at most 16, where the positions of learned end, got 64,128; "
-        "add 16, or a method beside it"
-    )
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("changes", [{"protocols": ("targets",)}, {"methods": ("learned", "nope")}])
-def test_lengths_within_some_position_are_not(tiny: MakeConfig, tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Windows of fixed targets are halved from the shortest length down, and no position of NoPE ends."""
-    beyond: dict[str, Any] = {"methods": ("learned",), "eval_lengths": (32,), "protocols": ("windows",)}
-    start_experiment(tiny(**{**beyond, **changes}), tmp_path / "run")
 
 
 # What was interrupted, damaged, or begun elsewhere

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from alibi_attention.lab.bootstrap import bootstrap_interval
+from alibi_attention.lab.held_out import HeldOut
 from alibi_attention.lab.pairs import paired_difference
 from alibi_attention.lab.scores import Evaluation, LossVerdict, RecallScore, RecallVerdict, Score
 from alibi_attention.lab.verdicts import median_verdict, usable_by_perplexity, usable_by_recall
@@ -53,6 +55,26 @@ def test_usable_by_perplexity_follows_the_lengths() -> None:
     assert usable(flat(256, 2.0), flat(512, float("nan"))) == 256
     assert usable(flat(256, 2.0), train_length=100) is None
     assert usable_by_perplexity([Evaluation(name="a", title="A")], 256) is None
+
+
+def test_a_loss_that_frequencies_have_too_tells_nothing() -> None:
+    level = evaluation(flat(256, 4.8), flat(512, 4.8))
+    for unigram, length in ((4.9, 512), (4.8, None), (4.0, None), (None, 512)):
+        verdict = usable_by_perplexity([level.model_copy(update={"unigram_bits": unigram})], 256)
+        assert verdict == LossVerdict(protocol="windows", length=length)
+    assert LossVerdict(protocol="windows", length=None).words == "not learned"
+
+
+def test_bits_of_frequencies() -> None:
+    # Half a, a quarter b and a quarter c: 1.5 bits a token.
+    tokens = np.array([0, 0, 1, 2, 0, 1, 0, 2], dtype=np.uint8)
+    one = HeldOut(tokens, np.zeros(1, dtype=np.int64), np.array([1, 1, 1]))
+    assert one.unigram_bits() == pytest.approx(1.5)
+    # Twelve bytes.
+    wider = HeldOut(tokens, np.zeros(1, dtype=np.int64), np.array([1, 3, 1]))
+    assert wider.unigram_bits() == pytest.approx(1.5 * 8 / 12)
+    sized = HeldOut(tokens, np.zeros(1, dtype=np.int64), np.zeros(3, dtype=np.int64), sizes=np.full(8, 200, np.uint8))
+    assert sized.unigram_bits() == pytest.approx(1.5 / 200)
 
 
 def test_usable_by_perplexity_must_be_sure() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from alibi_attention.cli.errors import refuse
-from alibi_attention.cli.lab_values import whole_number
+from alibi_attention.lab.numerals import whole_number
 
 if TYPE_CHECKING:
     from rich.console import Console

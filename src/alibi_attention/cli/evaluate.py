@@ -64,12 +64,15 @@ def evaluate(
             show_default="as in the run",
         ),
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to compute.", metavar="cpu|cuda", show_default="as in the run")
+    ] = None,
 ) -> None:
     """Evaluate the trained models of a run at other lengths, in other variants or by other protocols.
 
     Nothing is trained. An interruption is continued with: alibi extrapolate --resume --output FOLDER.
     """
-    del eval_lengths, eval_tokens, eval_precision, variants, protocols, stride, recall_trials
+    del eval_lengths, eval_tokens, eval_precision, variants, protocols, stride, recall_trials, device
     changes = given_settings(context, ignored=("run", "output"))
     require("lab")
     with laboratory_errors(output, names={"run": "RUN", "resume": "RUN"}):

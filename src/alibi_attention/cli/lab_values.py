@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from alibi_attention.cli.errors import refuse
+from alibi_attention.lab.numerals import whole_number
 
 _NAMES = ("methods", "variants", "protocols")
 _NUMBERS = ("eval_lengths", "cutoffs")
@@ -27,16 +28,6 @@ def given_settings(context: typer.Context, *, ignored: Sequence[str] = ()) -> di
         else:
             settings[name] = value
     return settings
-
-
-def whole_number(text: str) -> int:
-    """``"8192"`` or ``"8K"`` to 8192.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    digits, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
-    return int(digits) * factor
 
 
 def _count(text: str) -> int:

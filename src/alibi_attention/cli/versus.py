@@ -12,7 +12,7 @@ import typer
 from alibi_attention.cli.bench_values import bench_errors, read_length, split_names, wide_console
 from alibi_attention.cli.errors import laboratory_errors, refuse
 from alibi_attention.cli.extras import require
-from alibi_attention.cli.lab_values import whole_number
+from alibi_attention.lab.numerals import whole_number
 
 if TYPE_CHECKING:
     from alibi_attention.bench.versus.results import Comparison, Trained

@@ -56,7 +56,7 @@ class Batches:
     def batch(self, k: int) -> Tensor:
         config = self._config
         # A counter-based generator: keyed, so that no state has to be carried from one batch to the next.
-        generator = np.random.Generator(np.random.Philox(key=[config.seed, k]))
+        generator = np.random.Generator(np.random.Philox(key=np.array([config.seed, k], dtype=np.uint64)))
         starts = generator.integers(0, len(self._stream) - config.length, size=config.batch_size)
         windows = self._stream[starts[:, None] + np.arange(config.length + 1)].astype(np.int64)
         if self._mixer is not None:

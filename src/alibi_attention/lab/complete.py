@@ -20,6 +20,8 @@ from alibi_attention.lab.schema import SCHEMA_VERSION
 # Settings in which the runs of one experiment may differ, and those in which the parts of one run may.
 _OF_SEEDS = frozenset({"seed", "checkpoint_every"})
 _OF_PARTS = frozenset({"methods", "variants", "checkpoint_every"})
+# Where the corpus lies, which its fingerprint knows better: a copy elsewhere is the same corpus.
+_PLACES = frozenset({"text", "held_out_text", "dataset", "dataset_config"})
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _require_same(runs: Sequence[Run], free: Iterable[str]) -> None:
     first = runs[0]
     for other in runs[1:]:
         for name in ExperimentConfig.model_fields:
-            if name not in free and getattr(other.config, name) != getattr(first.config, name):
+            if name not in _PLACES and name not in free and getattr(other.config, name) != getattr(first.config, name):
                 values = [f"{getattr(run.config, name)} in {run.root}" for run in (first, other)]
                 got = f"{name} {', '.join(values)}"
                 expected = "runs that differ in seed and methods alone"

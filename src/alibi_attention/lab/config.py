@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.kinds import (
@@ -44,12 +44,12 @@ MASK_SHARE = 0.15
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 # Several values, which a file may join by commas.
-_JOINED = ("methods", "variants", "protocols", "eval_lengths")
+JOINED = ("methods", "variants", "protocols", "eval_lengths", "cutoffs")
 # What they say is said of a data set, and nothing otherwise.
-_OF_DATA_SETS = ("dataset_config", "dataset_split", "dataset_held_out", "text_column", "document_start")
+_OF_DATA_SETS = ("dataset_config", "dataset_split", "dataset_held_out", "text_column")
 
 EVALUATION_SETTINGS = (
-    "variants", "eval_lengths", "eval_tokens", "eval_precision", "protocols", "stride", "recall_trials",
+    "variants", "eval_lengths", "eval_tokens", "eval_precision", "protocols", "stride", "recall_trials", "device",
 )  # fmt: skip
 """What may be changed without training again."""
 
@@ -81,8 +81,8 @@ class ExperimentConfig(BaseModel):
         dataset_config, dataset_split, dataset_held_out: its configuration, the split to read, and the split to hold out
             (by default documents of the former).
         text_column: of the data set.
-        document_start: a regular expression; rows of the data set that match begin a document, the others continue it.
-            By default each row is a document.
+        document_start: a regular expression; rows of the data set, or lines of the text, that match begin a document,
+            the others continue it. By default each row, or file, is a document.
         held_out_share: share of the corpus kept for evaluation.
         tokenizer: ``"bytes"``, ``"bpe"`` (byte-level, trained on the training text) or ``"words"`` (split at spaces).
         vocabulary: how many tokens; 0 for 256 bytes, 8192 of BPE, or every word of the training text.
@@ -109,7 +109,7 @@ class ExperimentConfig(BaseModel):
     methods: tuple[str, ...] = ("alibi", "sinusoidal", "rope")
     variants: tuple[str, ...] = ()
     length: Count = 256
-    eval_lengths: Lengths = ()
+    eval_lengths: Lengths = Field(default=(), validate_default=True)
     eval_tokens: Count = 131_072
     eval_precision: Precision = "fp32"
     protocols: tuple[Protocol, ...] = ("windows",)
@@ -192,13 +192,13 @@ class ExperimentConfig(BaseModel):
                 raise LabError("protocols", expected="names of protocols", got=repr(name), remedy=remedy)
         return tuple(name for name in PROTOCOLS if name in names)
 
-    @model_validator(mode="before")
+    @field_validator("eval_lengths")
     @classmethod
-    def _fill_eval_lengths(cls, values: Any) -> Any:
-        length = values.get("length", cls.model_fields["length"].default)
-        if not values.get("eval_lengths") and isinstance(length, int):
-            return {**values, "eval_lengths": tuple(length << i for i in range(DEFAULT_DOUBLINGS + 1))}
-        return values
+    def _filled(cls, lengths: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        # A length that cannot be used is not among the data, and is refused by itself.
+        if lengths or "length" not in info.data:
+            return lengths
+        return tuple(info.data["length"] << i for i in range(DEFAULT_DOUBLINGS + 1))
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExperimentConfig:
@@ -235,6 +235,9 @@ class ExperimentConfig(BaseModel):
         if not self.dataset:
             for name in _OF_DATA_SETS:
                 self._refuse_idle(name, "without a data set", "name one with --dataset, or leave it out")
+            if not self.text:
+                why = "for Python's standard library, whose files are its documents"
+                self._refuse_idle("document_start", why, "name a text or a data set, or leave it out")
         if self.dataset and self.dataset_held_out == self.dataset_split:
             expected = "another split than the one to train on"
             remedy = f"leave it out to hold out documents of {self.dataset_split}"
@@ -307,7 +310,7 @@ def make_config(values: Mapping[str, Any]) -> ExperimentConfig:
     """
     # A file may join names as the flags do.
     values = {
-        name: [part.strip() for part in each.split(",")] if name in _JOINED and isinstance(each, str) and each else each
+        name: [part.strip() for part in each.split(",")] if name in JOINED and isinstance(each, str) and each else each
         for name, each in values.items()
     }
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from alibi_attention.lab.config import ExperimentConfig, make_config
+from alibi_attention.lab.config import JOINED, ExperimentConfig, make_config
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import write_text
 
@@ -44,9 +44,11 @@ def read_settings(path: Path) -> dict[str, Any]:
         got = f"{path}, which holds {'nothing' if values is None else type(values).__name__}"
         raise LabError("config", expected="settings by name", got=got, remedy=remedy)
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    for name in ("methods", "variants", "protocols", *_PATHS, "eval_lengths", "cutoffs"):
+    for name in (*JOINED, *_PATHS):
         if name in values and not isinstance(values[name], list):
-            values[name] = [] if values[name] is None else [values[name]]
+            # Names and numbers may be joined by commas, which a path may have in it.
+            whole = isinstance(values[name], str) and name in JOINED
+            values[name] = [] if values[name] is None else values[name] if whole else [values[name]]
     for name in _PATHS:
         if name in values:
             values[name] = [str((path.parent / text).resolve()) for text in values[name]]

@@ -42,6 +42,19 @@ def sliding_ends(held_out: HeldOut, lengths: Sequence[int], budget: int, stride:
     return Ends(ends, step)
 
 
+def sliding_tokens(
+    held_out: HeldOut, lengths: Sequence[int], budget: int, stride: int, enough: int
+) -> tuple[int, int | None]:
+    """How many tokens `sliding_ends` scores at every length, and the budget that would score ``enough`` of them; None
+    where the text has not got so many."""
+    longest = lengths[-1]
+    found = sliding_ends(held_out, lengths, budget, stride, longest)
+    # A window of the longest length ends with each region.
+    wanted = -(-enough // found.scored)
+    most = sliding_ends(held_out, lengths, wanted * longest, stride, longest)
+    return len(found.ends) * found.scored, wanted * longest if len(most.ends) >= wanted else None
+
+
 def _power_of_two(most: int) -> int:
     return 1 << (most.bit_length() - 1)
 

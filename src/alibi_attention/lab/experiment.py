@@ -21,7 +21,14 @@ from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.model import Decoder, build_decoder
 from alibi_attention.lab.passages import RecallMixer
 from alibi_attention.lab.positions import full_title, split_name
-from alibi_attention.lab.preconditions import check_machine, check_recall, refuse_unreachable
+from alibi_attention.lab.preconditions import (
+    check_machine,
+    check_models,
+    check_recall,
+    refuse_idle,
+    refuse_unreachable,
+    remarks,
+)
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.protocols import held_out_of, protocol_lengths, protocol_work, run_protocol
 from alibi_attention.lab.runs import Kept, MethodResult, RunFolder
@@ -30,11 +37,6 @@ from alibi_attention.lab.scores import Evaluation
 from alibi_attention.lab.tables import markdown_table
 from alibi_attention.lab.training import train
 from alibi_attention.lab.verdicts import usable_by_perplexity, usable_by_recall
-
-UNTAUGHT = (
-    "Recall is tested in models that were never shown the task (--recall-share 0): values that are not recalled then "
-    "say nothing of positions."
-)
 
 
 def start_experiment(
@@ -58,14 +60,17 @@ def start_experiment(
     folder = RunFolder(root)
     folder.refuse_existing()
     check_machine(config)
+    refuse_idle(config)
     refuse_unreachable(config)
-    corpus = load_corpus(config)
+    progress = progress or Progress()
+    corpus = load_corpus(config, progress)
+    check_models(config, corpus)
     check_recall(config, corpus)
     with folder.held():
         # Once more: another process may have begun and ended in the meantime.
         folder.refuse_existing()
         folder.begin(config, corpus)
-        return _run(folder, config, corpus, progress or Progress(), stop)
+        return _run(folder, config, corpus, progress, stop)
 
 
 def resume_experiment(
@@ -99,10 +104,11 @@ def resume_experiment(
         remedy = "name the folder of an interrupted run with --output, or start one without --resume"
         raise LabError("output", expected="the folder of a run", got=got, remedy=remedy)
     config = read_as_started(folder, expected or {})
-    check_machine(config)
-    corpus = load_corpus(config)
-    folder.refuse_changed_corpus(corpus)
+    if folder.unfinished(config):
+        check_machine(config, trains=not all(folder.weights(method).is_file() for method in config.methods))
     progress = progress or Progress()
+    corpus = load_corpus(config, progress)
+    folder.refuse_changed_corpus(corpus)
     with folder.held():
         folder.complete_beginning(config)
         if folder.unfinished(config):
@@ -160,7 +166,8 @@ def reevaluate_experiment(
         got = f"{root}, which is no name of one"
         raise LabError("output", expected="a new folder by its name", got=got, remedy="name one, such as runs/again")
     folder.refuse_existing()
-    check_machine(config)
+    check_machine(config, trains=False)
+    refuse_idle(config, changes)
     refuse_unreachable(config)
     for method in config.methods:
         if not old.weights(method).is_file():
@@ -168,12 +175,13 @@ def reevaluate_experiment(
             raise LabError("run", expected=f"a run with {method} trained", got=f"{source}", remedy=remedy)
         # Damage is better found here than in a copy.
         load_tensors(old.weights(method))
-    corpus = load_corpus(config)
+    progress = progress or Progress()
+    corpus = load_corpus(config, progress)
     old.refuse_changed_corpus(corpus)
     check_recall(config, corpus)
     with _taking_weights(old, root, config, corpus):
         folder.complete_beginning(config)
-        return _run(folder, config, corpus, progress or Progress())
+        return _run(folder, config, corpus, progress)
 
 
 @contextmanager
@@ -187,18 +195,23 @@ def _taking_weights(
     """
     made = RunFolder(root.with_name(f".{root.name}.partial"))
     with made.held():
-        for leftover in made.root.iterdir():
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        for method in config.methods:
-            made.write_train_seconds(method, old.read_train_seconds(method))
-            with replacing(made.weights(method)) as temporary:
-                shutil.copyfile(old.weights(method), temporary)
-        made.begin(config, corpus)
-        # It was trained by those who worked on the other.
-        made.write_sessions([*old.read_sessions(), made.read_start()["environment"]])
-        RunFolder(root).refuse_existing()
-        shutil.rmtree(root, ignore_errors=True)
-        made.root.replace(root)
+        try:
+            for leftover in made.root.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for method in config.methods:
+                made.write_train_seconds(method, old.read_train_seconds(method))
+                with replacing(made.weights(method)) as temporary:
+                    shutil.copyfile(old.weights(method), temporary)
+            made.begin(config, corpus)
+            # It was trained by those who worked on the other.
+            made.write_sessions([*old.read_sessions(), made.read_start()["environment"]])
+            RunFolder(root).refuse_existing()
+            shutil.rmtree(root, ignore_errors=True)
+            made.root.replace(root)
+        except BaseException:
+            # Half of it is of no use, and of a full disk it takes room. Only a process that is killed leaves it.
+            shutil.rmtree(made.root, ignore_errors=True)
+            raise
         yield
 
 
@@ -210,9 +223,9 @@ def _run(
     with progress, stop or Interruption() as stop:
         unit = "bytes" if config.tokenizer == "bytes" else "tokens"
         size = f"{len(corpus.train):,} + {len(corpus.held_out):,} {unit}"
-        progress.say(f"Corpus: {corpus.source}, {size}; {corpus.split}.")
-        if "recall" in config.protocols and config.recall_share == 0.0:
-            progress.say(UNTAUGHT)
+        progress.say(f"Corpus: {corpus.source}, {size}; {corpus.division}.")
+        for remark in remarks(config, corpus, trains=not all(folder.weights(m).is_file() for m in config.methods)):
+            progress.say(remark)
         mixer = RecallMixer(corpus.encoder, config.recall_share, config.length)
         for method in config.methods:
             result = folder.read_result(method)
@@ -306,8 +319,9 @@ def _evaluate(
         kept = _evaluate_protocol(folder, config, corpus, decoder, name, protocol, progress, stop)
         found[protocol] = kept.scores
         seconds += kept.seconds
-    what = {"name": name, "title": full_title(name), "objective": config.objective}
-    evaluation = Evaluation.model_validate({**what, **found})
+    found |= {"name": name, "title": full_title(name), "objective": config.objective}
+    found |= {"unigram_bits": held_out_of(corpus).unigram_bits()}
+    evaluation = Evaluation.model_validate(found)
     by_loss = usable_by_perplexity([evaluation], config.length)
     by_recall = usable_by_recall(evaluation.recall, config.length, taught=config.recall_share > 0.0)
     verdict = {"usable_by_perplexity": by_loss, "usable_by_recall": by_recall}

@@ -31,6 +31,13 @@ class HeldOut(NamedTuple):
         found: NDArray[np.int64] = self.token_bytes[self.tokens[targets]]
         return found
 
+    def unigram_bits(self) -> float:
+        """Bits per byte to whoever knows how often each token comes, and nothing of what goes before it."""
+        counts = np.bincount(self.tokens)
+        frequencies = counts[counts > 0] / len(self.tokens)
+        bytes_ = (self.token_bytes[self.tokens] if self.sizes is None else self.sizes).sum(dtype=np.int64)
+        return float(-(frequencies * np.log2(frequencies)).sum() * len(self.tokens) / bytes_)
+
     def documents_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The number of the document each place is in."""
         found: NDArray[np.int64] = np.searchsorted(self.document_starts, places, side="right") - 1

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.numerals import whole_number
+
+
+def _by_thousands(value: Any) -> Any:
+    """``"8K"`` as a flag has it; what else there is stays as it is."""
+    try:
+        return whole_number(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _at_least(minimum: float) -> AfterValidator:
@@ -74,15 +83,16 @@ def _name(info: ValidationInfo) -> str:
     return info.field_name or "value"
 
 
-Count = Annotated[int, _at_least(1)]
-WholeNumber = Annotated[int, _at_least(0)]
+Number = Annotated[int, BeforeValidator(_by_thousands)]
+Count = Annotated[Number, _at_least(1)]
+WholeNumber = Annotated[Number, _at_least(0)]
 Seed = Annotated[int, AfterValidator(_a_seed)]
 Positive = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_above_zero)]
 NotNegative = Annotated[float, Field(allow_inf_nan=False), _at_least(0)]
 Share = Annotated[float, AfterValidator(_below_one)]
 HeldOutShare = Annotated[float, AfterValidator(_up_to_half)]
 Lengths = Annotated[
-    tuple[int, ...], _ascending("lengths", "list each length once, shortest first, such as 256,512,1024")
+    tuple[Number, ...], _ascending("lengths", "list each length once, shortest first, such as 256,512,1024")
 ]
-Ranks = Annotated[tuple[int, ...], _ascending("ranks", "such as 20000,60000 for a vocabulary of 267744")]
+Ranks = Annotated[tuple[Number, ...], _ascending("ranks", "such as 20000,60000 for a vocabulary of 267744")]
 Pattern = Annotated[str, AfterValidator(_a_pattern)]

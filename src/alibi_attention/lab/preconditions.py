@@ -1,16 +1,33 @@
-"""What is refused before anything is trained: what the machine lacks, and lengths that could tell nothing."""
+"""What is refused before anything is trained, and what is said of it: what the machine lacks, lengths and models that
+cannot be, settings that would tell nothing."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.corpus import Corpus
+from alibi_attention.lab.ends import sliding_tokens
 from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.model import build_decoder
 from alibi_attention.lab.passages import RecallMixer, alphabet_of
 from alibi_attention.lab.positions import DecoderShape, position_methods, split_name
-from alibi_attention.lab.protocols import protocol_lengths
+from alibi_attention.lab.protocols import held_out_of, protocol_lengths
 from alibi_attention.lab.recall import askable_distances
+from alibi_attention.lab.training import learning_rate_factor
+
+FEW_SCORED = 256
+"""Fewer tokens than this by the sliding window are said to be few."""
+
+UNTAUGHT = (
+    "Recall is tested in models that were never shown the task (--recall-share 0): values that are not recalled then "
+    "say nothing of positions."
+)
+
+# What a setting of evaluation is of.
+_OF_PROTOCOLS = {"stride": "sliding", "recall_trials": "recall"}
 
 
 def check_recall(config: ExperimentConfig, corpus: Corpus) -> None:
@@ -25,14 +42,14 @@ def check_recall(config: ExperimentConfig, corpus: Corpus) -> None:
             raise LabError("eval_lengths", expected=expected, got=got, remedy="add one, or leave recall out")
 
 
-def check_machine(config: ExperimentConfig) -> None:
-    """Refuse what this machine has not got, before anything is trained."""
+def check_machine(config: ExperimentConfig, *, trains: bool = True) -> None:
+    """Refuse what this machine has not got, before anything is computed; without training, one device is enough."""
     if config.device == "cuda":
         seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not seen:
             got = "cuda, which torch does not see here"
             raise LabError("device", expected="a device of this machine", got=got, remedy="use cpu")
-        if seen < config.devices:
+        if trains and seen < config.devices:
             raise LabError("devices", expected=f"at most the {seen} of this machine", got=f"{config.devices}",
                            remedy="lower it")  # fmt: skip
     for name in config.variants:
@@ -40,11 +57,52 @@ def check_machine(config: ExperimentConfig) -> None:
         position_methods()[method].require(variant)
 
 
+def check_models(config: ExperimentConfig, corpus: Corpus) -> None:
+    """Refuse settings that some method's model cannot be built with, before anything is written."""
+    for method in config.methods:
+        # Without memory: what a model would be is asked, not the model itself.
+        with torch.device("meta"):
+            build_decoder(config, method, vocabulary=corpus.encoder.vocabulary)
+
+
+def refuse_idle(config: ExperimentConfig, names: Collection[str] = tuple(_OF_PROTOCOLS)) -> None:
+    """Refuse those of these settings that are of a protocol which is not evaluated, and would do nothing."""
+    for name, protocol in _OF_PROTOCOLS.items():
+        if name in names and protocol not in config.protocols:
+            default = ExperimentConfig.model_fields[name].default
+            if getattr(config, name) != default:
+                got = f"{getattr(config, name)} without the protocol {protocol}"
+                remedy = f"leave it out, or add {protocol} to the protocols"
+                raise LabError(name, expected=f"the default, {default}", got=got, remedy=remedy)
+
+
+def remarks(config: ExperimentConfig, corpus: Corpus, *, trains: bool) -> list[str]:
+    """What whoever reads the results had better know, in sentences."""
+    found = []
+    if trains and config.warmup >= config.steps:
+        reached = learning_rate_factor(config.steps - 1, steps=config.steps, warmup=config.warmup, final=1.0)
+        found.append(f"The learning rate rises over {config.warmup} steps and there are {config.steps}: it ends at "
+                     f"{reached:.0%} of its peak and never falls. A --warmup below --steps is meant.")  # fmt: skip
+    if "recall" in config.protocols and config.recall_share == 0.0:
+        found.append(UNTAUGHT)
+    if "sliding" in config.protocols:
+        scored, enough = sliding_tokens(held_out_of(corpus), config.eval_lengths, config.eval_tokens, config.stride,
+                                        FEW_SCORED)  # fmt: skip
+        if scored < FEW_SCORED:
+            remedy = (
+                "the held-out text has no more" if enough is None else f"--eval-tokens {enough} reads enough for more"
+            )
+            found.append(
+                f"By the sliding window {scored} tokens are scored at every length, too few to go by; {remedy}."
+            )
+    return found
+
+
 def refuse_unreachable(config: ExperimentConfig) -> None:
     """Refuse lengths at which no method has positions: all that was trained would end in dashes."""
     shortest = min(protocol_lengths(protocol, config)[0] for protocol in config.protocols)
     shape = DecoderShape(config.length, config.layers, config.heads, config.width)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         ends = [position_methods()[method](shape).longest for method in config.methods]
     farthest = max(shortest if end is None else end for end in ends)
     if farthest < shortest:

@@ -87,7 +87,7 @@ def evaluate_recall(
             if tick is not None:
                 tick(trials * length)
             continue
-        generator = np.random.Generator(np.random.Philox(key=[seed, length]))
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed, length], dtype=np.uint64)))
         windows = np.stack([_window(held_out, alphabet, length, distances, generator) for _ in range(trials)])
         recalled = np.zeros(len(distances), dtype=np.int64)
         rows = rows_at_once(decoder, length)

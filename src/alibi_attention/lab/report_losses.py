@@ -62,8 +62,10 @@ def _losses(lines: Sequence[Line], protocol: LossProtocol, title: str, note: str
     )
     if documents < FEW:
         note += f" Of fewer than {FEW} documents such intervals are too narrow: more are read with --eval-tokens."
-    if protocol == "targets" and points[-1].whole_context is not None:
-        note += f" At {points[-1].length:,}, {points[-1].whole_context:.0%} of the windows lie in one document."
+    # All methods read the same windows, but for one whose positions end before.
+    whole = next((share for line in lines if (share := line.losses[protocol][-1].whole_context) is not None), None)
+    if protocol == "targets" and whole is not None:
+        note += f" At {points[-1].length:,}, {whole:.0%} of the windows lie in one document."
     rows = [[line.title, *map(_cell, line.losses[protocol])] for line in lines]
     reasons = sorted({f"{line.title}: {p.note}." for line in lines for p in line.losses[protocol] if p.note})
     return Table(protocol, f"{title}: bits per byte", " ".join([note, *reasons]), header, rows)

@@ -89,17 +89,17 @@ class LossVerdict(BaseModel):
 
     Attributes:
         protocol: whose scores were judged.
-        length: the longest usable one.
+        length: the longest usable one; None of a model that learned nothing of order, whose loss tells nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     protocol: LossProtocol
-    length: int
+    length: int | None
 
     @property
     def words(self) -> str:
-        return f"{self.length:,}"
+        return "not learned" if self.length is None else f"{self.length:,}"
 
 
 class RecallVerdict(BaseModel):
@@ -147,6 +147,8 @@ class Evaluation(BaseModel):
     Attributes:
         name, title: ``"rope"`` or ``"rope:yarn"``, and as in tables.
         objective: what it was trained for and is scored by, of `lab.config.Objective`.
+        unigram_bits: bits per byte of the held-out text to whoever knows its tokens' frequencies alone; None of before
+            it was kept.
         windows, sliding, targets, recall: by protocol; empty for those not asked for.
         usable_by_perplexity, usable_by_recall: longest usable length, by the rules in `verdicts`; None where it was not
             measured.
@@ -157,6 +159,7 @@ class Evaluation(BaseModel):
     name: str
     title: str
     objective: Literal["next", "masked"] = "next"
+    unigram_bits: float | None = None
     windows: tuple[Score, ...] = ()
     sliding: tuple[Score, ...] = ()
     targets: tuple[Score, ...] = ()

@@ -31,7 +31,8 @@ def usable_by_perplexity(evaluations: Sequence[Evaluation], train_length: int) -
 
     That is: at this and at every shorter evaluated length from the trained one on, the upper end of the 95% interval of
     the change in bits per byte since the trained length, paired by document and seed, is at most 1% of what they are
-    there. Of a single document there is no interval, and the change itself is taken.
+    there. Of a single document there is no interval, and the change itself is taken. A model that is no better there
+    than the tokens' frequencies are has not learned anything that a length could take from it.
 
     Args:
         evaluations: of one method or variant, one a seed.
@@ -48,6 +49,9 @@ def usable_by_perplexity(evaluations: Sequence[Evaluation], train_length: int) -
     bits = None if trained is None else _mean(trained)
     if trained is None or bits is None:
         return None
+    guesses = [each.unigram_bits for each in evaluations if each.unigram_bits is not None]
+    if guesses and not bits < min(guesses):
+        return LossVerdict(protocol=protocol, length=None)
     usable = train_length
     for scores in columns:
         if scores[0].length > train_length:

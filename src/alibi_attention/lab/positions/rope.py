@@ -35,6 +35,9 @@ def scaled_rates(variant: str, head_dim: int, *, train_length: int, length: int)
     Returns:
         (head_dim / 2,) float64, and the factor.
     """
+    if variant == "dynamic" and head_dim == 2:
+        # A single pair, whose rate is 1 for any base: the rule has nothing to change, and divides by head_dim - 2.
+        return plain_rates(head_dim), 1.0
     from transformers import PreTrainedConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
