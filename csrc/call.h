@@ -10,7 +10,7 @@ enum DataType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Status : int64_t { kDone = 0, kWrongSize = 1, kNoMemory = 2, kWrongPlan = 3, kWrongShape = 4 };
 
 // Raised whenever a caller of before would be misunderstood, be it at equal sizes.
-constexpr int64_t kInterface = 2;
+constexpr int64_t kInterface = 3;
 
 // The grid of plans and summaries. Python's share of the work knows both.
 constexpr int kBlock = 48;  // queries in a block: three vectors of 16
@@ -77,6 +77,28 @@ struct Call {
     Tensor grad_key;
     Tensor grad_value;
     float* grad_slopes;  // (batch, heads)
+};
+
+// Tokens that are put behind those a cache holds, from row `at` on, or of which only the radii are asked for.
+struct Append {
+    int64_t size;  // sizeof(Append)
+    int64_t type;
+    int64_t batch;
+    int64_t kv_heads;
+    int64_t tokens;
+    int64_t head_dim;
+    int64_t value_dim;
+    int64_t at;
+    Tensor key;
+    Tensor value;
+    Tensor held_key;  // null to put nothing
+    Tensor held_value;
+    // The summary of the keys, as in a call; norms, unless null, are raised to what the new keys have.
+    const float* center;
+    double* norms;
+    int64_t norms_batch_stride;
+    int64_t norms_head_stride;
+    double* radii;  // (batch, kv_heads, tokens), or null: each new key's distance from the center, as in norms
 };
 
 }  // namespace alibi

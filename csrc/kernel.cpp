@@ -1,5 +1,6 @@
 // The kernels of one instruction set. Compiled once for each, with ALIBI_TARGET naming it.
 
+#include "append.h"
 #include "backward.h"
 #include "decode.h"
 #include "kernels.h"
@@ -10,6 +11,6 @@ namespace alibi {
 #define ALIBI_KERNELS_NAME(target) ALIBI_KERNELS_NAME_(target)
 
 extern const Kernels ALIBI_KERNELS_NAME(ALIBI_TARGET);
-const Kernels ALIBI_KERNELS_NAME(ALIBI_TARGET) = {ALIBI_TARGET::forward, ALIBI_TARGET::backward};
+const Kernels ALIBI_KERNELS_NAME(ALIBI_TARGET) = {ALIBI_TARGET::forward, ALIBI_TARGET::backward, ALIBI_TARGET::append};
 
 }  // namespace alibi

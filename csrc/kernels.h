@@ -8,6 +8,7 @@ namespace alibi {
 struct Kernels {
     int64_t (*forward)(const Call& call);
     int64_t (*backward)(const Call& call);
+    int64_t (*append)(const Append& call);
 };
 
 }  // namespace alibi

@@ -264,10 +264,12 @@ ALIBI_EXPORT const char* alibi_chosen() {
     return alibi::chosen ? alibi::chosen->name : "";
 }
 
-// What a caller must agree on: the interface's number, bytes of a call, queries in a block, keys in a tile. Where the
-// number is another, what follows it may be anything.
+// What a caller must agree on: the interface's number, bytes of a call, queries in a block, keys in a tile, bytes of an
+// append. Where the number is another, what follows it may be anything.
 ALIBI_EXPORT const int64_t* alibi_layout() {
-    static const int64_t layout[4] = {alibi::kInterface, sizeof(alibi::Call), alibi::kBlock, alibi::kTile};
+    static const int64_t layout[5] = {
+        alibi::kInterface, sizeof(alibi::Call), alibi::kBlock, alibi::kTile, sizeof(alibi::Append)
+    };
     return layout;
 }
 
@@ -297,4 +299,9 @@ ALIBI_EXPORT int64_t alibi_backward(const alibi::Call* call) {
     if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
     if (!is_sound(*call)) return alibi::kWrongShape;
     return kernels_for(*call).backward(*call);
+}
+
+ALIBI_EXPORT int64_t alibi_append(const alibi::Append* call) {
+    if (call->size != sizeof(alibi::Append)) return alibi::kWrongSize;
+    return alibi::chosen->kernels->append(*call);
 }

@@ -250,9 +250,9 @@ def test_what_is_remembered_is_bounded_and_holds_no_tensor():
 @pytest.mark.usefixtures("from_the_second_time")
 def test_a_call_is_described_when_it_comes_again(short_calls: list[str], monkeypatch: pytest.MonkeyPatch):
     described = []
-    whole = eager._describe
+    whole = eager.describe
     monkeypatch.setattr(
-        eager, "_describe", lambda *tensors, **options: described.append(1) or whole(*tensors, **options)
+        eager, "describe", lambda *tensors, **options: described.append(1) or whole(*tensors, **options)
     )
     query, key, value = tensors(k_len=60)
     results = [alibi_attention(query, key[:, :, :40], value[:, :, :40]) for _ in range(4)]

@@ -103,6 +103,24 @@ def nothing_listens() -> bool:
     )
 
 
+def are_plain(
+    scale: float | None, window: tuple[int | None, int | None] | None, tolerance: float | None, backend: str | None
+) -> bool:
+    """Whether options may name a call: numbers that are equal may be of types that are not, and True is no window."""
+    return (
+        type(scale) in _NUMBERS
+        and type(tolerance) in _NUMBERS
+        and (window is None or (type(window) is tuple and {*map(type, window)} <= _INTEGERS))
+        and (backend is None or type(backend) is str)
+    )
+
+
+def check_slopes(slopes: Tensor) -> None:
+    """As `check_finite_slopes`, in a microsecond where nothing is wrong."""
+    if not (slopes.dim() == 1 and math.isfinite(sum(slopes.tolist()))):
+        check_finite_slopes(slopes)
+
+
 def is_ordinary(tensor: Any) -> bool:
     """Whether it is a strided tensor in memory, without a subclass, a lazy negation or anything of that kind."""
     return type(tensor) in _TENSORS and torch._C._dispatch_keys(tensor).raw_repr() in _ORDINARY
@@ -126,8 +144,7 @@ def plain_call(
     Raises:
         ValueError, NotImplementedError: as `alibi_attention`.
     """
-    # Numbers that are equal may be of types that are not: True is no window, and 1 no is_causal. `is_ordinary` is
-    # written out: calling it for each takes longer than what it does.
+    # `is_ordinary` is written out: calling it for each takes longer than what it does. And 1 is no is_causal.
     keys_of = torch._C._dispatch_keys
     if not (
         type(query) in _TENSORS
@@ -139,12 +156,9 @@ def plain_call(
         and (slopes is None or is_ordinary(slopes))
         and nothing_listens()
         and (is_causal is True or is_causal is False)
-        and type(scale) in _NUMBERS
-        and type(tolerance) in _NUMBERS
         and type(query_offset) in _INTEGERS
-        and (window is None or (type(window) is tuple and {*map(type, window)} <= _INTEGERS))
         and (dropout_p == 0.0 if type(dropout_p) is float else False)
-        and (backend is None or type(backend) is str)
+        and are_plain(scale, window, tolerance, backend)
     ):
         return None
     learned = slopes is not None and slopes.requires_grad and torch.is_grad_enabled()
@@ -158,13 +172,13 @@ def plain_call(
         _CALLS.keep(name, _SEEN_ONCE)
         return None
     if call is _SEEN_ONCE:
-        call = _describe(
-            query, key, value, slopes, is_causal=is_causal, scale=scale, query_offset=query_offset, window=window,
-            dropout_p=0.0, tolerance=tolerance, backend=backend,
+        call = describe(
+            PreparedCall, query, key, value, slopes, is_causal=is_causal, scale=scale, query_offset=query_offset,
+            window=window, tolerance=tolerance, backend=backend,
         )  # fmt: skip
         _CALLS.keep(name, call)
-    elif call is not None and slopes is not None and not (slopes.dim() == 1 and math.isfinite(sum(slopes.tolist()))):
-        check_finite_slopes(slopes)
+    elif call is not None and slopes is not None:
+        check_slopes(slopes)
     assert not isinstance(call, _Unknown)
     if call is None or not call.prepared.serves_still():
         return None
@@ -174,14 +188,18 @@ def plain_call(
     return call, slopes
 
 
-def _describe(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, **options: Any) -> PlainCall | None:
+def describe(
+    kind: type[PreparedCall], query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, **options: Any
+) -> PlainCall | None:
     """The call checked in full; None where it is not the kernels' or they could not read its tensors as they are."""
-    arguments = call_arguments(query, key, value, slopes, key_mask=None, cu_seqlens=None, cu_seqlens_k=None, **options)
+    arguments = call_arguments(
+        query, key, value, slopes, key_mask=None, cu_seqlens=None, cu_seqlens_k=None, dropout_p=0.0, **options
+    )
     problem, backend = problem_of(*arguments[:3], *arguments[4:])
     readable = all(tensor.stride(3) == 1 for tensor in (query, key, value)) and (
         slopes is None or slopes.dtype == torch.float32
     )
     if not readable or not isinstance(choose(problem, backend), CpuBackend):
         return None
-    prepared = PreparedCall(problem, query, key, value, arguments[3])
+    prepared = kind(problem, query, key, value, arguments[3])
     return PlainCall(prepared, arguments[4:], arguments[3] if slopes is None else None)

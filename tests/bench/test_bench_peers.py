@@ -171,7 +171,7 @@ def test_after_a_long_flushed_call_there_is_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", ["sdpa-row", "sdpa-full", "eager"])
-@pytest.mark.parametrize("case", ["forward-dense", "decode"])
+@pytest.mark.parametrize("case", ["forward-dense", "decode", "decode-steps"])
 def test_peers_compute_alibi(name: str, case: str) -> None:
     trial = small(case)
     inputs = make_inputs(trial, PLENTY)
@@ -179,7 +179,7 @@ def test_peers_compute_alibi(name: str, case: str) -> None:
     assert error(out, *expected_rows(inputs.groups[0])) < 1e-4
 
 
-@pytest.mark.parametrize("case", ["forward-dense", "forward-horizon", "decode"])
+@pytest.mark.parametrize("case", ["forward-dense", "forward-horizon", "decode", "decode-steps"])
 def test_ours_compute_alibi(case: str) -> None:
     trial = small(case)
     inputs = make_inputs(trial, PLENTY)

@@ -15,13 +15,14 @@ from typing import NamedTuple
 from alibi_attention.horizon.tiles import BLOCK_K
 
 # kInterface of csrc/call.h: what the fields of a call mean may change while their sizes do not.
-INTERFACE = 2
+INTERFACE = 3
 BLOCK_Q = 48
 # Numbers that a plan has for a block of queries: first tile, end tile, tile apart, tiles whose scores were taken.
 # Graphs that Inductor keeps on disk hold the size of a plan, so whoever changes it must give the operator another name.
 PLAN = 4
 # csrc/call.h, field by field, eight bytes each; the last 18 are backward's own.
 CALL = struct.Struct("=20q3d26q18q")
+APPEND = struct.Struct("=29q")
 
 _FILE = "_alibi_cpu.so"
 _INSTALL = (
@@ -41,10 +42,11 @@ _STATUS = {
 
 
 class Native(NamedTuple):
-    """Entry points: each takes a packed call and returns its status."""
+    """Entry points: each takes a packed call, or append, and returns its status."""
 
     forward: Callable[[bytes], int]
     backward: Callable[[bytes], int]
+    append: Callable[[bytes], int]
     isa: str
 
 
@@ -106,7 +108,8 @@ def open_library(path: Path) -> Native | str:
     reason = _disagreement(library)
     if reason is not None:
         return reason
-    for entry in (library.alibi_forward, library.alibi_backward):
+    entries = (library.alibi_forward, library.alibi_backward, library.alibi_append)
+    for entry in entries:
         entry.argtypes = [ctypes.c_char_p]
         entry.restype = ctypes.c_int64
     wanted = os.environ.get("ALIBI_CPU_ISA", "")
@@ -114,12 +117,12 @@ def open_library(path: Path) -> Native | str:
     if refusal:
         why = _REFUSED.get(refusal, "expected amx, avx512bf16, avx512, avx2 or baseline")
         raise RuntimeError(f"ALIBI_CPU_ISA: got {wanted!r}, {why}; unset it to let the library choose")
-    return Native(library.alibi_forward, library.alibi_backward, library.alibi_chosen().decode())
+    return Native(*entries, library.alibi_chosen().decode())
 
 
 def _disagreement(library: ctypes.CDLL) -> str | None:
     """Why a library cannot serve this package: another version of one of them lies beside the other."""
-    expected = (INTERFACE, CALL.size, BLOCK_Q, BLOCK_K)
+    expected = (INTERFACE, CALL.size, BLOCK_Q, BLOCK_K, APPEND.size)
     try:
         library.alibi_layout.restype = ctypes.POINTER(ctypes.c_int64)
         layout = library.alibi_layout()
@@ -130,8 +133,8 @@ def _disagreement(library: ctypes.CDLL) -> str | None:
     if found == expected:
         return None
     return (
-        f"the compiled library is of another version (interface, call, block and tile are {found or 'unknown'} there, "
-        f"{expected} here): {_INSTALL}"
+        "the compiled library is of another version (interface, call, block, tile and append are "
+        f"{found or 'unknown'} there, {expected} here): {_INSTALL}"
     )
 
 

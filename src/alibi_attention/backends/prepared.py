@@ -1,4 +1,5 @@
-"""Calls of the cpu kernels described once and run many times: only addresses differ from one run to the next."""
+"""Calls of the cpu kernels described once and run many times: only addresses differ from one run to the next, and of a
+cache how much it holds."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from alibi_attention.backends import cpu, native
 from alibi_attention.problem import Problem
 
 # Fields of csrc/call.h by number, eight bytes each.
-_THREADS, _SLOPES, _QUERY, _KEY, _VALUE, _OUT, _LSE, _PLAN = 1, 24, 27, 31, 35, 39, 43, 44
+_THREADS, _K_LEN, _OFFSET = 1, 7, 11
+_SLOPES, _QUERY, _KEY, _VALUE, _OUT, _LSE, _PLAN, _NORMS = 24, 27, 31, 35, 39, 43, 44, 46
 _GRAD_OUT, _GRAD_LSE, _GRAD_QUERY, _GRAD_KEY, _GRAD_VALUE, _GRAD_SLOPES = 49, 53, 54, 58, 62, 66
 _ADDRESSES = (
     _SLOPES, _QUERY, _KEY, _VALUE, _OUT, _LSE, _PLAN, _GRAD_OUT, _GRAD_LSE, _GRAD_QUERY, _GRAD_KEY, _GRAD_VALUE,
@@ -165,4 +167,31 @@ class PreparedCall:
         call[_OUT] = out.data_ptr()
         call[_LSE] = lse
         call[_PLAN] = plan
+        return call
+
+
+class PreparedStep(PreparedCall):
+    """A call over the keys of a cache, others from one run to the next; its last query stands at the last key.
+
+    It belongs to the cache: the center of the keys lies where it lay.
+    """
+
+    __slots__ = ("_places", "_queries")
+
+    def __init__(self, problem: Problem, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> None:
+        super().__init__(cpu._with_plain_summary(problem), query, key, value, slopes)
+        self._queries = problem.q_len
+        self._places = 0, 0, 0
+
+    def over(self, k_len: int, places: tuple[int, int, int]) -> None:
+        """Runs from now on are over so many keys: addresses of the first key and value, and of their norms."""
+        self._template[_K_LEN] = k_len
+        self._template[_OFFSET] = k_len - self._queries
+        self._places = places
+
+    def _filled(
+        self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, out: Tensor, lse: int, plan: int
+    ) -> array[int]:
+        call = super()._filled(query, key, value, slopes, out, lse, plan)
+        call[_KEY], call[_VALUE], call[_NORMS] = self._places
         return call

@@ -76,6 +76,8 @@ class Case:
         heads: query heads, and as many key heads.
         queries: how many, all at the end of the keys; None for as many as keys.
         cached: whether ours attends through a `KVCache` that holds the keys and their summary.
+        steps: of a cached case, how many of the last keys each call appends, one after the other, attending after each;
+            0 for a call that finds them there.
         tolerance: of `alibi_attention`: 0 computes every tile, None skips at rounding level.
         quick_lengths: lengths of a quick look.
         memory_lengths: lengths at which peak memory is measured too.
@@ -95,6 +97,7 @@ class Case:
     heads: int = 8
     queries: int | None = None
     cached: bool = False
+    steps: int = 0
     dtype: torch.dtype = torch.float32
     tolerance: float | None = None
     quick_lengths: tuple[int, ...] = (1024,)
@@ -119,6 +122,11 @@ class Trial:
         return self.keys if self.case.queries is None else self.case.queries
 
     @property
+    def steps(self) -> int:
+        """Of decoding in a call; the first of them finds a key at least."""
+        return min(self.case.steps, self.keys - 1)
+
+    @property
     def name(self) -> str:
         return f"{self.case.name} D={self.head_dim} L={self.keys}"
 
@@ -130,7 +138,7 @@ class Trial:
     def flops(self) -> float:
         """Arithmetic of the dense computation, counting only the keys a query sees."""
         scores = self.queries * self.keys / (2.0 if self.queries > 1 else 1.0)
-        return 4.0 * scores * self.head_dim * self.case.heads * WORK[self.case.mode]
+        return 4.0 * scores * self.head_dim * self.case.heads * WORK[self.case.mode] * max(1, self.steps)
 
     @property
     def score_bytes(self) -> int:

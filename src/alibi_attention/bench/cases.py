@@ -63,6 +63,10 @@ _ALL = (
         queries=1, cached=True, peers=("sdpa", "sdpa-row"), target=_DECODE, quick_lengths=(4 * K,),
     ),
     Case(
+        "decode-steps", "64 steps of decoding, each of which appends a token and attends, ours a KVCache", "forward",
+        (128, 512, 4 * K, 32 * K), queries=1, cached=True, steps=64, peers=("sdpa", "sdpa-row"), quick_lengths=(128,),
+    ),
+    Case(
         "sweep", "forward over lengths: time per token and per computed tile", "forward",
         (1 * K, 2 * K, 4 * K, 8 * K, 16 * K, 32 * K, 64 * K, 128 * K, 256 * K), quick_lengths=(1 * K, 4 * K),
         alone=True, limits=Limits(token_growth=(32 * K, 256 * K, 1.2), tile_spread=(8 * K, 0.05)),

@@ -55,11 +55,31 @@ def make_ours(name: str, trial: Trial, inputs: Inputs) -> Callable[[], Any]:
 
 def _attend(trial: Trial, backend: str, group: Group) -> Attend:
     query, key, value, slopes, tolerance = group.query, group.key, group.value, group.slopes, trial.case.tolerance
+    if trial.steps:
+        return _steps(trial, backend, group)
     if trial.case.cached:
         cache = KVCache(key.shape[2])
         cache.append(key.detach(), value.detach())
         return lambda: cache.attend(query, slopes, tolerance=tolerance, backend=backend)
     return lambda: alibi_attention(query, key, value, slopes, tolerance=tolerance, backend=backend)
+
+
+def _steps(trial: Trial, backend: str, group: Group) -> Attend:
+    """Steps of decoding, the last of which attends to all keys."""
+    query, slopes, tolerance, steps = group.query, group.slopes, trial.case.tolerance, trial.steps
+    held = trial.keys - steps
+    cache = KVCache(trial.keys)
+    cache.append(group.key[:, :, :held], group.value[:, :, :held])
+    tokens = list(zip(group.key[:, :, held:].split(1, 2), group.value[:, :, held:].split(1, 2), strict=True))
+
+    def attend() -> Tensor:
+        cache.crop(held)
+        for key, value in tokens:
+            cache.append(key, value)
+            out = cache.attend(query, slopes, tolerance=tolerance, backend=backend)
+        return out
+
+    return attend
 
 
 def _by_default(trial: Trial, group: Group) -> Attend:
@@ -113,6 +133,8 @@ def computed_tiles(trial: Trial, inputs: Inputs, backend: str) -> Tiles:
         found = certify(group.query, group.key, group.slopes, value=group.value, tolerance=trial.case.tolerance)
         tiles += int((-(-found.window // found.block_k)).sum())
         shares.append(found.kept_share.mean())
+    # Of several steps each computes about as many.
+    tiles *= max(1, trial.steps)
     return Tiles(tiles, float(torch.stack(shares).mean()), found.block_q, None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from alibi_attention.bench.case import Trial
@@ -10,7 +11,29 @@ from alibi_attention.bench.inputs import Group
 from alibi_attention.bench.peer import Attend, Peer
 
 
+def _steps(trial: Trial, group: Group, bias: Tensor | None) -> Attend:
+    """Steps of decoding over buffers that have room for all: each puts a token in place and attends to those there are.
+
+    A row of bias serves at every length: what is added to all scores alike changes nothing.
+    """
+    query, held = group.query, trial.keys - trial.steps
+    keys, values = group.key.contiguous().clone(), group.value.contiguous().clone()
+    tokens = [(at, group.key[:, :, at : at + 1], group.value[:, :, at : at + 1]) for at in range(held, trial.keys)]
+
+    def attend() -> Tensor:
+        for at, key, value in tokens:
+            keys[:, :, at : at + 1] = key
+            values[:, :, at : at + 1] = value
+            mask = None if bias is None else bias[..., : at + 1]
+            out = sdpa(query, keys[:, :, : at + 1], values[:, :, : at + 1], attn_mask=mask)
+        return out
+
+    return attend
+
+
 def _no_bias(trial: Trial, group: Group) -> Attend:
+    if trial.steps:
+        return _steps(trial, group, None)
     query, key, value = group.query, group.key, group.value
     # SDPA aligns its causal mask to the upper left; a single query at the end sees every key without one.
     causal = trial.queries > 1
@@ -18,6 +41,8 @@ def _no_bias(trial: Trial, group: Group) -> Attend:
 
 
 def _row_bias(trial: Trial, group: Group) -> Attend:
+    if trial.steps:
+        return _steps(trial, group, group.row_bias)
     query, key, value, bias = group.query, group.key, group.value, group.row_bias
     causal = trial.queries > 1
     return lambda: sdpa(query, key, value, attn_mask=bias, is_causal=causal)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from alibi_attention.cache.common import (
     outside_compiler,
     shape_words,
 )
+from alibi_attention.cache.steps import Steps, new_radii
 from alibi_attention.call import autocast_is_on, call_arguments
-from alibi_attention.horizon.summary import distances_from
 from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
 from alibi_attention.ops import run_forward
 from alibi_attention.problem import check_flag, check_key_mask, check_tensor, values_can_be_read
@@ -66,6 +66,11 @@ class KVCache:
         self._mask: Tensor | None = None
         self._center: Tensor | None = None
         self._norms: Tensor | None = None
+        self._steps: Steps | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is remembered of steps has addresses in it, which a copy's buffers do not have.
+        return {**vars(self), "_steps": None}
 
     @property
     def length(self) -> int:
@@ -111,6 +116,8 @@ class KVCache:
                 ALIBI_DEBUG=1 only, since looking would make every append wait for the device; without it, what is
                 attended to after a hole is not defined.
         """
+        if key_mask is None and self._append_shortly(key, value):
+            return
         check_append(key, value, self._key, self._value)
         tokens = key.shape[2]
         if key_mask is not None:
@@ -131,11 +138,39 @@ class KVCache:
         if mask is not None:
             mask[:, at] = True if key_mask is None else key_mask
         norms.scatter_reduce_(2, *summary, "amax")
+        if held_key is not self._key:
+            # It would keep the buffers of before.
+            self._steps = None
         self._key, self._value, self._mask, self._center, self._norms = held_key, held_value, mask, center, norms
         self._length = at.stop
 
+    def _append_shortly(self, key: Tensor, value: Tensor) -> bool:
+        """Whether the tokens could go the short way, and went it."""
+        steps = self._short_way()
+        if steps is None or not (isinstance(key, Tensor) and key.dim() == 4):
+            return False
+        end = self._length + key.shape[2]
+        if end > self._held_capacity or not steps.append(key, value, self._length):
+            return False
+        self._length = end
+        return True
+
+    def _short_way(self) -> Steps | None:
+        """None where there is none: nothing held yet, or padding."""
+        key, center, norms = self._key, self._center, self._norms
+        if key is None or center is None or norms is None or self._mask is not None:
+            return None
+        if self._steps is None or not self._steps.are_of(key, center, norms):
+            assert self._value is not None
+            self._steps = Steps(key, self._value, center, norms)
+        return self._steps
+
+    @property
+    def _held_capacity(self) -> int:
+        return 0 if self._key is None else self._key.shape[2]
+
     def _capacity_for(self, needed: int) -> int:
-        have = 0 if self._key is None else self._key.shape[2]
+        have = self._held_capacity
         if needed <= have:
             return have
         return blocks_of(max(needed, 2 * have, self._capacity or _LEAST_CAPACITY), BLOCK_K) * BLOCK_K
@@ -219,6 +254,15 @@ class KVCache:
                 f"query: expected at most one for each of the {self._length} tokens held, "
                 f"got shape {tuple(query.shape)}; append their keys and values first"
             )
+        if not torch.compiler.is_compiling():
+            steps = self._short_way()
+            if steps is not None:
+                found = steps.attend(
+                    query, slopes, 0, self._length, scale=scale, window=window, tolerance=tolerance,
+                    return_lse=return_lse, backend=backend,
+                )  # fmt: skip
+                if found is not None:
+                    return found
         key, value = self.key, self.value
         if autocast_is_on(query.device.type):
             # What is held decides the dtype: its summary describes it as it is, and to cast it would cost O(length).
@@ -298,7 +342,7 @@ def _grown(held: Tensor | None, like: Tensor, capacity: int) -> Tensor:
 
 def _summary(center: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, at: slice) -> tuple[Tensor, Tensor]:
     """Blocks and radii, (batch, num_kv_heads, tokens), of tokens that lie at ``at``."""
-    radii = distances_from(center, key, value)
+    radii = new_radii(center, key, value)
     if key_mask is not None:
         radii = radii.masked_fill(~key_mask.unsqueeze(1), -torch.inf)
     block = torch.arange(at.start, at.stop, device=key.device) // BLOCK_K

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from alibi_attention.cache.common import Drafted, lasting
 from alibi_attention.cache.run import Run
+from alibi_attention.cache.steps import Steps
 from alibi_attention.horizon.tiles import BLOCK_K
 
 
@@ -28,6 +30,11 @@ class Ring(Drafted, Run):
     # What `evict` and `_slide` leave to the next `append`.
     _farther: Tensor | None = None
     _shift = 0
+    _steps: Steps | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As a `KVCache`: addresses are of this ring's buffers.
+        return {**vars(self), "_steps": None}
 
     def __init__(self, heads: list[int], key: Tensor, value: Tensor, room: int) -> None:
         """``key`` and ``value`` give batch, dims, dtype and device."""
@@ -39,6 +46,12 @@ class Ring(Drafted, Run):
         """Keys, values and norms of tokens start to end."""
         at, tile = slice(self.offset, self.offset + self.held), self.offset // BLOCK_K
         return self.key[:, :, at], self.value[:, :, at], self.norms[:, :, tile : -(-at.stop // BLOCK_K)]
+
+    def steps(self) -> Steps:
+        """The short way of attending to what is held, from row ``offset`` to ``offset + held`` of the buffers."""
+        if self._steps is None or not self._steps.are_of(self.key, self.center, self.norms):
+            self._steps = Steps(self.key, self.value, self.center, self.norms)
+        return self._steps
 
     def span(self, first: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the tokens from ``first`` to ``end``."""

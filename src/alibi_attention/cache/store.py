@@ -12,6 +12,7 @@ from alibi_attention.cache.auditor import Auditor
 from alibi_attention.cache.common import Drafted, bytes_of, lasting, mean_key
 from alibi_attention.cache.rings import Ring
 from alibi_attention.cache.sinks import Sink
+from alibi_attention.cache.steps import new_radii
 from alibi_attention.call import call_arguments
 from alibi_attention.horizon.summary import distances_from
 from alibi_attention.horizon.tiles import BLOCK_K
@@ -108,7 +109,7 @@ class Store(Drafted):
             self.padding = added if self.padding is None else self.padding + added
             self.most_padding = int(self.padding.max())
             key, value = (t.masked_fill(~key_mask[:, None, :, None], 0.0) for t in (key, value))
-        radii = distances_from(self.center, key, value)
+        radii = new_radii(self.center, key, value)
         if key_mask is not None:
             radii = radii.masked_fill(~key_mask.unsqueeze(1), -torch.inf)
         if len(self.rings) == 1:
@@ -195,8 +196,15 @@ class Store(Drafted):
         parts = []
         group = query.shape[1] // self.center.shape[1]
         for ring, (queries, falling) in zip(self.rings, self._dealt(query, slopes, group), strict=True):
-            key, value, norms = ring.view()
             padding = self.is_padding(ring.start, ring.end)
+            if padding is None:
+                found = ring.steps().attend(
+                    queries, falling, ring.offset, ring.offset + ring.held, return_lse=True, **call
+                )
+                if found is not None:
+                    parts.append((found[0], found[1]))
+                    continue
+            key, value, norms = ring.view()
             mask = None if padding is None else ~padding
             arguments = call_arguments(
                 queries, key, value, falling, is_causal=True, query_offset=None, key_mask=mask, cu_seqlens=None,
@@ -249,7 +257,7 @@ class Store(Drafted):
         for ring in self.rings:
             radii = None
             if first < length:
-                radii = distances_from(ring.center, *ring.span(first, length))
+                radii = new_radii(ring.center, *ring.span(first, length))
                 if padding is not None:
                     radii = radii.masked_fill(padding.unsqueeze(1), -torch.inf)
             writes.append(ring.crop(length, radii))

@@ -1,0 +1,48 @@
+// New tokens of a cache: their rows are put in place, and the summary of the keys is carried on. What this saves is not
+// the work, a few thousand numbers for one token, but the dozen calls into a framework that it takes otherwise.
+#pragma once
+
+#include "horizon.h"
+
+namespace alibi {
+namespace ALIBI_TARGET {
+
+ALIBI_INLINE bool is_finite_row(int64_t type, const char* row, int64_t length) {
+    // A zero for what is finite, NaN for what is not, which stays in a sum.
+    Floats zeros = {};
+    float rest = 0.0f;
+    int64_t at = 0;
+    for (; at + kWidth <= length; at += kWidth) zeros += load_as(type, row, at) * 0.0f;
+    for (; at < length; ++at) rest += element_as(type, row, at) * 0.0f;
+    return sum_of(zeros) + rest == 0.0f;
+}
+
+static int64_t append(const Append& call) {
+    const size_t key_bytes = static_cast<size_t>(call.head_dim * element_size(call.type));
+    const size_t value_bytes = static_cast<size_t>(call.value_dim * element_size(call.type));
+    for (int64_t b = 0; b < call.batch; ++b) {
+        for (int64_t h = 0; h < call.kv_heads; ++h) {
+            const float* center = call.center + (b * call.kv_heads + h) * call.head_dim;
+            double* norms =
+                call.norms ? call.norms + b * call.norms_batch_stride + h * call.norms_head_stride : nullptr;
+            double* radii = call.radii ? call.radii + (b * call.kv_heads + h) * call.tokens : nullptr;
+            for (int64_t token = 0; token < call.tokens; ++token) {
+                const int64_t to = call.at + token;
+                const char* key = row_of(call.key, call.type, b, h, token);
+                const char* value = row_of(call.value, call.type, b, h, token);
+                const float square = square_distance(call.type, key, center, call.head_dim);
+                const bool finite = is_finite(square) && is_finite_row(call.type, value, call.value_dim);
+                const double radius = finite ? __builtin_sqrt(square) * kNormInflation + kNormFloor : kInfinity;
+                if (radii) radii[token] = radius;
+                if (norms && radius > norms[to / kTile]) norms[to / kTile] = radius;
+                if (!call.held_key.data) continue;
+                __builtin_memcpy(const_cast<char*>(row_of(call.held_key, call.type, b, h, to)), key, key_bytes);
+                __builtin_memcpy(const_cast<char*>(row_of(call.held_value, call.type, b, h, to)), value, value_bytes);
+            }
+        }
+    }
+    return kDone;
+}
+
+}  // namespace ALIBI_TARGET
+}  // namespace alibi

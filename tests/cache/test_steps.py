@@ -1,0 +1,332 @@
+"""The short way of a cache's steps gives what the long one gives, and is taken where it may be."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from alibi_attention import KVCache, alibi_attention, alibi_slopes
+from alibi_attention.backends import native
+from alibi_attention.backends.appending import PreparedAppend
+from alibi_attention.backends.prepared import PreparedStep
+from alibi_attention.horizon.tiles import BLOCK_K
+
+pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled kernels are missing")
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The short ways that were gone, in order."""
+    found: list[str] = []
+    for kind, name, word in ((PreparedAppend, "run", "append"), (PreparedStep, "over", "attend")):
+        whole: Callable[..., Any] = getattr(kind, name)
+
+        def noted(self: Any, *rest: Any, whole: Callable[..., Any] = whole, word: str = word) -> Any:
+            found.append(word)
+            return whole(self, *rest)
+
+        monkeypatch.setattr(kind, name, noted)
+    return found
+
+
+def tokens(count: int, dims: tuple[int, int] = (40, 24), *, seed: int, heads: int = 2, batch: int = 2,
+           dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Keys and values as models bring them: heads beside each other in a token."""
+    generator = torch.Generator().manual_seed(seed)
+    key, value = (torch.randn(batch, count, heads, dim, generator=generator).to(dtype).transpose(1, 2) for dim in dims)
+    return key, value
+
+
+def queries(count: int, *, seed: int, heads: int = 4, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(batch, heads, count, 40, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def without_short_way() -> KVCache:
+    cache = KVCache()
+    cache._short_way = lambda: None  # type: ignore[method-assign]
+    return cache
+
+
+def filled(count: int = 100) -> KVCache:
+    cache = KVCache()
+    cache.append(*tokens(count, seed=0))
+    return cache
+
+
+def expect_whole(cache: KVCache, query: Tensor) -> None:
+    """The cache answers as the operator over what it holds, and its summary covers every key."""
+    slopes = alibi_slopes(4)
+    want = alibi_attention(query, cache.key.clone(), cache.value.clone(), slopes, tolerance=0.0)
+    for tolerance in (None, 0.0):
+        for _ in range(3):
+            out = cache.attend(query, slopes, tolerance=tolerance)
+            torch.testing.assert_close(out, want, atol=TOLERANCE[out.dtype], rtol=0.0)
+    assert cache._norms is not None
+    assert cache._center is not None
+    far = (cache.key.double() - cache._center.double().unsqueeze(2)).norm(dim=-1)
+    far = torch.where(cache.value.isfinite().all(-1) & far.isfinite(), far, torch.inf)
+    short = -cache.length % BLOCK_K
+    most = torch.nn.functional.pad(far, (0, short), value=-torch.inf).unflatten(2, (-1, BLOCK_K)).amax(3)
+    kept = cache._norms[..., : most.shape[2]]
+    assert (kept >= most).all()
+    assert (kept <= most * 1.002 + 1e-9).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_steps_go_the_short_way_and_come_out_the_same(dtype: torch.dtype, taken: list[str]) -> None:
+    short, long = KVCache(), without_short_way()
+    slopes = alibi_slopes(4)
+    for cache in (short, long):
+        cache.append(*tokens(250, seed=1, dtype=dtype))
+    for step in range(20):
+        new, query = tokens(1, seed=2 + step, dtype=dtype), queries(1, seed=100 + step, dtype=dtype)
+        for cache in (short, long):
+            cache.append(*new)
+        # Past 256 the buffers grow, which is no step of the short way.
+        out, lse = short.attend(query, slopes, return_lse=True)
+        want, want_lse = long.attend(query, slopes, return_lse=True)
+        torch.testing.assert_close(out, want, atol=TOLERANCE[dtype], rtol=0.0)
+        torch.testing.assert_close(lse, want_lse, atol=1e-5, rtol=0.0)
+        torch.testing.assert_close(short.attend(query, slopes), want, atol=TOLERANCE[dtype], rtol=0.0)
+    assert torch.equal(short.key, long.key)
+    assert torch.equal(short.value, long.value)
+    # Caches that hold the same know the same, to the last bit.
+    assert torch.equal(short._norms, long._norms)
+    assert taken.count("append") == 19
+    # Twice the shape was met for the first time: at the beginning and after the buffers grew.
+    assert taken.count("attend") == 2 * 20 - 2
+    expect_whole(short, query)
+
+
+def test_drafts_of_several_tokens_and_any_layout(taken: list[str]) -> None:
+    cache = filled(70)
+    for count in (1, 3, 5, 3, 5, 1, 64, 3):
+        key, value = tokens(count, seed=count)
+        cache.append(key.contiguous() if count % 2 else key, value)
+        expect_whole(cache, queries(count, seed=7))
+    assert taken.count("append") == 8
+    # A last dimension that is not contiguous goes the long way.
+    key, value = tokens(2, (40, 40), seed=9)
+    before = len(taken)
+    other = KVCache()
+    other.append(*tokens(9, (40, 40), seed=8))
+    other.append(key.transpose(2, 3).contiguous().transpose(2, 3), value)
+    assert torch.equal(other.key[:, :, 9:], key)
+    assert len(taken) == before
+
+
+@pytest.mark.parametrize("spoilt", ["key", "value"])
+@pytest.mark.parametrize("what", [math.nan, math.inf, -math.inf])
+def test_a_key_that_is_not_finite_is_never_passed_over(spoilt: str, what: float, taken: list[str]) -> None:
+    cache = filled()
+    new = dict(zip(("key", "value"), tokens(1, seed=3), strict=True))
+    new[spoilt] = new[spoilt].clone()
+    new[spoilt][0, 1, 0, 7] = what
+    cache.append(**new)
+    assert taken == ["append"]
+    assert cache._norms is not None
+    assert cache._norms[0, 1, 1] == math.inf
+    assert cache._norms[0, 0, 1] < math.inf
+    assert cache._norms[1, 1, 1] < math.inf
+
+
+def test_crops_reorders_growth_and_resets(taken: list[str]) -> None:
+    cache = filled()
+    for number in range(3):
+        cache.append(*tokens(1, seed=number))
+        expect_whole(cache, queries(1, seed=number))
+    cache.crop(60)
+    cache.append(*tokens(1, seed=11))
+    expect_whole(cache, queries(1, seed=5))
+    cache.reorder(torch.tensor([1, 0, 1]))
+    for number in range(2):
+        cache.append(*tokens(1, seed=20 + number, batch=3))
+        expect_whole(cache, queries(1, seed=6, batch=3))
+    for number in range(400):
+        cache.append(*tokens(1, seed=number, batch=3))
+    assert cache.length == 463
+    expect_whole(cache, queries(1, seed=6, batch=3))
+    cache.reset()
+    cache.append(*tokens(5, seed=1))
+    cache.append(*tokens(1, seed=2))
+    expect_whole(cache, queries(1, seed=7))
+    assert "append" in taken
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "save"])
+def test_a_copy_has_steps_of_its_own(way: str) -> None:
+    cache = filled()
+    cache.append(*tokens(1, seed=1))
+    expect_whole(cache, queries(1, seed=1))
+    if way == "deepcopy":
+        other = copy.deepcopy(cache)
+    elif way == "pickle":
+        other = pickle.loads(pickle.dumps(cache))
+    else:
+        buffer = io.BytesIO()
+        torch.save(cache, buffer)
+        buffer.seek(0)
+        other = torch.load(buffer, weights_only=False)
+    before = cache.key.clone(), cache.value.clone()
+    other.append(*tokens(1, seed=2))
+    expect_whole(other, queries(1, seed=2))
+    assert torch.equal(cache.key, before[0])
+    assert torch.equal(cache.value, before[1])
+    assert cache.length + 1 == other.length
+    cache.append(*tokens(1, seed=3))
+    expect_whole(cache, queries(1, seed=2))
+    assert not torch.equal(cache.key[:, :, -1], other.key[:, :, -1])
+
+
+def test_padding_goes_the_long_way(taken: list[str]) -> None:
+    cache = KVCache()
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[0, :4] = False
+    cache.append(*tokens(9, seed=0), key_mask=mask)
+    for _ in range(3):
+        cache.append(*tokens(1, seed=1))
+        cache.attend(queries(1, seed=1))
+    assert taken == []
+
+
+def test_what_is_wrong_is_said_as_ever(taken: list[str]) -> None:
+    cache, slopes = filled(), alibi_slopes(4)
+    for _ in range(3):
+        cache.append(*tokens(1, seed=1))
+        cache.attend(queries(1, seed=1), slopes)
+    assert taken
+    key, value = tokens(1, seed=1)
+    with pytest.raises(ValueError, match=r"^key: expected torch.float32 of shape"):
+        cache.append(key.double(), value.double())
+    with pytest.raises(ValueError, match=r"^value: expected"):
+        cache.append(key, value[:, :, :, :-1])
+    with pytest.raises(ValueError, match=r"^key: expected torch.float32 of shape"):
+        cache.append(key[:1], value[:1])
+    with pytest.raises(ValueError, match=r"^key: expected at least one token"):
+        cache.append(key[:, :, :0], value[:, :, :0])
+    with pytest.raises(ValueError, match=r"^key: expected a tensor without a gradient"):
+        cache.append(key.clone().requires_grad_(), value)
+    with pytest.raises(ValueError, match=r"^key: expected 4 dimensions"):
+        cache.append(key[0], value[0])
+    with pytest.raises(ValueError, match=r"^query: expected at most one for each of the 103 tokens held"):
+        cache.attend(queries(104, seed=1), slopes)
+    with pytest.raises(ValueError, match="slopes"):
+        cache.attend(queries(1, seed=1), torch.tensor([1.0, math.nan, 0.5, 0.25]))
+    with pytest.raises(ValueError, match="window"):
+        cache.attend(queries(1, seed=1), slopes, window=(True, None))
+    with pytest.raises(ValueError, match="query"):
+        cache.attend(queries(1, seed=1).bfloat16(), slopes)
+    assert cache.length == 103
+    expect_whole(cache, queries(1, seed=4))
+
+
+def test_options_are_told_apart() -> None:
+    cache, query, slopes = filled(300), queries(1, seed=2), alibi_slopes(4)
+    kept = {"scale": 0.3, "window": (20, None), "tolerance": 0.1}
+    for _ in range(3):
+        for name, value in kept.items():
+            found = cache.attend(query, slopes, **{name: value})
+            want = alibi_attention(query, cache.key, cache.value, slopes, backend="blocked", **{name: value})
+            if name != "tolerance":
+                torch.testing.assert_close(found, want, atol=2e-6, rtol=0.0)
+        steep = cache.attend(query, 4 * slopes)
+        want = alibi_attention(query, cache.key, cache.value, 4 * slopes)
+        torch.testing.assert_close(steep, want, atol=2e-6, rtol=0.0)
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_whoever_listens_hears_the_operator(taken: list[str]) -> None:
+    cache, query, slopes = filled(), queries(1, seed=1), alibi_slopes(4)
+    for _ in range(3):
+        cache.attend(query, slopes)
+    before = len(taken)
+    with Seen() as seen:
+        cache.append(*tokens(1, seed=1))
+        cache.attend(query, slopes)
+    assert any("alibi_attention.forward" in name for name in seen.names)
+    with profile() as told:
+        cache.attend(query, slopes)
+    assert any(event.key == "alibi_attention::forward" for event in told.key_averages())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert cache.attend(query, slopes).dtype == torch.float32
+    assert len(taken) == before
+
+
+def test_gradients_of_queries_go_the_long_way_and_see_no_later_change() -> None:
+    cache, slopes = filled(), alibi_slopes(4)
+    for _ in range(3):
+        cache.append(*tokens(1, seed=1))
+        cache.attend(queries(1, seed=1), slopes)
+    query = queries(1, seed=2).requires_grad_()
+    out = cache.attend(query, slopes)
+    out.sum().backward()
+    assert query.grad is not None
+    out = cache.attend(query, slopes)
+    cache.crop(cache.length - 1)
+    cache.append(*tokens(1, seed=9))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_in_inference_mode(taken: list[str]) -> None:
+    cache = KVCache()
+    with torch.inference_mode():
+        cache.append(*tokens(10, seed=0))
+        for step in range(3):
+            cache.append(*tokens(1, seed=step))
+            cache.attend(queries(1, seed=step), alibi_slopes(4))
+    expect_whole(cache, queries(1, seed=1))
+    assert taken[:5] == ["append", "append", "attend", "append", "attend"]
+
+
+def test_another_build_of_the_kernels_is_told_anew() -> None:
+    cache, query, slopes = filled(), queries(1, seed=1), alibi_slopes(4)
+    own = native.load()
+    assert not isinstance(own, str)
+    called = []
+
+    def forward(call: bytes) -> int:
+        called.append("forward")
+        return own.forward(call)
+
+    for _ in range(3):
+        cache.append(*tokens(1, seed=1))
+        want = cache.attend(query, slopes)
+    native.use(own._replace(forward=forward))
+    try:
+        found = cache.attend(query, slopes)
+        cache.append(*tokens(1, seed=1))
+    finally:
+        native.use(None)
+    assert called == ["forward"]
+    assert torch.equal(found, want)
+
+
+def test_shapes_without_end_are_not_all_remembered() -> None:
+    cache = filled(200)
+    for count in range(1, 60):
+        cache.attend(queries(count, seed=1))
+        cache.attend(queries(count, seed=1))
+    assert cache._steps is not None
+    assert len(cache._steps._attends) <= 16
