@@ -308,8 +308,8 @@ def test_nothing_but_held_out_rows_is_refused(tiny: MakeConfig, saved: Path) -> 
     [
         ({"dataset": "d", "dataset_held_out": "train"}, "dataset_held_out: expected another split than the one to "
          "train on, got 'train'; leave it out to hold out documents of train"),
-        ({"text": ("a",), "document_start": "^="}, "document_start: expected nothing, got '^=' without a data set; "
-         "name one with --dataset, or leave it out"),
+        ({"document_start": "^="}, "document_start: expected nothing, got '^=' for Python's standard library, whose "
+         "files are its documents; name a text or a data set, or leave it out"),
         ({"text": ("a",), "text_column": "body"}, "text_column: expected the default, text, got 'body' without a data "
          "set; name one with --dataset, or leave it out"),
         ({"dataset_split": "test"}, "dataset_split: expected the default, train, got 'test' without a data set; "
@@ -580,6 +580,64 @@ def test_damaged_cache_is_made_again(tiny: MakeConfig, tmp_path: Path, monkeypat
         (folder / spoil).write_bytes(b"\1" + (folder / spoil).read_bytes()[1:])
         assert load_corpus(tiny()).fingerprint == fingerprint
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
+
+
+def alter(path: Path, name: str) -> None:
+    """One part of what is kept, as a failing disk would: the file stays one of its kind."""
+    if path.suffix == ".bin":
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+        return
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    changed = {
+        "serialized": lambda text: text.replace('"added_tokens"', '"added_tokenz"'),
+        "starts": lambda starts: [starts[0], *(start + 1 for start in starts[1:])],
+        "documents": lambda names: [names[0][::-1], names[1]],
+        "split": lambda split: split + "!",
+        "passed_over": lambda _: {"files with NUL": 1},
+        "sizes": lambda _: None,
+    }
+    kept[name] = changed[name](kept[name])
+    path.write_text(json.dumps(kept), encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", ["serialized", "starts", "documents", "split", "passed_over", "sizes", "sizes.bin"])
+def test_every_part_of_a_cache_is_checked(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Sizes are the denominator of bits per byte, and starts the documents of the bootstrap."""
+    monkeypatch.setenv("ALIBI_CACHE", str(tmp_path / "cache"))
+    # Enough held out for several documents.
+    config = tiny(tokenizer="words", eval_lengths=(16,), held_out_share=0.4)
+    first = load_corpus(config)
+    assert first.held_out_sizes is not None
+    sizes = first.held_out_sizes.tolist()
+    assert len(first.held_out_starts) > 1
+    (folder,) = (tmp_path / "cache").iterdir()
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    alter(folder / (part if part.endswith(".bin") else "corpus.json"), part)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} != whole
+    again = load_corpus(config)
+    assert again.held_out_starts.tolist() == first.held_out_starts.tolist()
+    assert again.held_out_sizes is not None
+    assert again.held_out_sizes.tolist() == sizes
+    assert again.encoder.serialized == first.encoder.serialized
+    assert (again.held_out_documents, again.division) == (first.held_out_documents, first.division)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_a_cache_of_before_it_had_a_checksum_is_made_again(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIBI_CACHE", str(tmp_path / "cache"))
+    first = load_corpus(tiny())
+    (path,) = (tmp_path / "cache").glob("*/corpus.json")
+    whole = path.read_text(encoding="utf-8")
+    older = {"sized": False, **json.loads(whole)}
+    for name in ("checksum", "sizes", "passed_over"):
+        del older[name]
+    path.write_text(json.dumps(older), encoding="utf-8")
+    assert load_corpus(tiny()).summary() == first.summary()
+    assert path.read_text(encoding="utf-8") == whole
 
 
 def test_without_a_cache_the_corpus_stays_in_memory(

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from alibi_attention.lab.inside import Inside, Tiles, attention_inputs, bin_edge
 from alibi_attention.lab.inside_figures import draw_mass, every_key, tile_map
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import DecoderShape, position_methods
+from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.trained import load_trained
 
 SHAPE = DecoderShape(length=32, layers=2, heads=2, width=16)
@@ -129,6 +131,29 @@ def test_dissect_run(tiny: Callable[..., ExperimentConfig], tmp_path: Path) -> N
         dissect_run(root, "alibi", (100_000,), tmp_path / "other", mass_length=16)
     with pytest.raises(LabError, match=r"^lengths: expected ascending lengths of at least 1, got 64,32 and a mass"):
         dissect_run(root, "alibi", (64, 32), tmp_path / "other", mass_length=16)
+
+
+class Counting(Progress):
+    """What was to be done, and how much was, by the name of the bar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bars: dict[str, list[int]] = {}
+
+    def start(self, description: str, *, total: int, **_: Any) -> None:
+        self.bars[description] = [total, 0]
+
+    def advance(self, units: int = 1, *, note: str | None = None) -> None:
+        del note
+        self.bars[list(self.bars)[-1]][1] += units
+
+
+def test_each_layer_is_told(tiny: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+    start_experiment(tiny(methods=("alibi", "rope"), layers=3, eval_lengths=(16,)), tmp_path / "run")
+    progress = Counting()
+    dissect_run(tmp_path / "run", "alibi:ntk", (16, 32), tmp_path / "look", mass_length=16, progress=progress)
+    dissect_run(tmp_path / "run", "rope", (16, 32), tmp_path / "look", mass_length=16, progress=progress)
+    assert progress.bars == {"ALiBi, NTK scaling: looking inside": [9, 9], "RoPE: looking inside": [3, 3]}
 
 
 def test_each_variant_is_kept_apart(whole_run: Path, tmp_path: Path) -> None:

@@ -69,3 +69,34 @@ def test_another_process_goes_on_with_it() -> None:
     assert (copy.label, copy.every) == ("ALiBi: training", 7.0)
     assert not copy.quiet
     assert pickle.loads(pickle.dumps(Progress())).quiet
+
+
+def test_items_pass_under_a_bar_of_what_they_are() -> None:
+    text = io.StringIO()
+    with progress_into(text, every=0.0) as progress:
+        assert list(progress.through("abc", "Letters", total=3, unit="letters")) == ["a", "b", "c"]
+        assert list(progress.through(["ab", "cde"], "Words", total=5, unit="letters", size=len)) == ["ab", "cde"]
+    told = text.getvalue().splitlines()
+    assert [line.partition(",")[0] for line in told] == [
+        "Letters: 1 of 3", "Letters: 2 of 3", "Letters: 3 of 3", "Words: 2 of 5", "Words: 5 of 5"
+    ]  # fmt: skip
+    assert all(" letters/s, " in line for line in told)
+
+
+def test_what_has_no_unit_has_no_rate() -> None:
+    text = io.StringIO()
+    with progress_into(text, every=0.0) as progress:
+        progress.start("Layers", total=2, unit="")
+        progress.advance()
+    assert text.getvalue() == "Layers: 1 of 2, 1 min left\n"
+
+
+def test_the_bar_goes_on_below_a_remark() -> None:
+    text = io.StringIO()
+    with progress_into(text, every=0.0) as progress:
+        progress.start("RoPE: training", total=3)
+        progress.remark("The curve ends.")
+        progress.advance()
+    first, second = text.getvalue().splitlines()
+    assert first == "The curve ends."
+    assert second.startswith("RoPE: training: 1 of 3")

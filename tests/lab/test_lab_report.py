@@ -533,7 +533,7 @@ def test_a_study_goes_on_with_the_settings_it_was_begun_with(
 
 
 def test_seeds_of_a_study_run_apart(tmp_path: Path, texts: Path) -> None:
-    changes = {**TINY, **EVERYTHING, "text": (str(texts),), "protocols": ("windows",)}
+    changes = {**TINY, **EVERYTHING, "text": (str(texts),), "protocols": ("windows",), "recall_trials": 64}
     root, said = tmp_path / "study", Said()
     assert run_study(root, changes, seeds=3, only_seed=2, progress=said) is None
     assert said.lines[-1] == "No report yet: of the seeds, 0, 1 are missing."

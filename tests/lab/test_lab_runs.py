@@ -19,17 +19,13 @@ from alibi_attention.lab.config_file import read_config_file
 from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.environment import environment, machine_words, sources
 from alibi_attention.lab.errors import LabError, RunInterrupted
-from alibi_attention.lab.experiment import (
-    UNTAUGHT,
-    reevaluate_experiment,
-    resume_experiment,
-    start_experiment,
-)
+from alibi_attention.lab.experiment import reevaluate_experiment, resume_experiment, start_experiment
 from alibi_attention.lab.figures import draw_figure, save_figures
 from alibi_attention.lab.files import replacing
 from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.lock import locked
 from alibi_attention.lab.positions import position_methods
+from alibi_attention.lab.preconditions import UNTAUGHT
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.report import write_report
 from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
@@ -357,9 +353,10 @@ def test_killed_while_taking_weights(tiny: MakeConfig, tmp_path: Path, monkeypat
     monkeypatch.setattr(RunFolder, "begin", kill)
     with pytest.raises(KeyboardInterrupt):
         reevaluate_experiment(source, root, {})
-    # Nothing of it is in the way of another attempt, even one with fewer methods to take.
     assert not root.exists()
-    (tmp_path / ".again.partial" / "other").mkdir()
+    assert not (tmp_path / ".again.partial").exists()
+    # What a process leaves that has no time to tidy up is in the way of no other, even of fewer methods.
+    (tmp_path / ".again.partial" / "other").mkdir(parents=True)
     monkeypatch.setattr(RunFolder, "begin", begin)
     again = reevaluate_experiment(source, root, {})
     assert [r.evaluations for r in again] == [r.evaluations for r in first]
@@ -668,7 +665,7 @@ def test_full_disk_loses_nothing(tiny: MakeConfig, tmp_path: Path, monkeypatch: 
     with pytest.raises(LabError) as error:
         start_experiment(config, root)
     assert str(error.value).startswith(f"output: expected room on the disk, got no room for {root}")
-    assert str(error.value).endswith("; make room and continue with --resume; nothing that was written before is lost")
+    assert str(error.value).endswith("; make room and go on; nothing that was written before is lost")
     resume_experiment(root)
     assert RunFolder(root).weights("rope").read_bytes() == RunFolder(whole).weights("rope").read_bytes()
     both = [RunFolder(folder).read_result("rope") for folder in (root, whole)]
@@ -733,6 +730,36 @@ def test_evaluated_once_more_without_training(tiny: MakeConfig, tmp_path: Path) 
     (source / "rope" / "weights.safetensors").unlink()
     with pytest.raises(LabError, match=r"^run: expected a run with rope trained, got "):
         reevaluate_experiment(source, tmp_path / "other", {})
+
+
+def test_a_full_disk_gets_back_what_was_copied(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_experiment(tiny(methods=("rope", "nope")), tmp_path / "run")
+    copy, copied = shutil.copyfile, []
+
+    def fill(source: Path, target: Path) -> None:
+        copy(source, target)
+        copied.append(target)
+        if len(copied) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(
+        LabError, match=r"^output: expected room on the disk, got no room for .*; make room and go on; "
+    ):
+        reevaluate_experiment(tmp_path / "run", tmp_path / "again", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "texts"]
+
+
+def test_what_another_process_copies_is_left_to_it(tiny: MakeConfig, tmp_path: Path) -> None:
+    start_experiment(tiny(methods=("rope",)), tmp_path / "run")
+    theirs = tmp_path / ".again.partial"
+    with locked(theirs):
+        (theirs / "rope").mkdir()
+        with pytest.raises(LabError, match="expected a folder no other process works in"):
+            reevaluate_experiment(tmp_path / "run", tmp_path / "again", {})
+    assert (theirs / "rope").is_dir()
 
 
 def test_who_trained_is_kept_with_what_is_evaluated_once_more(tiny: MakeConfig, tmp_path: Path) -> None:

@@ -44,13 +44,17 @@ def dissect(
         complaint = f"expected a share of a row's mass from 0 up to, not including, 1, got {tolerance}"
         raise refuse("--tolerance", complaint, "leave it out for 2^-24, what float32 rounds by")
     require("lab")
-    with laboratory_errors(run, names={"run": "RUN", "methods": "--method", "variants": "--method"}):
+    names = {"run": "RUN", "methods": "--method", "variants": "--method"}
+    with laboratory_errors(run, again="the same command, which begins anew", names=names):
         from rich.console import Console
 
         from alibi_attention.lab.dissection import dissect_run
+        from alibi_attention.lab.progress import Progress
 
-        inside, folder = dissect_run(run, method, asked, output, mass_length=mass_length, tolerance=tolerance)
         console = Console()
+        inside, folder = dissect_run(
+            run, method, asked, output, mass_length=mass_length, tolerance=tolerance, progress=Progress(console)
+        )
         _print_mass(console, inside)
         if inside.horizon:
             _print_horizon(console, inside)

@@ -29,13 +29,17 @@ def laboratory_errors(
 
     Args:
         run: the folder in which an interrupted run can be continued.
-        again: what continues it, where that is not `alibi extrapolate --resume`.
+        again: what continues the command, where that is not `alibi extrapolate --resume`.
         names: what the command calls arguments that are no flags of their own name.
     """
     from alibi_attention.lab.errors import LabError, RunInterrupted
+    from alibi_attention.lab.files import DiskFullError
 
     try:
         yield
+    except DiskFullError as error:
+        flag = names.get(error.argument, f"--{error.argument}")
+        raise refuse(flag, error.complaint, f"make room. {_how_to_continue(run, again)}") from None
     except LabError as error:
         flag = names.get(error.argument, f"--{error.argument.replace('_', '-')}")
         raise refuse(flag, error.complaint, error.remedy) from None

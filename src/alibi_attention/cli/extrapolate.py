@@ -64,7 +64,7 @@ def extrapolate(
         ),
     ] = None,
     more_text: Annotated[list[Path] | None, typer.Argument(hidden=True, metavar="PATH")] = None,
-    dataset: Annotated[str, _option(_CORPUS, "A Hugging Face data set, by name or local path.")] = "",
+    dataset: Annotated[str, _option(_CORPUS, "A Hugging Face data set, by name or the path of a folder or file.")] = "",
     dataset_config: Annotated[str, _option(_CORPUS, "Configuration of the data set.")] = "",
     dataset_split: Annotated[str, _option(_CORPUS, "Split of the data set to read.")] = "train",
     dataset_held_out: Annotated[
@@ -73,7 +73,11 @@ def extrapolate(
     text_column: Annotated[str, _option(_CORPUS, "Column of the data set.")] = "text",
     document_start: Annotated[
         str,
-        _option(_CORPUS, "Regular expression of rows that begin a document.", show_default="each row is a document"),
+        _option(
+            _CORPUS,
+            "Regular expression of lines of text, or rows of the data set, that begin a document.",
+            show_default="each file or row is a document",
+        ),
     ] = "",
     held_out_share: Annotated[float, _option(_CORPUS, "Share of the text kept for evaluation.")] = 0.1,
     tokenizer: Annotated[str, _option(_CORPUS, "How text is cut into tokens.", metavar="bytes|bpe|words")] = "bytes",

@@ -23,7 +23,8 @@ def report(
     Runs differ in their seed. Those of one seed are its parts, each with methods of its own.
     """
     require("lab")
-    with laboratory_errors(output, names=dict.fromkeys(("run", "runs", "inside"), "RUNS...")):
+    names = dict.fromkeys(("run", "runs", "inside"), "RUNS...")
+    with laboratory_errors(output, again="the same command, which begins anew", names=names):
         from alibi_attention.lab.report import write_report
 
         print_report(output, write_report(runs, output))

@@ -8,7 +8,7 @@ import os
 import shutil
 import sysconfig
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alibi_attention.lab.config import ExperimentConfig
-from alibi_attention.lab.documents import (
-    Document,
-    dataset_documents,
-    open_dataset,
-    read_folder,
-    read_path,
-    split_documents,
-    text_files,
-    without_copies,
-)
+from alibi_attention.lab.documents import Document, open_dataset, split_documents, without_copies
 from alibi_attention.lab.duplicates import near_duplicates
 from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.progress import Progress
+from alibi_attention.lab.reading import Reader, said, text_files
 from alibi_attention.lab.tokens import SEPARATOR, ByteEncoder, Encoder, load_encoder, make_encoder
 
 # Of what is kept in the cache; another number is another key.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 # Of how splits are divided, near-duplicates of large texts found, and tokens named: of all corpora but the default one.
 _RULES_VERSION = 3
@@ -57,6 +50,7 @@ class Corpus:
         held_out_sizes: (held-out tokens,) uint32, bytes each stands for, where the encoder's ``token_bytes`` do not
             tell; None otherwise.
         encoder: of the tokens.
+        passed_over: how much was not read, by what it is and why (see `Reader`).
     """
 
     source: str
@@ -68,6 +62,12 @@ class Corpus:
     held_out_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
     encoder: Encoder = field(default_factory=ByteEncoder)
     held_out_sizes: NDArray[Any] | None = None
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def division(self) -> str:
+        """In words, the split, and what was passed over."""
+        return self.split + said(self.passed_over)
 
     @property
     def fingerprint(self) -> str:
@@ -91,33 +91,41 @@ class Corpus:
         }
 
 
-def load_corpus(config: ExperimentConfig) -> Corpus:
+def load_corpus(config: ExperimentConfig, progress: Progress | None = None) -> Corpus:
     """Read, split and encode the corpus of an experiment, or map what was kept of the same the last time.
 
     The cache lies in ``$ALIBI_CACHE``, else in ``alibi-attention`` of the user's cache folder. Its key is made of the
     names, sizes and times of the files (of a data set: its own fingerprint) and of the settings that matter. A damaged
     entry is made again; where nothing can be written, the corpus stays in memory.
 
+    Args:
+        config: of the experiment.
+        progress: told of what is read, compared, learned and encoded; silent by default, and not to be entered yet.
+
     Raises:
         LabError: for text that is missing, binary, or too short for the lengths asked for.
     """
     whole = open_dataset(config) if config.dataset else None
     folder = _cache_root() / _cache_key(config, whole)
-    corpus = _read_cache(folder, config) or _keep(_make(config, whole), folder, config)
+    corpus = _read_cache(folder, config)
+    if corpus is None:
+        with progress or Progress() as progress:
+            corpus = _keep(_make(config, whole, progress), folder, config)
     _check_sizes(corpus, config)
     return corpus
 
 
-def _make(config: ExperimentConfig, whole: Any) -> Corpus:
+def _make(config: ExperimentConfig, whole: Any, progress: Progress) -> Corpus:
+    reader = Reader(config.document_start, progress)
     if config.dataset_held_out:
-        train, held_out, split = _as_given(*_split_documents_of(config, whole), config)
+        train, held_out, split = _as_given(*_split_documents_of(config, whole, reader), config, progress)
     elif config.held_out_text:
-        train, held_out, split = _as_given(*_texts_of(config), config)
+        train, held_out, split = _as_given(*_texts_of(config, reader), config, progress)
     else:
-        train, held_out, split = _divide(_documents(config, whole), config)
-    encoder = make_encoder(config, (document.text for document in train))
-    train_stream, _ = _stream(train, encoder)
-    held_out_stream, starts = _stream(held_out, encoder)
+        train, held_out, split = _divide(_documents(config, whole, reader), config, progress)
+    encoder = make_encoder(config, [document.text for document in train], progress)
+    train_stream, _ = _stream(train, encoder, progress)
+    held_out_stream, starts = _stream(held_out, encoder, progress)
     return Corpus(
         source=_source(config),
         split=split,
@@ -128,6 +136,7 @@ def _make(config: ExperimentConfig, whole: Any) -> Corpus:
         held_out_starts=starts,
         encoder=encoder,
         held_out_sizes=_sizes(held_out, encoder),
+        passed_over=dict(reader.passed_over),
     )
 
 
@@ -137,36 +146,40 @@ def _source(config: ExperimentConfig) -> str:
     return ", ".join([*config.text, *config.held_out_text]) or "the Python standard library"
 
 
-def _documents(config: ExperimentConfig, whole: Any) -> list[Document]:
+def _documents(config: ExperimentConfig, whole: Any, reader: Reader) -> list[Document]:
     if whole is not None:
-        documents = dataset_documents(whole[config.dataset_split][config.text_column], config, config.dataset_split)
-        if not documents:
-            got = f"none in {config.dataset_split}"
-            raise LabError("dataset", expected="a split with text in it", got=got, remedy="choose another")
-        return without_copies(documents)
+        return without_copies(_rows_of(config.dataset_split, config, whole, reader))
     if config.text:
-        return without_copies([document for text in config.text for document in read_path(Path(text))])
-    return without_copies(read_folder(Path(sysconfig.get_path("stdlib")), (".py",)))
+        return without_copies([document for text in config.text for document in reader.path(Path(text))])
+    return without_copies(reader.folder(Path(sysconfig.get_path("stdlib")), (".py",)))
 
 
-def _split_documents_of(config: ExperimentConfig, whole: Any) -> tuple[list[Document], list[Document]]:
+def _split_documents_of(
+    config: ExperimentConfig, whole: Any, reader: Reader
+) -> tuple[list[Document], list[Document]]:  # fmt: skip
     """Of the split to train on and of the one to hold out."""
-    names = config.dataset_split, config.dataset_held_out
-    sides = [dataset_documents(whole[name][config.text_column], config, name) for name in names]
-    for name, documents in zip(names, sides, strict=True):
-        if not documents:
-            raise LabError("dataset", expected="text in both splits", got=f"none in {name}", remedy="choose another")
-    return sides[0], sides[1]
+    train = _rows_of(config.dataset_split, config, whole, reader)
+    return train, _rows_of(config.dataset_held_out, config, whole, reader)
 
 
-def _texts_of(config: ExperimentConfig) -> tuple[list[Document], list[Document]]:
+def _rows_of(split: str, config: ExperimentConfig, whole: Any, reader: Reader) -> list[Document]:
+    before = reader.passed_over.copy()
+    documents = reader.rows(whole[split][config.text_column], split)
+    if not documents:
+        expected = "text in both splits" if config.dataset_held_out else "a split with text in it"
+        got = f"none in {split}{said(reader.passed_over - before)}"
+        raise LabError("dataset", expected=expected, got=got, remedy="choose another")
+    return documents
+
+
+def _texts_of(config: ExperimentConfig, reader: Reader) -> tuple[list[Document], list[Document]]:
     """Of the text to train on and of the text to hold out."""
-    held_out = [document for text in config.held_out_text for document in read_path(Path(text), "held_out_text")]
-    return [document for text in config.text for document in read_path(Path(text))], held_out
+    held_out = [document for text in config.held_out_text for document in reader.path(Path(text), "held_out_text")]
+    return [document for text in config.text for document in reader.path(Path(text))], held_out
 
 
 def _as_given(
-    documents: list[Document], to_hold_out: list[Document], config: ExperimentConfig
+    documents: list[Document], to_hold_out: list[Document], config: ExperimentConfig, progress: Progress
 ) -> tuple[list[Document], list[Document], str]:
     """The user's own division, less training documents that are held out as well; what else is alike is said."""
     held_out, documents = without_copies(to_hold_out), without_copies(documents)
@@ -184,7 +197,7 @@ def _as_given(
         split = f"as given: {len(train)} documents for training, {len(held_out)} held out"
     if len(train) < len(documents):
         split += f"; {len(documents) - len(train)} of the former left out, being held out as well"
-    groups = near_duplicates([document.text for document in [*train, *held_out]])
+    groups = near_duplicates([document.text for document in [*train, *held_out]], progress)
     trained = set(groups[: len(train)])
     alike = sum(group in trained for group in groups[len(train) :])
     if alike:
@@ -192,7 +205,9 @@ def _as_given(
     return train, held_out, split
 
 
-def _divide(documents: list[Document], config: ExperimentConfig) -> tuple[list[Document], list[Document], str]:
+def _divide(
+    documents: list[Document], config: ExperimentConfig, progress: Progress
+) -> tuple[list[Document], list[Document], str]:
     if len(documents) == 1:
         name, text = documents[0].name, documents[0].text
         cut = len(text) - round(len(text) * config.held_out_share)
@@ -200,7 +215,7 @@ def _divide(documents: list[Document], config: ExperimentConfig) -> tuple[list[D
             cut -= 1  # never inside a character
         split = f"one document, cut once: its first {cut:,} bytes are for training, the rest is held out"
         return [Document(name, text[:cut])], [Document(name, text[cut:])], split
-    groups = near_duplicates([document.text for document in documents])
+    groups = near_duplicates([document.text for document in documents], progress)
     if len(set(groups)) == 1:
         train, held_out = split_documents(documents, config.held_out_share)
         apart = "; all are near-duplicates of each other"
@@ -211,8 +226,14 @@ def _divide(documents: list[Document], config: ExperimentConfig) -> tuple[list[D
     return train, held_out, f"by document: {len(train)} for training, {len(held_out)} held out{apart}"
 
 
-def _stream(documents: Sequence[Document], encoder: Encoder) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    parts = [encoder.encode(document.text) for document in documents]
+def _stream(
+    documents: Sequence[Document], encoder: Encoder, progress: Progress
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    size = sum(len(document.text) for document in documents)
+    told = progress.through(
+        documents, "Corpus: encoding", total=size, unit="bytes", size=lambda document: len(document.text)
+    )
+    parts = [encoder.encode(document.text) for document in told]
     separator = np.full(1, SEPARATOR, dtype=parts[0].dtype)
     joined = [piece for part in parts for piece in (separator, part)][1:]
     lengths = np.array([len(part) + 1 for part in parts], dtype=np.int64)
@@ -249,31 +270,35 @@ def _cache_key(config: ExperimentConfig, whole: Any) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path) -> tuple[int, int, bool]:
     try:
         status = path.stat()
     except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+        return 0, 0, False
+    # One that may be read from now on is as old as before.
+    return status.st_size, status.st_mtime_ns, os.access(path, os.R_OK)
 
 
 def _keep(corpus: Corpus, folder: Path, config: ExperimentConfig) -> Corpus:
     """Write a corpus where `_read_cache` finds it, all or nothing, and map it; on failure it stays as it is."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    sizes = corpus.held_out_sizes
     description = {
         **corpus.summary(),
         "dtype": corpus.train.dtype.name,
         "documents": [corpus.train_documents, corpus.held_out_documents],
         "starts": corpus.held_out_starts.tolist(),
         "serialized": corpus.encoder.serialized,
-        "sized": corpus.held_out_sizes is not None,
+        "sizes": None if sizes is None else hashlib.sha256(sizes.data).hexdigest(),
+        "passed_over": dict(corpus.passed_over),
     }
+    description["checksum"] = _checksum(description)
     try:
         temporary.mkdir(parents=True)
         corpus.train.tofile(temporary / "train.bin")
         corpus.held_out.tofile(temporary / "held_out.bin")
-        if corpus.held_out_sizes is not None:
-            corpus.held_out_sizes.tofile(temporary / "sizes.bin")
+        if sizes is not None:
+            sizes.tofile(temporary / "sizes.bin")
         (temporary / "corpus.json").write_text(json.dumps(description), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
@@ -284,21 +309,33 @@ def _keep(corpus: Corpus, folder: Path, config: ExperimentConfig) -> Corpus:
 
 
 def _read_cache(folder: Path, config: ExperimentConfig) -> Corpus | None:
+    """What `_keep` wrote, if every part of it is there as it was written."""
     try:
         kept = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        if kept.pop("checksum") != _checksum(kept):
+            return None
         train, held_out = (
             np.memmap(folder / f"{part}.bin", dtype=kept["dtype"], mode="r") for part in ("train", "held_out")
         )
-        sizes = np.memmap(folder / "sizes.bin", dtype=np.uint32, mode="r") if kept["sized"] else None
+        sizes = None
+        if kept["sizes"] is not None:
+            sizes = np.memmap(folder / "sizes.bin", dtype=np.uint32, mode="r")
+            if hashlib.sha256(sizes.data).hexdigest() != kept["sizes"]:
+                return None
         names = kept["documents"]
         corpus = Corpus(
             kept["source"], kept["split"], train, held_out, tuple(names[0]), tuple(names[1]),
             np.array(kept["starts"], dtype=np.int64), load_encoder(config.tokenizer, kept["serialized"]), sizes,
+            kept["passed_over"],
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # of a damaged file there is no telling what is raised; tokenizers has no class of its own for it
         return None
-    whole = sizes is None or len(sizes) == len(held_out)
-    return corpus if whole and corpus.fingerprint == kept["fingerprint"] else None
+    return corpus if corpus.fingerprint == kept["fingerprint"] else None
+
+
+def _checksum(description: Mapping[str, Any]) -> str:
+    """sha256 over what `_keep` says of a corpus, the fingerprint of its streams and of its sizes among it."""
+    return hashlib.sha256(json.dumps(description).encode()).hexdigest()
 
 
 def _check_sizes(corpus: Corpus, config: ExperimentConfig) -> None:

@@ -11,9 +11,10 @@ import torch
 from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import read_json, write_json
-from alibi_attention.lab.inside import Inside, look_inside
+from alibi_attention.lab.inside import Inside, inside_work, look_inside
 from alibi_attention.lab.inside_figures import save_inside_figures
-from alibi_attention.lab.positions import split_name
+from alibi_attention.lab.positions import full_title, split_name
+from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.runs import RunFolder
 from alibi_attention.lab.schema import SCHEMA_VERSION
 from alibi_attention.lab.trained import load_trained, read_run
@@ -23,7 +24,7 @@ _FILE = "inside.json"
 
 def dissect_run(
     root: Path, name: str, lengths: Sequence[int], folder: Path | None = None, *, mass_length: int,
-    tolerance: float | None = None,
+    tolerance: float | None = None, progress: Progress | None = None,
 ) -> tuple[Inside, Path]:  # fmt: skip
     """Look inside one method of a run, on the beginning of its held-out text, and write what is found.
 
@@ -32,6 +33,7 @@ def dissect_run(
         name: ``"alibi"`` or ``"alibi:ntk"``.
         lengths, mass_length, tolerance: as in `look_inside`.
         folder: gets ``inside.json`` and the figures; by default the run's own, where `alibi report` finds them.
+        progress: told of the corpus, and of each layer; silent by default.
 
     Returns:
         What is found, and the folder.
@@ -50,12 +52,16 @@ def dissect_run(
         got = f"{root}, an encoder trained by masked prediction"
         raise LabError("run", expected=expected, got=got, remedy="name a run with --objective next")
     decoder, _ = load_trained(root, method)
-    corpus = load_corpus(RunFolder(root).read_config(older=True))
+    progress = progress or Progress()
+    corpus = load_corpus(RunFolder(root).read_config(older=True), progress)
     RunFolder(root).refuse_changed_corpus(corpus)
     tokens = torch.from_numpy(corpus.held_out[: max(*lengths, mass_length)].astype(np.int64))
-    inside = look_inside(
-        decoder, method, tokens, lengths, mass_length=mass_length, variant=variant, tolerance=tolerance
-    )
+    with progress:
+        progress.start(f"{full_title(name)}: looking inside", total=inside_work(decoder, lengths), unit="")
+        inside = look_inside(
+            decoder, method, tokens, lengths, mass_length=mass_length, variant=variant, tolerance=tolerance,
+            tick=progress.advance,
+        )  # fmt: skip
     write_json(folder / _FILE, {"schema_version": SCHEMA_VERSION, **inside.model_dump(mode="json")})
     save_inside_figures(inside, folder)
     return inside, folder

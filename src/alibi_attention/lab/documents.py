@@ -1,11 +1,10 @@
-"""Documents from files, folders and data sets, each once, and their division into training and held-out ones."""
+"""Documents, each once, their division into training and held-out ones, and the data sets they may come from."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,15 @@ from alibi_attention.extras import installing
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
 
-_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "node_modules"})
+# What the package datasets calls the reader of a file, by its suffix, and what that one is told besides.
+_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".csv": ("csv", {}),
+    ".parquet": ("parquet", {}),
+    # Rows of several lines, as --document-start makes documents of them, keep their lines apart.
+    ".txt": ("text", {"keep_linebreaks": True}),
+}
 
 
 @dataclass(frozen=True)
@@ -68,60 +75,9 @@ def split_documents(
     return sides
 
 
-def read_path(path: Path, argument: str = "text") -> Iterable[Document]:
-    """The documents of a file or a folder, which ``argument`` named."""
-    if path.is_dir():
-        documents = [Document(name, data) for name, data in _texts(path, text_files(path))]
-        if not documents:
-            remedy = "name text files, or a folder that holds some"
-            raise LabError(argument, expected="a folder with UTF-8 text in it", got=f"none in {path}", remedy=remedy)
-        return documents
-    if not path.is_file():
-        remedy = "check the spelling and the folder you are in"
-        raise LabError(argument, expected="an existing file or folder", got=str(path), remedy=remedy)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        remedy = "check its permissions"
-        got = f"{path} ({error.strerror})"
-        raise LabError(argument, expected="a file that can be read", got=got, remedy=remedy) from None
-    if not is_text(data):
-        remedy = "extract its text first, or convert it with `iconv -t utf-8`"
-        got = f"{path}, which is binary or in another encoding"
-        raise LabError(argument, expected="UTF-8 text", got=got, remedy=remedy)
-    return [Document(path.name, data)]
-
-
-def read_folder(folder: Path, suffixes: tuple[str, ...] = ()) -> list[Document]:
-    return [Document(name, data) for name, data in _texts(folder, text_files(folder, suffixes))]
-
-
-def text_files(folder: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
-    """Files below a folder in a fixed order; hidden ones and installed packages are passed over."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        # Pruned in place: os.walk then neither enters nor lists them, and goes through the rest in a fixed order.
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("."))
-        for name in sorted(files):
-            path = Path(parent, name)
-            if not name.startswith(".") and (not suffixes or path.suffix in suffixes) and path.is_file():
-                found.append(path)
-    return found
-
-
-def _texts(folder: Path, paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each; empty files, binary files and those that may not be read are passed over."""
-    for path in paths:
-        try:
-            data = path.read_bytes()
-        except PermissionError:
-            continue
-        if data and is_text(data):
-            yield path.relative_to(folder).as_posix(), data
-
-
 def open_dataset(config: ExperimentConfig) -> Any:
-    """The data set of a configuration: a name on the Hugging Face hub, a folder of files, or one saved to disk.
+    """The data set of a configuration: a name on the Hugging Face hub, a folder of files, one file, or one saved to
+    disk. A single file is the split ``train``.
 
     Raises:
         LabError: if the package is missing, there is no such data set, split or column, or a configuration is named of
@@ -133,23 +89,38 @@ def open_dataset(config: ExperimentConfig) -> Any:
     import datasets
 
     name = config.dataset
-    if config.dataset_config and saved_to_disk(name):
-        got = f"{config.dataset_config!r} with {name}, a copy saved to disk, which is of one configuration"
+    is_file, suffix = Path(name).is_file(), Path(name).suffix.lower()
+    single = "a single file" if is_file else "a copy saved to disk" if saved_to_disk(name) else ""
+    if config.dataset_config and single:
+        got = f"{config.dataset_config!r} with {name}, {single}, which is of one configuration"
         raise LabError("dataset_config", expected="nothing", got=got, remedy="leave it out")
+    if is_file and suffix not in _BUILDERS:
+        remedy = "name such a file, or give plain text with --text"
+        raise LabError("dataset", expected=f"a file that ends in {', '.join(_BUILDERS)}", got=name, remedy=remedy)
     try:
-        if saved_to_disk(name):
+        if is_file:
+            builder, options = _BUILDERS[suffix]
+            # Its name would be taken for a pattern.
+            whole = datasets.load_dataset(builder, data_files=glob.escape(name), **options)
+        elif saved_to_disk(name):
             found = datasets.load_from_disk(name)
             whole = {"train": found} if isinstance(found, datasets.Dataset) else found
         else:
             whole = datasets.load_dataset(name, config.dataset_config or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        got = f"{name} ({' '.join(str(error).split())})"
+    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        # StopIteration is how the package says that there is no row.
+        why = " ".join(str(error.__cause__ or error).split()) or "no rows"
         remedy = "give a name on the hub that this machine can reach, or the path of a local copy"
-        raise LabError("dataset", expected="a data set that can be read", got=got, remedy=remedy) from None
+        if is_file:
+            remedy = "see that it holds rows of named columns, written as its suffix says"
+        raise LabError("dataset", expected="a data set that can be read", got=f"{name} ({why})", remedy=remedy
+                       ) from None  # fmt: skip
     for argument in ("dataset_split", "dataset_held_out"):
         split = getattr(config, argument)
         if split and split not in whole:
             remedy = f"choose from {', '.join(map(str, whole))}"
+            if argument == "dataset_held_out" and list(whole) == [config.dataset_split]:
+                remedy = f"leave it out to hold out documents of {config.dataset_split}"
             raise LabError(argument, expected=f"a split of {name}", got=repr(split), remedy=remedy)
     columns = whole[config.dataset_split].column_names
     if config.text_column not in columns:
@@ -161,29 +132,6 @@ def open_dataset(config: ExperimentConfig) -> Any:
 def saved_to_disk(name: str) -> bool:
     """Whether this is the folder of a copy that the package datasets saved, rather than a name or a folder of files."""
     return Path(name, "dataset_info.json").is_file() or Path(name, "dataset_dict.json").is_file()
-
-
-def dataset_documents(rows: Iterable[Any], config: ExperimentConfig, split: str) -> list[Document]:
-    """Rows as documents, or, with ``document_start``, runs of rows. Empty ones and ones with NUL are passed over."""
-    pattern = re.compile(config.document_start) if config.document_start else None
-    texts: list[list[str]] = []
-    for row in rows:
-        text = row if isinstance(row, str) else ""
-        if pattern is None or pattern.search(text) or not texts:
-            texts.append([])
-        texts[-1].append(text)
-    whole = ("".join(parts).encode("utf-8", "replace") for parts in texts)
-    return [Document(f"{split}/{i}", text) for i, text in enumerate(whole) if text.strip() and is_text(text)]
-
-
-def is_text(data: bytes) -> bool:
-    if b"\0" in data:
-        return False
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def without_copies(documents: Iterable[Document]) -> list[Document]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from alibi_attention.lab.progress import Progress
+
 WORDS = 5
 """Words in a shingle."""
 
@@ -40,8 +42,10 @@ _COMMONPLACE = 64
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def near_duplicates(texts: Sequence[bytes]) -> list[int]:
+def near_duplicates(texts: Sequence[bytes], progress: Progress | None = None) -> list[int]:
     """A group number for each text; texts linked by near-duplicates, directly or through others, share one.
+
+    ``progress`` is told of each text; silent by default.
 
     Shingles are runs of five words, hashed; of text without spaces between words, runs of fifteen characters. For two
     texts with shingle sets A and B the measure is containment, |A and B| / min(|A|, |B|), so that a part of a longer
@@ -57,7 +61,8 @@ def near_duplicates(texts: Sequence[bytes]) -> list[int]:
     # A power of two, so that what a larger sample keeps a smaller one has as well.
     coarsest = (1 + sum(map(len, texts)) // _WHOLE).bit_length() - 1
     sketches, powers = [], []
-    for text in texts:
+    progress = progress or Progress()
+    for text in progress.through(texts, "Corpus: comparing documents", total=len(texts), unit="documents"):
         sketch, power = _sketch(text, coarsest)
         sketches.append(sketch)
         powers.append(power)

@@ -19,6 +19,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 _PARTIAL = ".partial"
 
 
+class DiskFullError(LabError):
+    """A disk, or a user's share of it, that is full.
+
+    How to go on once there is room is for those to say who know what was under way.
+    """
+
+    def __init__(self, path: Path) -> None:
+        remedy = "make room and go on; nothing that was written before is lost"
+        super().__init__("output", expected="room on the disk", got=f"no room for {path}", remedy=remedy)
+
+
 def is_partial(path: Path) -> bool:
     """Whether it is what a process that was killed while writing left behind, to be overwritten by the next."""
     return path.name.startswith(".") and path.with_suffix("").suffix == _PARTIAL and path.is_file()
@@ -42,9 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        remedy = "make room and continue with --resume; nothing that was written before is lost"
-        got = f"no room for {path}"
-        raise LabError("output", expected="room on the disk", got=got, remedy=remedy) from error
+        raise DiskFullError(path) from error
     finally:
         with suppress(OSError):  # a parent that is no folder
             temporary.unlink(missing_ok=True)

@@ -94,6 +94,11 @@ class Inside(BaseModel):
     tiles: tuple[Tiles, ...] = ()
 
 
+def inside_work(decoder: Decoder, lengths: Sequence[int]) -> int:
+    """How often `look_inside` ticks."""
+    return len(decoder.blocks) * (1 + (len(lengths) if isinstance(decoder.position, Alibi) else 0))
+
+
 @torch.no_grad()
 def look_inside(
     decoder: Decoder, method: str, tokens: Tensor, lengths: Sequence[int],
@@ -109,7 +114,7 @@ def look_inside(
         mass_length: at which attention mass is added up; the time grows with its square, memory with itself.
         variant: of the position method.
         tolerance: of the certificate; rounding level by default.
-        tick: called with 1 after each length and layer; may raise to stop.
+        tick: called with 1 after each layer, of the mass and of each length; may raise to stop.
 
     Raises:
         LabError: for a text or positions too short.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -21,13 +22,23 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+Item = TypeVar("Item")
+
+# A bar over many items is moved this often, or moving it would take longer than what it tells of.
+_MOVES = 1000
+
 
 class _Rate(ProgressColumn):
-    """Tokens a second."""
+    """Tokens a second, or what else is counted."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed * task.fields['tokens']:,.0f} tokens/s")
+        return Text("" if speed is None else _rate(task, speed))
+
+
+def _rate(task: Task, speed: float) -> str:
+    unit = task.fields["unit"]
+    return f"{speed * task.fields['tokens']:,.0f} {unit}/s" if unit else ""
 
 
 class Progress:
@@ -86,11 +97,31 @@ class Progress:
     ) -> None:
         self._bars.stop()
 
-    def start(self, description: str, *, total: int, done: int = 0, tokens: int = 1) -> None:
-        """Replace the bar by a new one of ``total`` units of ``tokens`` tokens each, ``done`` of them behind us."""
+    def start(
+        self, description: str, *, total: int, done: int = 0, tokens: int = 1, unit: str = "tokens"
+    ) -> None:  # fmt: skip
+        """Replace the bar by a new one of ``total`` units of ``tokens`` tokens each, ``done`` of them behind us.
+
+        ``unit`` names what is counted where it is no tokens; without a name there is no rate.
+        """
         self._clear()
-        self._task = self._bars.add_task(description, total=total, completed=done, tokens=tokens, note="")
+        self._task = self._bars.add_task(description, total=total, completed=done, tokens=tokens, unit=unit, note="")
         self._began = time.monotonic(), done
+
+    def through(
+        self, items: Iterable[Item], description: str, *, total: int, unit: str,
+        size: Callable[[Item], int] | None = None,
+    ) -> Iterator[Item]:  # fmt: skip
+        """The items one by one, under a bar of their own that each moves by its ``size``, one by default; it stays
+        until another takes its place."""
+        self.start(description, total=total, unit=unit)
+        behind, least = 0, max(1, total // _MOVES)
+        for item in items:
+            yield item
+            behind += 1 if size is None else size(item)
+            if behind >= least:
+                self.advance(behind)
+                behind = 0
 
     def advance(self, units: int = 1, *, note: str | None = None) -> None:
         if self._task is not None:
@@ -107,12 +138,16 @@ class Progress:
             # Since the bar began: its own speed is of half a minute, in which a large model makes no step.
             speed = (task.completed - done) / (now - begin)
             left = math.ceil((task.total - task.completed) / speed / 60)
-            parts += [f"{speed * task.fields['tokens']:,.0f} tokens/s", f"{left} min left"]
+            parts += [_rate(task, speed), f"{left} min left"]
         self._console.print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line that stays; the bar is done."""
         self._clear()
+        self.remark(text)
+
+    def remark(self, text: str) -> None:
+        """A line that stays above the bar, which goes on."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def _clear(self) -> None:

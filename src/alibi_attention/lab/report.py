@@ -18,6 +18,7 @@ from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.figures import save_figure
 from alibi_attention.lab.files import write_json, write_text
 from alibi_attention.lab.report_figures import draw_report_figures
+from alibi_attention.lab.report_folder import refuse_other_seeds, refuse_strangers, remove_figures
 from alibi_attention.lab.report_html import html_page
 from alibi_attention.lab.report_inside import Look, find_looks, inside_parts, look_command
 from alibi_attention.lab.report_table import Picture, Table
@@ -32,20 +33,20 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
     Args:
         roots: run folders, or files of runs, as `read_runs` takes them.
         folder: gets ``report.html``, ``report.md``, ``summary.json``, ``figures/``, and for each run
-            ``config-seed-N.yaml``, to repeat it with, and ``run-seed-N.json``, to report it again with others.
+            ``config-seed-N.yaml``, to repeat it with, and ``run-seed-N.json``, to report it again with others. An
+            earlier report there is replaced, and those of its figures removed that this one has not got.
 
     Returns:
         The path of the page.
 
     Raises:
-        LabError: for runs that are not complete or do not belong together, or a folder whose ``report.md`` or
-            ``report.html`` is no report of ours.
+        LabError: for runs that are not complete or do not belong together, or a folder with files of these names that
+            are of no report, or of one with other seeds.
     """
-    theirs = next((name for name in ("report.md", "report.html") if (folder / name).exists()), None)
-    if theirs is not None and not (folder / "summary.json").exists():
-        raise LabError("output", expected="a new folder, or one with an earlier report", remedy="name another",
-                       got=f"{folder}, whose {theirs} comes from elsewhere")  # fmt: skip
+    inputs = {root.resolve() for root in roots if root.is_file()}
+    refuse_strangers(folder, inputs)
     runs = read_runs(roots)
+    refuse_other_seeds(folder, {run.config.seed for run in runs}, inputs)
     lines = summarise(runs)
     config = runs[0].config
     if config.objective != "next":
@@ -60,6 +61,9 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
         inside_tables, inside_pictures = inside_parts(looks, unit_of(config))
         tables += inside_tables
         pictures |= inside_pictures
+        # First: a folder counts as a report's from then on, so that one that was interrupted can be made again.
+        write_json(folder / "summary.json", summary_json(runs, lines))
+        remove_figures(folder, pictures)
         for name, picture in pictures.items():
             save_figure(picture.broad, [folder / "figures" / f"{name}.{suffix}" for suffix in ("png", "svg")])
         title, lead, facts = _title(config, len(runs)), _lead(lines, config), _facts(runs)
@@ -69,7 +73,6 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
     for run in runs:
         write_config_file(folder / _config_name(run), run.config)
         write_run(folder / _file_name(run), run)
-    write_json(folder / "summary.json", summary_json(runs, lines))
     write_text(folder / "report.md", _markdown(title, lead, facts, tables, pictures, command))
     write_text(folder / "report.html", page)
     return folder / "report.html"

@@ -6,7 +6,7 @@
       config.json            the configuration, the corpus's fingerprint, where and when it was started
       config.yaml            the configuration alone, every setting, to start another run with
       sessions.json          where and when each process worked on it, where there was more than one
-      documents.json         which documents were trained on, which held out
+      documents.json         which documents were trained on, which held out, and how much was passed over, and why
       tokenizer.json         the vocabulary, where it was learned
       METHOD/
         tensorboard/         loss curve
@@ -192,7 +192,8 @@ class RunFolder:
 
     def write_documents(self, corpus: Corpus) -> None:
         documents = {"train": corpus.train_documents, "held_out": corpus.held_out_documents}
-        write_json(self.documents, {"schema_version": SCHEMA_VERSION, **documents})
+        counts = {"passed_over": dict(corpus.passed_over)}
+        write_json(self.documents, {"schema_version": SCHEMA_VERSION, **documents, **counts})
         if corpus.encoder.serialized is not None:
             write_text(self.tokenizer, corpus.encoder.serialized)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from alibi_attention.extras import installing
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.errors import LabError
+from alibi_attention.lab.progress import Progress
 
 SPECIAL = 2
 """Tokens before the first that text is made of, in a vocabulary of words: the separator, and the unknown word."""
@@ -142,14 +143,23 @@ class TrainedEncoder:
         return text.encode()
 
 
-def make_encoder(config: ExperimentConfig, texts: Iterable[bytes]) -> Encoder:
-    """The vocabulary of an experiment, learned from ``texts`` unless it is that of bytes."""
+def make_encoder(config: ExperimentConfig, texts: Sequence[bytes], progress: Progress | None = None) -> Encoder:
+    """The vocabulary of an experiment, learned from ``texts`` unless it is that of bytes.
+
+    ``progress`` is told of the bytes that were read; silent by default.
+    """
     if config.tokenizer == "bytes":
         return ByteEncoder()
     _require()
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    pieces = (piece for text in texts for piece in _pieces(text.decode("utf-8")))
+    pieces = (progress or Progress()).through(
+        (piece for text in texts for piece in _pieces(text.decode("utf-8"))),
+        "Corpus: learning a vocabulary",
+        total=sum(map(len, texts)),
+        unit="bytes",
+        size=lambda piece: len(piece.encode()),
+    )
     if config.tokenizer == "bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -14,7 +14,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -22,6 +21,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from alibi_attention.lab.batches import Batches
 from alibi_attention.lab.checkpoint import load_tensors, restore_model, restore_optimizer, save_state
 from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.curve import Curve
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.masking import Masker, masked_nats
@@ -108,10 +108,12 @@ class _Keeper(L.Callback):
     """After each step: report, keep a resumable state when it is due, stop when asked."""
 
     def __init__(
-        self, config: ExperimentConfig, path: Path, start: int, seconds: float, progress: Progress, stop: Interruption
-    ) -> None:
+        self, config: ExperimentConfig, path: Path, start: int, seconds: float, curve: Curve, progress: Progress,
+        stop: Interruption,
+    ) -> None:  # fmt: skip
         self._config = config
         self._path = path
+        self._curve = curve
         self.step = start
         self._seconds_before = seconds
         self._began = time.perf_counter()
@@ -127,8 +129,6 @@ class _Keeper(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         del pl_module
-        self._began = time.perf_counter()
-        self._logged = (self.step, self._began)
         if trainer.world_size > 1:
             # A process of its own, in which neither handlers nor bars are set up yet.
             self._stop.__enter__()
@@ -137,9 +137,18 @@ class _Keeper(L.Callback):
                 begin_bar(self._progress, self._config, self.step)
             else:
                 self._progress = Progress()
+        if trainer.global_rank == 0:
+            self._curve.open(self._progress)
+        self._began = time.perf_counter()
+        self._logged = (self.step, self._began)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        del trainer, pl_module, exception
+        self._curve.close()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         del pl_module
+        self._curve.close()
         if trainer.world_size > 1:
             self._progress.__exit__(None, None, None)
 
@@ -179,8 +188,7 @@ class _Keeper(L.Callback):
             "train/tokens_per_second": tokens / max(now - self._logged[1], 1e-9),
         }
         self._logged = (self.step, now)
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=self.step)
+        self._curve.write(values, self.step)
         unit = "byte" if config.tokenizer == "bytes" else "token"
         return f"{bits:.3f} bits per {'masked ' if config.objective == 'masked' else ''}{unit}"
 
@@ -247,7 +255,7 @@ def train(
     if not several:
         begin_bar(progress, config, start)
     masker = Masker(config.mask_share, decoder.mask_token) if config.objective == "masked" else None
-    keeper = _Keeper(config, checkpoint, start, seconds, progress, stop)
+    keeper = _Keeper(config, checkpoint, start, seconds, Curve(log_folder), progress, stop)
     with _quiet():
         trainer = L.Trainer(
             accelerator="gpu" if config.device == "cuda" else "cpu",
@@ -259,9 +267,8 @@ def train(
             max_steps=config.steps - start,
             gradient_clip_val=config.clip,
             callbacks=[keeper],
-            # Nothing goes through Lightning's own logging, and a larger number makes it warn of short runs.
-            log_every_n_steps=1,
-            logger=TensorBoardLogger(log_folder.parent, name="", version=log_folder.name),
+            # Lightning's own would end a run whose curve cannot be written.
+            logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
