@@ -21,6 +21,7 @@ int alibi_choose(const char* name);
 const char* alibi_chosen();
 int64_t alibi_forward(const alibi::Call* call);
 int64_t alibi_backward(const alibi::Call* call);
+int64_t alibi_append(const alibi::Append* call);
 }
 
 namespace {
@@ -481,6 +482,93 @@ bool agrees(const Case& c) {
     return good;
 }
 
+bool same(double a, double b) {
+    return a == b || (a != a && b != b);
+}
+
+// The keys of a case as tokens that come to a cache in two parts, behind some rows that are none of theirs.
+bool appends(Case& c) {
+    Random random = {c.number * 104729 + 7};
+    const Call& call = c.call;
+    const int64_t before = random.below(100), room = before + call.k_len + random.below(3);
+    const int64_t tiles = (room + alibi::kTile - 1) / alibi::kTile, pairs = call.batch * call.kv_heads;
+    Numbers key, value;
+    key.make(random, call.type, call.batch, call.kv_heads, room, call.head_dim);
+    value.make(random, call.type, call.batch, call.kv_heads, room, call.value_dim);
+    std::vector<float> center(static_cast<size_t>(pairs * call.head_dim));
+    for (float& x : center) x = random.normal() * 0.2f;
+    std::vector<double> norms(static_cast<size_t>(pairs * tiles), -INFINITY);
+    const bool kept = random.below(3) != 0, asked = random.below(2);
+    const int64_t first = random.below(call.k_len + 1), parts[2][2] = {{0, first}, {first, call.k_len}};
+    std::vector<double> all(static_cast<size_t>(pairs * call.k_len), -1.0);
+    for (const auto& part : parts) {
+        const int64_t tokens = part[1] - part[0], element = call.type == alibi::kFloat32 ? 4 : 2;
+        if (tokens == 0) continue;
+        std::vector<double> radii(static_cast<size_t>(pairs * tokens));
+        alibi::Append append = {};
+        append.size = sizeof append;
+        append.type = call.type;
+        append.batch = call.batch;
+        append.kv_heads = call.kv_heads;
+        append.tokens = tokens;
+        append.head_dim = call.head_dim;
+        append.value_dim = call.value_dim;
+        append.at = before + part[0];
+        append.key = c.key.place();
+        append.value = c.value.place();
+        append.key.data = static_cast<char*>(append.key.data) + part[0] * append.key.row_stride * element;
+        append.value.data = static_cast<char*>(append.value.data) + part[0] * append.value.row_stride * element;
+        if (kept) {
+            append.held_key = key.place();
+            append.held_value = value.place();
+            append.norms = norms.data();
+            append.norms_batch_stride = call.kv_heads * tiles;
+            append.norms_head_stride = tiles;
+        }
+        append.center = center.data();
+        append.radii = asked || !kept ? radii.data() : nullptr;
+        if (alibi_append(&append) != alibi::kDone) return false;
+        for (int64_t pair = 0; pair < pairs; ++pair)
+            for (int64_t token = 0; token < tokens; ++token)
+                all[static_cast<size_t>(pair * call.k_len + part[0] + token)] =
+                    append.radii ? radii[static_cast<size_t>(pair * tokens + token)] : -1.0;
+    }
+    bool good = key.gaps_are_whole() && value.gaps_are_whole();
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+        const int64_t b = pair / call.kv_heads, h = pair % call.kv_heads;
+        Sums most(static_cast<size_t>(tiles), -INFINITY);
+        for (int64_t row = 0; row < room; ++row) {
+            const int64_t token = row - before;
+            const bool theirs = token >= 0 && token < call.k_len;
+            double square = 0.0;
+            bool finite = true;
+            for (int64_t e = 0; e < call.head_dim; ++e) {
+                const double x = theirs ? c.key.get(b, h, token, e) : NAN;
+                good &= same(key.get(b, h, row, e), kept ? x : NAN);
+                const double away = x - static_cast<double>(center[static_cast<size_t>(pair * call.head_dim + e)]);
+                square += away * away;
+                finite &= x - x == 0.0;
+            }
+            for (int64_t e = 0; e < call.value_dim; ++e) {
+                const double x = theirs ? c.value.get(b, h, token, e) : NAN;
+                good &= same(value.get(b, h, row, e), kept ? x : NAN);
+                finite &= x - x == 0.0;
+            }
+            if (!theirs) continue;
+            const double radius = finite ? sqrt(square) : INFINITY;
+            most[static_cast<size_t>(row / alibi::kTile)] = fmax(most[static_cast<size_t>(row / alibi::kTile)], radius);
+            const double found = all[static_cast<size_t>(pair * call.k_len + token)];
+            if (found >= 0.0) good &= found >= radius && (found <= radius * 1.002 + 1e-9 || radius == INFINITY);
+        }
+        for (int64_t t = 0; t < tiles && kept; ++t) {
+            const double found = norms[static_cast<size_t>(pair * tiles + t)], truth = most[static_cast<size_t>(t)];
+            good &= found >= truth && (found <= truth * 1.002 + 1e-9 || same(found, truth));
+        }
+    }
+    if (!good) printf("%s, case %llu: append\n", alibi_chosen(), static_cast<unsigned long long>(c.number));
+    return good;
+}
+
 // By as many threads, or for 0 by 2 to 8 of them.
 bool run(uint64_t first, uint64_t end, int64_t threads) {
     bool good = true;
@@ -491,6 +579,7 @@ bool run(uint64_t first, uint64_t end, int64_t threads) {
         for (const Numbers* wrote : {&c.out, &c.grad_query, &c.grad_key, &c.grad_value})
             good &= wrote->gaps_are_whole();
         good &= !c.is_finite || agrees(c);
+        good &= appends(c);
     }
     return good;
 }

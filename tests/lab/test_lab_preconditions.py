@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import typer
 
+from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.lab.batches import Batches
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.corpus import load_corpus
@@ -179,3 +182,18 @@ def test_dynamic_ntk_has_nothing_to_change_in_a_single_pair(tiny: MakeConfig, tm
     (result,) = start_experiment(tiny(**changes), tmp_path / "run")
     plain, dynamic = result.evaluations
     assert plain.windows == dynamic.windows
+
+
+def test_memory_that_is_refused_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), laboratory_errors(tmp_path):
+        torch.empty(10**15)
+    with pytest.raises(typer.Exit), laboratory_errors(tmp_path):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of")
+    with pytest.raises(typer.Exit), laboratory_errors(tmp_path):
+        raise MemoryError
+    refused = ["3,725,290 GiB refused", "20.00 GiB refused", "an allocation that was refused"]
+    head = "error: memory: expected room for the model and what it computes, got "
+    remedy = "  lower --width, --batch-size or the lengths; what was written is kept"
+    assert capsys.readouterr().err.splitlines() == [line for each in refused for line in (head + each, remedy)]
+    with pytest.raises(RuntimeError, match="something else"), laboratory_errors(tmp_path):
+        raise RuntimeError("something else")

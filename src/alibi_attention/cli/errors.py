@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ def laboratory_errors(
         again: what continues the command, where that is not `alibi extrapolate --resume`.
         names: what the command calls arguments that are no flags of their own name.
     """
-    from alibi_attention.lab.errors import LabError, RunInterrupted
+    from alibi_attention.lab.errors import LabError, RunInterrupted, is_out_of_memory
     from alibi_attention.lab.files import DiskFullError
 
     try:
@@ -50,9 +51,24 @@ def laboratory_errors(
         where = f" ({error.filename})" if error.filename else ""
         raise refuse("files", f"expected to read and write, got {error.strerror}{where}",
                      f"mend that; what was written is kept. {_how_to_continue(run, again)}") from None  # fmt: skip
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "lower --width, --batch-size or the lengths; what was written is kept"
+        raise refuse("memory", f"expected room for the model and what it computes, got {_asked_for(error)}", remedy
+                     ) from None  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(f"Stopped at once. {_how_to_continue(run, again)}", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def _asked_for(error: BaseException) -> str:
+    """How much memory was refused, where the error says so."""
+    found = re.search(r"tried to allocate ([\d.]+) ?(\w+)", str(error), re.IGNORECASE)
+    if found is None:
+        return "an allocation that was refused"
+    size, unit = found.groups()
+    return f"{int(size) / 2**30:,.0f} GiB refused" if unit == "bytes" else f"{size} {unit} refused"
 
 
 def _how_to_continue(run: Path, again: str | None) -> str:

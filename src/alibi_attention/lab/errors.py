@@ -27,3 +27,11 @@ class RunInterrupted(Exception):  # noqa: N818 (a request that was met, not an e
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.signal_number = signal_number
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused, by Python, by NumPy, or by torch's allocators, of which that of the CPU raises no
+    class of its own."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
