@@ -103,6 +103,8 @@ def test_steps_go_the_short_way_and_come_out_the_same(dtype: torch.dtype, taken:
     assert torch.equal(short.key, long.key)
     assert torch.equal(short.value, long.value)
     # Caches that hold the same know the same, to the last bit.
+    assert short._norms is not None
+    assert long._norms is not None
     assert torch.equal(short._norms, long._norms)
     assert taken.count("append") == 19
     # Twice the shape was met for the first time: at the beginning and after the buffers grew.
@@ -234,7 +236,7 @@ def test_what_is_wrong_is_said_as_ever(taken: list[str]) -> None:
 
 def test_options_are_told_apart() -> None:
     cache, query, slopes = filled(300), queries(1, seed=2), alibi_slopes(4)
-    kept = {"scale": 0.3, "window": (20, None), "tolerance": 0.1}
+    kept: dict[str, Any] = {"scale": 0.3, "window": (20, None), "tolerance": 0.1}
     for _ in range(3):
         for name, value in kept.items():
             found = cache.attend(query, slopes, **{name: value})
@@ -248,7 +250,7 @@ def test_options_are_told_apart() -> None:
 
 class Seen(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from alibi_attention.bench.case import short
+from alibi_attention.bench.cases import CASES
 from alibi_attention.bench.compare import Comparison, comparisons, means
 from alibi_attention.bench.errors import BenchError
 from alibi_attention.bench.limits import beyond, judgements, per_product, per_tile, per_token
@@ -152,6 +153,19 @@ def _decode(trials: Trials) -> Table:
 
     rows = [[short(length), *(cell(dim, length) for dim in dims)] for length in _lengths(trials, "decode")]
     return Table("", ["keys held", *(f"D = {dim}" for dim in dims)], rows)
+
+
+def _decode_steps(trials: Trials) -> Table:
+    """Time of one step, and how many times faster it is than those of the peers."""
+    rows = []
+    for dim in _head_dims(trials, "decode-steps"):
+        for length in _lengths(trials, "decode-steps"):
+            found = _find(trials, "decode-steps", dim, length)
+            bare = _find(trials, "decode-steps", dim, length, _PLAIN)
+            if found is not None:
+                seconds = (found.ours.seconds or 0.0) / CASES["decode-steps"].steps
+                rows.append([str(dim), short(length), f"{seconds * 1e6:.0f}", _cell(found), _cell(bare)])
+    return Table("", ["D", "keys", "µs a step", "against SDPA, row bias", "against SDPA, no bias"], rows)
 
 
 def _linear(trials: Trials) -> Table:
@@ -300,6 +314,7 @@ TABLES: dict[str, Callable[[Trials], Table]] = {
     "forward": _forward,
     "training": _training,
     "decode": _decode,
+    "decode-steps": _decode_steps,
     "linear": _linear,
     "memory": _memory,
     "trained": _trained,

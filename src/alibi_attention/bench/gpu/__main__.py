@@ -32,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of {', '.join(GPU_CASES)}; all by default")
     parser.add_argument(
+        "--lengths", nargs="+", type=_length, default=(), metavar="KEYS",
+        help="keys in tokens, as in 8192 or 8K, in place of each case's own: what a run did not reach, for another",
+    )  # fmt: skip
+    parser.add_argument(
         "--output",
         type=Path,
         help="a new .json file, with logs beside it; benchmarks/results/gpu-NAME-DATE.json by default",
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{case.name}: {case.title}; against {', '.join(case.peers)}")
         return 0
     try:
-        trials = gpu_trials(options.cases)
+        trials = gpu_trials(options.cases, options.lengths)
     except BenchError as error:
         parser.error(str(error))
     if not torch.cuda.is_available():
@@ -68,6 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = f"{output} ({results.status}, {results.seconds:.0f} s), what processes wrote to {logs_of(output)}"
     print(f"\n{report(results)}\n\nWritten to {written}")
     return 1 if results.suite.get("failed") else 0
+
+
+def _length(text: str) -> int:
+    """A number of tokens; K is 1024 of them."""
+    found = re.fullmatch(r"([1-9][0-9]*)([kK]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected a number of tokens such as 8192 or 8K, got {text!r}")
+    return int(found.group(1)) * (1024 if found.group(2) else 1)
 
 
 def _budget(minutes: float, checks_alone: bool) -> Budget:

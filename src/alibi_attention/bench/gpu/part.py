@@ -11,7 +11,7 @@ from typing import Any
 
 from alibi_attention.bench.gpu.process import LOST, Process
 
-# A check compiles a dozen kernels at most.
+# Without a sign: that a check was begun or has ended, or a kernel of it was or is compiled.
 _STALL = 60.0
 _MOST_RESTARTS = 12
 
@@ -24,11 +24,15 @@ class Told:
         planned: names of all checks of the part.
         records: one for each check that has come to an end.
         under_way: the check that was begun and has no record, or None.
+        compiling: the kernel that the check under way waits for, or None.
+        signs: how many lines of all kinds there are.
     """
 
     planned: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     under_way: str | None = None
+    compiling: str | None = None
+    signs: int = 0
 
     @property
     def last(self) -> str | None:
@@ -41,6 +45,7 @@ class Part:
 
     Attributes:
         fallen: for a check that took its process along, the reason.
+        cut_short: checks that were ended while they waited for the compiler, which says nothing of the kernels.
         ended: whether it was ended from outside, for want of time.
         until: when no further check is begun, by time.time().
     """
@@ -48,10 +53,11 @@ class Part:
     def __init__(self, name: str, command: Sequence[str], log: Path, *, until: float) -> None:
         self.name, self.until = name, until
         self.fallen: dict[str, str] = {}
+        self.cut_short: list[str] = []
         self.ended = False
         self.restarts = 0
         self._command, self._log = [*command, "--until", f"{until:.3f}"], log
-        self._step: tuple[str | None, float] = (None, time.monotonic())
+        self._step = (0, time.monotonic())
         self._behind: str | None = None
         self.process = self._start([])
 
@@ -60,12 +66,15 @@ class Part:
 
     def watch(self) -> bool:
         """Whether it has come to its end; a process that fell is replaced."""
+        if self.ended:
+            # Whether it obeyed or not: one that hangs in a driver may never be reaped.
+            return True
         told = self.told()
         status = self.process.status
         if status is None:
             self._look_for_a_stall(told)
             return False
-        if self.ended or status == 0 or self._is_done(status, told):
+        if status == 0 or self._is_done(status, told):
             return True
         if self.restarts >= _MOST_RESTARTS or time.time() > self.until:
             return True
@@ -75,12 +84,16 @@ class Part:
         return False
 
     def _look_for_a_stall(self, told: Told) -> None:
-        if told.under_way != self._step[0]:
-            self._step = (told.under_way, time.monotonic())
-        name, since = self._step
-        if name is not None and name not in self.fallen and time.monotonic() - since > _STALL:
+        if told.signs != self._step[0]:
+            self._step = (told.signs, time.monotonic())
+        name = told.under_way
+        if name is None or name in self.fallen or name in self.cut_short or time.monotonic() - self._step[1] <= _STALL:
+            return
+        if told.compiling is None:
             self.fallen[name] = f"gave no answer within {_STALL:.0f} s"
-            self.process.end()
+        else:
+            self.cut_short.append(name)
+        self.process.end()
 
     def _is_done(self, status: int, told: Told) -> bool:
         """Whether nothing is left for another process to do, with what felled this one noted."""
@@ -91,7 +104,8 @@ class Part:
             self.fallen[f"{self.name}, {where}"] = words
             return True
         if told.under_way is not None:
-            self.fallen.setdefault(told.under_way, f"the process ended with status {status}: {words}")
+            if told.under_way not in self.cut_short:
+                self.fallen.setdefault(told.under_way, f"the process ended with status {status}: {words}")
             return False
         if status == LOST:
             return False
@@ -108,12 +122,17 @@ class Part:
         except OSError:
             return told
         for line in lines:
-            if not line.startswith(('{"planned"', '{"begun"', '{"check"')):
+            if not line.startswith(('{"planned"', '{"begun"', '{"compiling"', '{"check"')):
                 continue
             try:
                 value = json.loads(line)
             except ValueError:
                 continue
+            told.signs += 1
+            if "compiling" in value:
+                told.compiling = value["compiling"]
+                continue
+            told.compiling = None
             if "planned" in value:
                 told.planned += [name for name in value["planned"] if name not in told.planned]
             elif "begun" in value:

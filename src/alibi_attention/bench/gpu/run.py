@@ -41,7 +41,7 @@ class Budget:
     again: float = 10.0
     whole: float = 445.0
     cold: float = 75.0
-    warm: float = 30.0
+    warm: float = 60.0
 
 
 @dataclass
@@ -79,14 +79,28 @@ class GpuRun:
         results.write(self.output)
         folder = Path(tempfile.mkdtemp(prefix="alibi-gpu-"))
         try:
-            self._checks(folder, results)
+            try:
+                self._checks(folder, results)
+            except Exception as error:
+                # Whatever goes wrong around the checks is no reason to measure nothing.
+                results.suite = {**results.suite, "fault": _named(error)}
+                self.tell(f"The checks were broken off, the benchmarks go on: {_named(error)}")
             self._benchmarks(folder, results, begin)
         finally:
             results.seconds = time.monotonic() - begin
             results.write(self.output)
-            keep_logs(folder, self.output)
+            self._keep_logs(folder, results)
             shutil.rmtree(folder, ignore_errors=True)
         return results
+
+    def _keep_logs(self, folder: Path, results: Results) -> None:
+        """After the results, which matter more, and never instead of them."""
+        try:
+            keep_logs(folder, self.output)
+        except Exception as error:
+            results.machine["logs"] = f"not kept: {_named(error)}"
+            self.tell(f"The logs could not be kept: {_named(error)}")
+            results.write(self.output)
 
     def _checks(self, folder: Path, results: Results) -> None:
         if not self.with_suite:
@@ -94,18 +108,21 @@ class GpuRun:
             return
         suite_workers, warm_workers = self.workers
         warming = Warming(folder, self.trials, warm_workers, self.device, self.settings)
-        suite = Suite(self.script, folder, suite_workers, self.budget.suite, self.cases)
         try:
-            found = suite.wait(lambda found: self.tell(found.line()))
-            warming.end()
-            self._warmed = warming.warmed()
-            found = suite.again(self.budget.again)
+            suite = Suite(self.script, folder, suite_workers, self.budget.suite, self.cases)
+            try:
+                found = suite.wait(lambda found: self.tell(found.line()))
+                warming.end()
+                self._warmed = warming.warmed()
+                found = suite.again(self.budget.again)
+            finally:
+                suite.end()
+                results.suite = suite.findings().summary()
         finally:
-            suite.end()
+            # Nothing may go on compiling beside what is measured.
             warming.end()
-            results.suite = suite.findings().summary()
             results.write(self.output)
-            keep_logs(folder, self.output)
+            self._keep_logs(folder, results)
         self.tell(found.line())
         for name, reason in found.failed.items():
             self.tell(f"  FAILED {name}: {reason}")
@@ -147,6 +164,10 @@ def with_targets(result: TrialResult, trial: GpuTrial) -> TrialResult:
         asked[FASTEST if fastest is None else fastest.name] = ratio
     first = next(iter(asked), None)
     return replace(result, targets=asked, target_peer=first, target_ratio=None if first is None else asked[first])
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:300]}"
 
 
 def _line(trial: TrialResult, seconds: float) -> str:

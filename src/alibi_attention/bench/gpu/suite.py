@@ -23,7 +23,7 @@ class Findings:
     Attributes:
         passed, left_out: names; left out is what time or memory did not suffice for.
         failed: reasons by name; what felled a process is the failure of the check it was at.
-        cut_short: those left out that were under way when time was up.
+        cut_short: those left out that were under way when time was up, or that waited too long for the compiler.
         short_of_memory: those left out that did not fit.
         tracebacks: of those that failed, by name.
         restarts: processes that took the place of one that fell.
@@ -116,6 +116,7 @@ class Suite:
             told = part.told()
             found.restarts += part.restarts
             planned.update(dict.fromkeys(told.planned))
+            cut_short += part.cut_short
             if part.ended and told.under_way is not None and told.under_way not in part.fallen:
                 cut_short.append(told.under_way)
             for record in told.records:

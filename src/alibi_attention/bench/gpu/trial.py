@@ -182,6 +182,7 @@ def _sampled(each: _Contestant, trial: GpuTrial, clock: Clock) -> str | None:
 
 
 def _kept_share(inputs: GpuInputs, clock: Clock) -> float | None:
+    """That of `certify`; the kernels' own plan comes from other bounds, and keeps other tiles."""
     try:
         return float(inputs.certificate.kept_share.mean())
     except Exception as failure:

@@ -72,7 +72,7 @@ def time_lines(results: Results) -> list[str]:
     """Milliseconds of everyone at every size, with error and speed where they are known."""
     lines = []
     for trial in results.trials:
-        kept = f", {trial.kept_share:.1%} of the tiles kept" if trial.kept_share is not None else ""
+        kept = f", certify keeps {trial.kept_share:.1%} of the tiles" if trial.kept_share is not None else ""
         lines.append(f"{trial.case}, D={trial.head_dim}, {short(trial.keys)}, {trial.heads} heads{kept}")
         for entry in trial.entries:
             if entry.seconds is None:
@@ -94,9 +94,11 @@ def report(results: Results) -> str:
     if left:
         parts += ["", "Peers not measured", *left]
     suite = results.suite
+    if suite.get("fault"):
+        parts += ["", f"Checks broken off: {suite['fault']}"]
     if suite.get("reason"):
         parts += ["", f"Checks not run: {suite['reason']}"]
-    elif suite:
+    elif "passed" in suite:
         left_out = len(suite["left_out"])
         parts += ["", f"Checks: {suite['passed']} passed, {len(suite['failed'])} failed, {left_out} left out"]
         parts += [f"    FAILED {name}: {reason}" for name, reason in suite["failed"].items()]

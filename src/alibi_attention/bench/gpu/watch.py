@@ -37,7 +37,7 @@ class Patience:
     """
 
     cold: float = 75.0
-    warm: float = 30.0
+    warm: float = 60.0
 
 
 class Measuring:
