@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from gpu_fakes import SETTINGS, small
 from alibi_attention.bench.errors import BenchError
 from alibi_attention.bench.gpu import peers as gpu_peers
 from alibi_attention.bench.gpu.cases import FASTEST, GPU_CASES, GpuTrial, gpu_trials
-from alibi_attention.bench.gpu.clock import HostClock, calls_in
+from alibi_attention.bench.gpu.clock import CudaClock, HostClock, calls_in
 from alibi_attention.bench.gpu.inputs import full_bias, make_gpu_inputs
 from alibi_attention.bench.gpu.peers import GPU_PEERS
 from alibi_attention.bench.gpu.run import with_targets
@@ -247,6 +248,60 @@ def test_short_calls_are_repeated_within_a_sample() -> None:
 def test_kept_share_is_that_of_the_certificate() -> None:
     result = measured(small("gpu-forward-horizon", keys=1024, tolerance=None))
     assert 0.0 < result.kept_share < 1.0
+
+
+# The clock of a device, on a stand-in for its queue
+
+
+class Queue:
+    """What would be done on the device, in order: a tick of time for each cycle of a sleep, and for each call."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        self.now = 0.0
+        queue = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                queue.done.append("event")
+                self.at = queue.now
+
+            def elapsed_time(self, other: Any) -> float:
+                return float(other.at - self.at) * 1e3
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "_sleep", self.sleep)
+
+    def sleep(self, cycles: int) -> None:
+        self.done.append(f"{cycles / 2e9:.4f}")
+        self.now += cycles / 2e9
+
+    def call(self, host: float, device: float) -> None:
+        time.sleep(host)
+        self.done.append("call")
+        self.now += device
+
+
+def test_a_call_is_queued_before_the_device_begins_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, clock = Queue(monkeypatch), CudaClock()
+    clock._flush = torch.empty(1)
+    assert clock.seconds(lambda: queue.call(0.003, 0.5), 3) == pytest.approx(0.5)
+    # After the calibration, each call is behind a sleep that is longer than the host takes to queue it.
+    calibration, calls = queue.done[:4], [queue.done[at : at + 4] for at in range(4, 16, 4)]
+    assert calibration[1::2] == ["event", "event"]
+    held = []
+    for sleep, *rest in calls:
+        held.append(float(sleep))
+        assert rest == ["event", "call", "event"]
+    assert held[0] == 0.004
+    assert all(0.006 <= seconds <= 0.01 for seconds in held[1:])
+    queue.done.clear()
+    clock.seconds(lambda: queue.call(0.0, 0.5), 2)
+    assert [float(queue.done[at]) for at in (0, 4)] == [0.004, 0.0001]
 
 
 # Targets

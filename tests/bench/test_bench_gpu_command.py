@@ -17,7 +17,7 @@ from gpu_fakes import SETTINGS, small
 
 from alibi_attention.bench import machine
 from alibi_attention.bench.gpu import __main__ as command
-from alibi_attention.bench.gpu.cases import GPU_CASES
+from alibi_attention.bench.gpu.cases import GPU_CASES, GpuTrial
 from alibi_attention.bench.gpu.run import Budget, GpuRun
 from alibi_attention.bench.results import read_results
 
@@ -39,6 +39,30 @@ def test_the_whole_takes_less_than_eight_minutes() -> None:
     assert Budget().whole + 5.0 + 5.0 < 8 * 60
     assert command._budget(7.5, False).whole == 445.0
     assert command._budget(1.0, False).suite < 20.0
+
+
+def test_lengths_of_ones_own_take_the_place_of_those_of_the_cases(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[list[GpuTrial]] = []
+
+    class Begun(GpuRun):
+        def run(self) -> Any:
+            begun.append(list(self.trials))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "GpuRun", Begun)
+    output = str(tmp_path / "found.json")
+    arguments = ["gpu-training-horizon", "gpu-decode", "--lengths", "128K", "2048", "--output", output]
+    assert command.main(arguments) == 130
+    sizes = {(trial.case.name, trial.head_dim, trial.keys) for trial in begun[0]}
+    named = ("gpu-training-horizon", "gpu-decode")
+    assert sizes == {(name, dim, keys) for name in named for dim in (64, 128) for keys in (131072, 2048)}
+    for wrong in ("0", "8M", "-1", "1.5K"):
+        with pytest.raises(SystemExit):
+            command.main(["--lengths", wrong])
+        assert "expected a number of tokens such as 8192 or 8K" in capsys.readouterr().err
 
 
 def test_the_command_needs_torch_alone() -> None:
@@ -74,7 +98,7 @@ def test_all_of_it_together(
     trial = small(peers=())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200 141GB")  # noqa: ARG005
-    monkeypatch.setattr(command, "gpu_trials", lambda names: [trial])  # noqa: ARG005
+    monkeypatch.setattr(command, "gpu_trials", lambda names, lengths: [trial])  # noqa: ARG005
     whole = GpuRun
 
     def fake(trials: Any, output: Path, **rest: Any) -> GpuRun:

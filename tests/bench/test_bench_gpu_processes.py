@@ -14,6 +14,7 @@ from gpu_fakes import SETTINGS, small
 
 from alibi_attention.bench.gpu import __main__ as command
 from alibi_attention.bench.gpu import compiler
+from alibi_attention.bench.gpu import run as run_module
 from alibi_attention.bench.gpu import trial as gpu_trial
 from alibi_attention.bench.gpu.cases import GpuTrial, K, gpu_trials
 from alibi_attention.bench.gpu.clock import HostClock
@@ -56,6 +57,25 @@ def test_a_run_writes_what_alibi_bench_can_read(tmp_path: Path) -> None:
     assert found.machine["gpu"]["triton"] is not None
     assert found.suite["reason"] == "it was not asked for"
     assert "alibi-blocked" in report(found)
+
+
+@pytest.mark.parametrize("what", ["Suite", "keep_logs"])
+def test_what_goes_wrong_around_the_checks_does_not_cost_the_measurements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def failing(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(run_module, what, failing)
+    results = start(tmp_path, [small(peers=())], with_suite=what == "Suite", workers=(1, 1)).run()
+    assert results.status == "complete"
+    found = read_results(tmp_path / "found.json")
+    assert found.trials[0].default.seconds is not None
+    if what == "Suite":
+        assert found.suite == {"fault": "OSError: no space left on device"}
+        assert "Checks broken off: OSError: no space left on device" in report(found)
+    else:
+        assert found.machine["logs"] == "not kept: OSError: no space left on device"
 
 
 # Peers in a worker of its own: started with this in the environment, Python runs it before anything else.
@@ -175,7 +195,7 @@ def test_what_was_compiled_beforehand_is_waited_for_less(tmp_path: Path) -> None
     for number in (0, 1):
         (tmp_path / "state.json").write_text(json.dumps({"trial": number, "contestant": None}), encoding="utf-8")
         waited.append(measuring._stall())
-    assert waited == [75.0, 30.0]
+    assert waited == [75.0, 60.0]
 
 
 def test_processes_that_compile_share_the_sizes_and_one_alone_has_the_large() -> None:

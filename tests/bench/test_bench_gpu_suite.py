@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from alibi_attention.bench.gpu import part as part_module
+from alibi_attention.bench.gpu import process as process_module
 from alibi_attention.bench.gpu import suite as suite_module
 from alibi_attention.bench.gpu.process import LOST
 from alibi_attention.bench.gpu.suite import Suite
@@ -123,6 +126,57 @@ for name in plan("one", "two", "three"):
     found = suite(tmp_path, body).wait()
     assert found.passed == ["one", "three"]
     assert found.failed == {"two": "gave no answer within 2 s"}
+
+
+def test_a_check_that_compiles_is_not_taken_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_module, "_STALL", 2.0)
+    body = """
+for name in plan("many kernels", "a kernel without end", "three"):
+    begin(name)
+    for number in range(6 if name == "many kernels" else 0):
+        say(compiling=f"kernel {number}")
+        time.sleep(0.5)
+        say(compiling=None)
+        time.sleep(0.5)
+    if name == "a kernel without end":
+        say(compiling="kernel 7")
+        time.sleep(1000)
+    done(name)
+"""
+    found = suite(tmp_path, body, seconds=60.0).wait()
+    # What waits for a compiler says nothing of the kernels, for good or ill.
+    assert (found.passed, found.failed) == (["many kernels", "three"], {})
+    assert found.left_out == found.cut_short == ["a kernel without end"]
+    assert found.restarts == 1
+
+
+def test_a_process_that_is_never_reaped_is_waited_for_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite_module, "_GRACE", 0.5)
+    checks = suite(tmp_path, 'plan("one")\nbegin("one")\ntime.sleep(1000)\n', seconds=3.0)
+    (part,) = checks._parts
+    ended = threading.Event()
+
+    class Stuck:
+        """Killed, and in a driver that does not let it go."""
+
+        status = None
+
+        def send(self, number: int) -> None:
+            if number == signal.SIGKILL:
+                ended.set()
+
+    real, part.process = part.process, Stuck()
+    monkeypatch.setattr(process_module, "_PATIENCE", 0.2)
+    begin = time.monotonic()
+    try:
+        found = checks.wait()
+    finally:
+        real.end()
+    assert ended.is_set()
+    assert time.monotonic() - begin < 30.0
+    assert found.cut_short == ["one"]
 
 
 def test_what_is_ended_for_want_of_time_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,9 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
     for q_len, k_len in ((1, 250), (17, 129), (129, 17), (64, 250)):
         name = f"{q_len} queries, {k_len} keys"
         yield Check(name, partial(shapes.unequal_lengths, q_len, k_len), cost=14, family="unequal lengths")
+    for q_len, k_len, offset in shapes.DIAGONALS:
+        name = f"{q_len} queries from position {offset} on {k_len} keys"
+        yield Check(name, partial(shapes.diagonals, q_len, k_len, offset), cost=14, family="unequal lengths")
     for head_dim in HEAD_DIMS:
         only = DTYPES[HEAD_DIMS.index(head_dim) % 3]
         for dtype in DTYPES:
@@ -95,9 +98,13 @@ def _real_sizes(device: str) -> Iterator[Check]:
         yield Check(f"repeated, D={head_dim}", partial(gpu.repeated, head_dim), family=family)
     for name, run, cost in (
         ("CUDA graph, forward and backward", gpu.cuda_graph, 11), ("CUDA graph, decoding", gpu.decode_in_a_graph, 4),
-        ("no synchronisation", gpu.no_synchronisation, 44), ("memory is linear", gpu.linear_memory, 11),
+        ("memory is linear", gpu.linear_memory, 11),
     ):  # fmt: skip
         yield Check(name, run, gpu_only=True, cost=cost)
+    for kind in gpu.KINDS:
+        # Each has kernels of its own, a dozen: all in one process would outlast the time of the checks.
+        run = partial(gpu.no_synchronisation, kind)
+        yield Check(f"no synchronisation, {kind}", run, gpu_only=True, cost=11)
 
 
 def _horizons() -> Iterator[Check]:
@@ -106,6 +113,8 @@ def _horizons() -> Iterator[Check]:
         yield Check(f"horizon, {how}", partial(horizon.horizon, torch.float32, is_causal), family=f"horizon, {how}")
         yield Check(f"dropped mass, {how}", partial(horizon.dropped_mass, is_causal), family=f"horizon, {how}")
     yield Check("horizon, bfloat16", partial(horizon.horizon, torch.bfloat16, True))
+    yield Check("horizon, tiles of 128", horizon.horizon_in_large_tiles, cost=14)
+    yield Check("one tile on the diagonal", horizon.one_tile_on_the_diagonal, cost=1)
     for name, run in (
         ("what underflows is left out bit for bit", horizon.what_underflows_is_left_out_bit_for_bit),
         ("outliers beyond the horizon are kept", horizon.outliers_are_kept),

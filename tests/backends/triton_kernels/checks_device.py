@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from kernel_calls import BACKEND, make_call
 from kernel_limits import compare, within
@@ -43,25 +45,30 @@ def long_calls(length: int, head_dim: int, dtype: torch.dtype, device: str) -> N
     compare(make_call(device, q_len=length, head_dim=head_dim, dtype=dtype, **few))
 
 
-def no_synchronisation(device: str) -> None:
+def _padding() -> Tensor:
     mask = torch.ones(2, PLANNED, dtype=torch.bool)
     mask[0, :300] = False
-    bounds = torch.tensor([0, 5, 900, PLANNED], dtype=torch.int32)
-    kinds = {
-        "plain": {}, "without a plan": {"q_len": 300}, "padded": {"batch": 2, "key_mask": mask},
-        "packed": {"cu_seqlens": bounds}, "dropout": {"dropout_p": 0.1},
-    }  # fmt: skip
-    for kind, options in kinds.items():
-        call = make_call(device, **{"q_len": PLANNED, "dtype": torch.bfloat16, **options})
+    return mask
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "without a plan": {"q_len": 300},
+    "padded": {"batch": 2, "key_mask": _padding()},
+    "packed": {"cu_seqlens": torch.tensor([0, 5, 900, PLANNED], dtype=torch.int32)},
+    "dropout": {"dropout_p": 0.1},
+}
+
+
+def no_synchronisation(kind: str, device: str) -> None:
+    call = make_call(device, **{"q_len": PLANNED, "dtype": torch.bfloat16, **KINDS[kind]})
+    call.run()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
         call.run()
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            call.run()
-        except RuntimeError as error:
-            raise AssertionError(f"{kind}: {error}") from error
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def cuda_graph(device: str) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from kernel_calls import BACKEND, Call, make_call, unwarned
+from kernel_calls import BACKEND, Call, blocks, make_call, unwarned
 from kernel_limits import compare, within
 from operator_budget import NAMES
+from sample_kernels import masked_tiles
 from torch import Tensor
 
 from alibi_attention import alibi_attention
@@ -26,6 +27,29 @@ def _long(device: str, **changes: Any) -> Call:
 def horizon(dtype: torch.dtype, is_causal: bool, device: str) -> None:
     """Results with tiles skipped are within the budget of results with all of them."""
     compare(_long(device, dtype=dtype, is_causal=is_causal))
+
+
+def horizon_in_large_tiles(device: str) -> None:
+    """Tiles of keys twice as long as those of the plan, which then begins in the middle of one as often as not."""
+    for settings in ({}, {"dtype": torch.bfloat16, "is_causal": False}, {"q_len": 300, "k_len": 700}):
+        with blocks(device, 128, 128):
+            compare(_long(device, **settings))
+
+
+def one_tile_on_the_diagonal(device: str) -> None:
+    """Wherever a plan begins, a block of 128 rows has its diagonal in one tile of 128 keys; no key is in two tiles."""
+    # Blocks of 128 rows; the first tile of 64 keys, the end, and the tile kept apart.
+    plans = ((0, 2, -1), (1, 4, 0), (3, 6, 0), (3, 8, 2), (6, 10, -1), (9, 12, 8), (10, 14, 3), (14, 16, 0))
+    plan = torch.tensor(plans, dtype=torch.int32, device=device)
+    starts, limits = (torch.full((len(plans), 8), -1, dtype=torch.int32, device=device) for _ in range(2))
+    numbers = torch.zeros(len(plans), dtype=torch.int32, device=device)
+    masked_tiles[(len(plans),)](plan, starts, limits, numbers, 1024, block_m=128, block_n=128)
+    for block, (first, end, apart) in enumerate(plans):
+        spans = list(zip(starts[block].tolist(), limits[block].tolist(), strict=True))[: int(numbers[block])]
+        assert spans[0] == (128 * block, 64 * end), f"the diagonal of block {block} is in {spans}"
+        # The tile kept apart, where it is not in the first of the others as well.
+        base = first // 2 * 128
+        assert spans[1:] == ([(64 * apart, 64 * apart + 64)] if 0 <= 64 * apart < base else []), f"{block}: {spans}"
 
 
 def _plan(call: Call, **changes: Any) -> Tensor:

@@ -35,6 +35,19 @@ def unequal_lengths(q_len: int, k_len: int, device: str) -> None:
         compare(make_call(device, seed=q_len, q_len=q_len, k_len=k_len, dtype=dtype, layout="transposed"))
 
 
+# Queries, keys and the position of the first query: a diagonal that begins before the first key or behind it, that ends
+# before the last key or behind it, and rows that stand behind all keys, in part of a tile and in the whole of one.
+DIAGONALS = ((129, 100, 30), (100, 250, 3), (250, 129, -70), (70, 90, 89), (33, 200, 100))
+
+
+def diagonals(q_len: int, k_len: int, offset: int, device: str) -> None:
+    """Causal calls with nothing else to them, for which kernels know more when they are compiled."""
+    for at, dtype in enumerate((torch.float32, torch.bfloat16)):
+        call = make_call(device, seed=k_len, q_len=q_len, k_len=k_len, dtype=dtype, query_offset=offset)
+        with blocks(device, *BLOCKS[(q_len + 2 * at) % len(BLOCKS)]):
+            compare(call)
+
+
 def far_positions(dtype: torch.dtype, device: str) -> None:
     # Every key a million tokens away: the bias is large, its differences are what counts.
     far = make_call(device, q_len=129, dtype=dtype, query_offset=1 << 20)

@@ -123,10 +123,11 @@ def _without_matrices(start: Start, report: Report) -> list[str]:
         return []
     if report.tensor_ops == 0:
         return ["no matrix instructions"]
-    # What a warp group or a tensor memory multiplies has 64 rows or more; smaller tiles use those of a warp.
-    large = start.config.constants["block_m"] >= 64 and start.config.constants["block_n"] >= 32
-    if large and wanted and report.variant.signature["query"] != "*fp32" and not report.virtual_ops:
-        return [f"no {wanted}"]
+    if wanted and report.variant.signature["query"] != "*fp32" and not report.virtual_ops:
+        # Those of a warp group or of a tensor memory multiply 64 rows or more; with fewer the compiler takes a warp's
+        # instead, and says nothing. The rows of a product are those of a block of queries, or of keys.
+        side = "block_n" if start.name == "key_kernel" else "block_m"
+        return [f"no {wanted}: products of {start.config.constants[side]} rows"]
     return []
 
 

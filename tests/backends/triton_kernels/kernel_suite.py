@@ -6,14 +6,15 @@
 Options: --part 2/4 the second of four parts, --only TEXT checks with TEXT in their names, --exactly NAME (more than
 once) this check, --after NAME what comes behind it, --cases N that many random calls, --quick fewer combinations,
 --until T to begin none after that time (seconds, as `date +%s` tells it), --list names alone. Lines of JSON: what is
-planned, each check that is begun, and what came of it. Exit status 1 where one failed, 75 where one took the device
-with it: what is left needs another process. Needs the package (or PYTHONPATH=src), torch and Triton, and in the
-interpreter NumPy.
+planned, each check that is begun, on a GPU each kernel that is compiled for it, and what came of it. Exit status 1
+where one failed, 75 where one took the device with it: what is left needs another process. Needs the package (or
+PYTHONPATH=src), torch and Triton, and in the interpreter NumPy.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -23,6 +24,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "operator"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -146,12 +148,32 @@ def _in_time(found: list[Check], until: float) -> Iterator[Check]:
         yield check
 
 
+@contextlib.contextmanager
+def telling_of_compilation() -> Iterator[None]:
+    """Says of each kernel when its compilation begins and ends: whoever waits can tell that from a stall."""
+    from triton.runtime.jit import JITFunction
+
+    whole = getattr(JITFunction, "_do_compile", None)
+    if whole is None:
+        # Of no public name. Without it a stall is told by the time between two checks.
+        yield
+        return
+
+    def compile_one(kernel: Any, *given: Any, **options: Any) -> Any:
+        print(json.dumps({"compiling": kernel.__name__}), flush=True)
+        try:
+            return whole(kernel, *given, **options)
+        finally:
+            print(json.dumps({"compiling": None}), flush=True)
+
+    with mock.patch.object(JITFunction, "_do_compile", compile_one):
+        yield
+
+
 def _prepared(interpreted: bool) -> Any:
     """In the interpreter bfloat16 is repaired, and every access to memory watched."""
-    import contextlib
-
     if not interpreted:
-        return contextlib.nullcontext()
+        return telling_of_compilation()
     import interpreter_repairs
 
     torch.set_num_threads(1)

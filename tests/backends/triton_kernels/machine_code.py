@@ -31,6 +31,7 @@ class Architecture:
         registers: of a thread, and of all threads of a block together.
         lanes: threads of a warp.
         tensor_op: pattern of its matrix instructions in machine code.
+        local: pattern of what puts registers aside in memory and takes them back.
         virtual: what they are called one stage earlier, in PTX; "" where there is no such stage.
     """
 
@@ -40,13 +41,16 @@ class Architecture:
     lanes: int
     tensor_op: str
     virtual: str
+    local: str = r"(LDL|STL)\b"
 
 
 ARCHITECTURES = {
     "sm_80": Architecture(GPUTarget("cuda", 80, 32), 163 * KIB, (255, 65536), 32, r"HMMA\.", "mma.sync"),
     "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227 * KIB, (255, 65536), 32, r"HGMMA\.|HMMA\.", "wgmma.mma_async"),
     "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227 * KIB, (255, 65536), 32, r"UTC\w*MMA|HMMA\.", "tcgen05.mma"),
-    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64 * KIB, (512, 131072), 64, r"v_mfma_", ""),
+    "gfx942": Architecture(
+        GPUTarget("hip", "gfx942", 64), 64 * KIB, (512, 131072), 64, r"v_mfma_", "", r"scratch_(load|store)"
+    ),
 }
 
 
@@ -94,7 +98,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Report:
-    """What one variant takes on one architecture; ``spills`` in bytes a thread, or spilled registers on AMD."""
+    """What one variant takes on one architecture; ``spills`` in bytes a thread."""
 
     variant: Variant
     architecture: Architecture
@@ -110,24 +114,33 @@ class Report:
         return int(self.variant.options.get("num_warps", 4)) * self.architecture.lanes
 
     @cached_property
-    def main_loop(self) -> Counter[str]:
-        """Instructions by name of the shortest loop with the most matrix instructions; empty without such a loop.
-
-        Of loops that multiply the same, that over tiles with masks is longer.
-        """
-        is_matrix = re.compile(self.architecture.tensor_op)
-        best: Counter[str] = Counter()
-        most = 0
+    def tile_loops(self) -> list[Counter[str]]:
+        """Instructions by name of each loop that multiplies matrices and has no such loop in it, shortest first."""
+        found: list[Counter[str]] = []
         inner: list[frozenset[int]] = []
         for loop in self.code.loops:
             names = Counter(self.code.instructions[at].name for at in loop)
-            matrices = sum(number for name, number in names.items() if is_matrix.match(name))
-            if not matrices or any(each < loop for each in inner):
-                continue
-            inner.append(loop)
-            if matrices > most:
-                best, most = names, matrices
-        return best
+            if _matching(names, self.architecture.tensor_op) and not any(each < loop for each in inner):
+                inner.append(loop)
+                found.append(names)
+        return found
+
+    @cached_property
+    def main_loop(self) -> Counter[str]:
+        """Of the loops over tiles the shortest with the most matrix instructions; empty where there is none.
+
+        Of loops that multiply the same, that over tiles with masks is longer.
+        """
+        return max(self.tile_loops, key=lambda names: _matching(names, self.architecture.tensor_op), default=Counter())
+
+    @property
+    def local_accesses(self) -> int:
+        """In the main loop each one; in others, of which a program passes over a tile or two, past one in sixteen."""
+        count = 0
+        for names in self.tile_loops:
+            allowed = 0 if names is self.main_loop else names.total() // 16
+            count += max(0, _matching(names, self.architecture.local) - allowed)
+        return count
 
     @property
     def per_score(self) -> float:
@@ -138,8 +151,12 @@ class Report:
         """What breaks a limit of the architecture, in words."""
         each, all_together = self.architecture.registers
         found = []
-        if self.spills:
+        # What is put aside before the loops and taken back behind them, 4 bytes at a time, is no loss as long as it is
+        # fewer instructions than a single tile; kernels without matrix instructions must do without.
+        if self.spills / 4 * 2 > self.main_loop.total():
             found.append(f"spills {self.spills}")
+        if self.local_accesses:
+            found.append(f"{self.local_accesses} accesses to local memory in the loops over tiles")
         if self.registers > each or self.registers * self.threads > all_together:
             found.append(f"{self.registers} registers for {self.threads} threads")
         if self.shared > self.architecture.shared:
@@ -192,7 +209,7 @@ def _read_amd(variant: Variant, machine: Architecture, compiled: Any) -> Report:
         variant, machine,
         registers=number("vgpr_count"),
         # Scalar registers spill into lanes of vector registers, not to memory.
-        spills=number("vgpr_spill_count"),
+        spills=4 * number("vgpr_spill_count"),
         shared=compiled.metadata.shared,
         tensor_ops=_count(code, machine.tensor_op),
         virtual_ops=0,
@@ -202,6 +219,10 @@ def _read_amd(variant: Variant, machine: Architecture, compiled: Any) -> Report:
 
 def _run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _matching(names: Counter[str], pattern: str) -> int:
+    return sum(number for name, number in names.items() if re.match(pattern, name))
 
 
 def _count(code: Code, pattern: str) -> int:
@@ -244,7 +265,7 @@ def parse_gcn(text: str) -> Code:
         if label := _LABEL.match(line):
             labels[label.group(1)] = len(instructions)
             continue
-        found = re.match(r"^\s+([sv]_\w+|ds_\w+|buffer_\w+|global_\w+|flat_\w+)\s*(\S*)", line)
+        found = re.match(r"^\s+([sv]_\w+|ds_\w+|buffer_\w+|global_\w+|flat_\w+|scratch_\w+)\s*(\S*)", line)
         if not found or found.group(1) in ("s_nop", "s_code_end"):
             continue
         name, operand = found.groups()

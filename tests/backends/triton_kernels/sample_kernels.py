@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from alibi_attention.backends.triton.common import key_tiles, masked_count, masked_tile
+
 
 @triton.jit
 def attend_full_tiles(
@@ -60,3 +62,20 @@ def shift_left(source, target, length, block_size: tl.constexpr, masked: tl.cons
     tl.store(target + at, tl.load(source + ahead, mask=mask, other=0.0), mask=at < length)
     if writes_twice:
         tl.store(target, 0.0)
+
+
+@triton.jit
+def masked_tiles(plan, starts, limits, numbers, k_len, block_m: tl.constexpr, block_n: tl.constexpr):
+    """The tiles with a mask that a causal block of rows sweeps under its plan: where each starts and ends, how many."""
+    block = tl.program_id(0)
+    row = block * block_m + tl.arange(0, block_m)
+    lower = tl.zeros_like(row)
+    base, count, a, b, c, d, apart = key_tiles(
+        lower, row + 1, row, row < k_len, plan + block * 3, k_len, block_n, False, True
+    )
+    number = masked_count(count, a, b, c, d, apart, block_n)
+    tl.store(numbers + block, number)
+    for index in range(number):
+        start, limit = masked_tile(index, base, count, a, b, c, d, apart, block_n)
+        tl.store(starts + block * 8 + index, start)
+        tl.store(limits + block * 8 + index, limit)

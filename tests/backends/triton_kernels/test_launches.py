@@ -228,6 +228,52 @@ def test_variants_are_few() -> None:
     assert len(found) <= 3 * len(once)
 
 
+def _code(**options: Any) -> dict[str, str]:
+    """The key of each kernel's code."""
+    return {start.name: stand_in.key_of(variant_of(start, "sm_90")) for start in record("sm_90", **options).starts}
+
+
+def test_a_growing_cache_compiles_nothing_anew() -> None:
+    step = {"q_len": 1, "cached": True, "gradients": False}
+    first = _code(k_len=4096, **step)
+    assert set(first) == {"plan_kernel", "split_kernel", "merge_kernel"}
+    for length in (4097, 4112, 4160, 5000):
+        assert _code(k_len=length, **step) == first, length
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.0])
+@pytest.mark.parametrize(
+    "moved", [[{"query_offset": n} for n in (0, 1, 3, 16)], [{"window": (n, 0)} for n in (1, 5, 16)]]
+)
+def test_where_rows_stand_compiles_nothing_anew(moved: list[dict[str, Any]], tolerance: float | None) -> None:
+    first, *rest = (_code(q_len=2100, tolerance=tolerance, learned_slopes=True, **each) for each in moved)
+    assert all(code == first for code in rest)
+
+
+def test_what_a_row_sees_is_compiled_in_where_it_is_its_position_alone() -> None:
+    for name, call in CALLS.items():
+        apart = ("both ways", "long both ways", "window", "offsets", "padded", "long and padded", "decoding padded")
+        for start in record("sm_90", **call).starts:
+            if "plain" in start.everything:
+                assert start.everything["plain"] is (name not in apart and "packed" not in name), (
+                    f"{name}: {start.name}"
+                )
+
+
+def test_a_step_of_decoding_is_shared_by_many_programs_flattest_heads_first() -> None:
+    step = {"batch": 4, "heads": 32, "kv_heads": 32, "q_len": 1, "k_len": 131072, "cached": True, "gradients": False}
+    planned, dense = (record("sm_90", **step, tolerance=tolerance) for tolerance in (None, 0.0))
+    (split,) = (start for start in planned.starts if start.name == "split_kernel")
+    assert (split.grid, split.arguments["splits"]) == ((128 * 16,), 16)
+    order = split.arguments["order"]
+    # The end of the plan, where the pre-pass writes the pairs of (batch, key head) by slope.
+    assert order.shape == (128,)
+    assert order.untyped_storage()._cdata == planned.results[2].untyped_storage()._cdata
+    assert order.storage_offset() == planned.results[2].numel() - 128
+    (split,) = (start for start in dense.starts if start.name == "split_kernel")
+    assert (split.grid, split.arguments["order"]) == ((128 * 4,), None)
+
+
 # The way to the launch
 
 

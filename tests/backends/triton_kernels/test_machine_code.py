@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("triton", reason="compiles with Triton")
@@ -46,9 +49,21 @@ def test_too_much_is_seen():
     # 128 x 256 accumulators in the registers of 4 warps do not fit.
     wide = attend("sm_80", "none", head_dim=256, num_warps=4)
     assert wide.spills > 0
-    assert any(fault.startswith("spills") for fault in wide.faults())
+    assert any(fault.endswith("local memory in the loops over tiles") for fault in wide.faults())
     amd = attend("gfx942", "none", head_dim=256, num_warps=4, of="fp32")
     assert any("shared memory" in fault for fault in amd.faults())
+
+
+def test_registers_put_aside_around_the_loops_are_no_fault_until_they_outweigh_a_tile():
+    clean = attend("sm_80", "none")
+    total = clean.main_loop.total()
+    assert not clean.faults()
+    # Each 4 bytes are put aside once and taken back once.
+    assert not replace(clean, spills=2 * total).faults()
+    assert replace(clean, spills=2 * total + 4).faults() == [f"spills {2 * total + 4}"]
+    # A kernel that multiplies nothing is short of no registers.
+    nothing = Report(clean.variant, clean.architecture, 32, 4, 0, 0, 0, parse_sass("/*0000*/ EXIT ;"))
+    assert nothing.faults() == ["spills 4"]
 
 
 SASS = """
@@ -83,6 +98,28 @@ def test_loops_are_natural_ones():
     main = max(code.loops, key=len)
     assert {code.instructions[at].name for at in main} >= {"HMMA.16816.F32.BF16", "FADD", "BRA.U", "SYNCS.PHASECHK"}
     assert "EXIT" not in {code.instructions[at].name for at in main}
+
+
+def test_local_memory_counts_in_loops_over_tiles_alone():
+    # Outside of the loop, and in the loop that waits, it does not; in the loop that multiplies every access does.
+    aside = SASS.replace("MOV R1, c[0x0][0x28]", "STL.64 [R1], R2").replace("FADD R1, R2, R3", "LDL.LU R1, [R1+0x4]")
+    clean = attend("sm_80", "none")
+    one, none = (replace(clean, code=parse_sass(text), spills=8) for text in (aside, SASS))
+    assert one.faults() == ["1 accesses to local memory in the loops over tiles"]
+    assert none.faults() == []
+
+
+def test_a_loop_over_a_tile_or_two_may_have_a_little_of_it(monkeypatch: pytest.MonkeyPatch):
+    sweep, masked = (Counter({"HMMA.16816": 8, "FADD": number}) for number in (92, 152))
+    report = replace(attend("sm_80", "none"))
+    monkeypatch.setattr(Report, "tile_loops", [sweep, masked])
+    assert report.main_loop is sweep
+    masked["LDL.LU"] = 10
+    assert report.local_accesses == 0
+    masked["STL"] = 1
+    assert report.local_accesses == 1
+    sweep["LDL"] = 2
+    assert report.local_accesses == 3
 
 
 def test_amd_assembly_is_read():

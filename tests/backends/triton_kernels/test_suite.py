@@ -126,3 +126,26 @@ def test_nothing_is_begun_when_time_is_up(device: Device, capsys: pytest.Capture
     assert kernel_suite._run_all([device.check("one")], "cuda", time.time() - 1.0) == 0
     assert told(capsys) == [{"planned": ["one"]}]
     assert kernel_suite._run_all([device.check("one", ValueError("no"))], "cuda", time.time() + 60.0) == 1
+
+
+def test_the_compilation_of_a_kernel_is_told_from_a_stall(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from triton.runtime.jit import JITFunction
+
+    from alibi_attention.backends.triton.forward import forward_kernel
+
+    assert "_do_compile" in vars(JITFunction), "compilation is told of by another way in this version of Triton"
+
+    def compiled(kernel: Any, *given: Any, fails: bool = False) -> Any:
+        if fails:
+            raise ValueError("no such thing")
+        return (kernel, *given)
+
+    monkeypatch.setattr(JITFunction, "_do_compile", compiled)
+    with kernel_suite.telling_of_compilation():
+        assert forward_kernel._do_compile(1, 2) == (forward_kernel, 1, 2)
+        with pytest.raises(ValueError, match="no such thing"):
+            forward_kernel._do_compile(fails=True)
+    assert told(capsys) == [{"compiling": "forward_kernel"}, {"compiling": None}] * 2
+    assert JITFunction._do_compile is compiled

@@ -26,6 +26,12 @@ def is_two_sided(problem: Problem) -> bool:
     return not problem.is_causal and problem.window[1] != 0
 
 
+def is_plain(problem: Problem) -> bool:
+    """Whether a row sees every key up to its own position, which is its number and one distance for all rows."""
+    bounded = problem.window[0] != UNBOUNDED or problem.key_mask is not None or isinstance(problem.query_offset, Tensor)
+    return not (bounded or problem.is_packed or is_two_sided(problem))
+
+
 def visibility(problem: Problem) -> dict[str, Any]:
     """What the kernels need to know which keys a row sees: numbers, or tensors left on the device."""
     left, right = (_OPEN if side == UNBOUNDED else side for side in problem.window)
@@ -34,7 +40,7 @@ def visibility(problem: Problem) -> dict[str, Any]:
     )
     found |= {
         "q_len": problem.q_len, "k_len": problem.k_len, "offset": 0, "left": left,
-        "right": 0 if problem.is_causal else right,
+        "right": 0 if problem.is_causal else right, "plain": is_plain(problem),
     }  # fmt: skip
     if problem.is_packed:
         position, lower, upper = row_ranges(problem)

@@ -19,16 +19,16 @@ from alibi_attention.backends.triton.common import (
     rows_not_finite,
     rows_seen,
 )
-from alibi_attention.backends.triton.forward import masked_scores
+from alibi_attention.backends.triton.forward import edge_scores, masked_scores
 
 
-@triton.jit(do_not_specialize=["num_heads", "q_len", "k_len"])
+@triton.jit(do_not_specialize=["num_heads", "q_len", "k_len", "offset", "left", "right"])
 def rows_kernel(
     out, lse, grad_out, grad_lse, slopes, mean, shift, shift_left, shift_right,
     offsets, key_range, position_of, lower_of, upper_of,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, q_len, k_len,
     offset: tl.int64, left: tl.int64, right: tl.int64,
-    value_dim: tl.constexpr, block_v: tl.constexpr, block_m: tl.constexpr, tile: tl.constexpr,
+    value_dim: tl.constexpr, block_v: tl.constexpr, block_m: tl.constexpr, tile: tl.constexpr, plain: tl.constexpr,
 ):  # fmt: skip
     """Per row: do . out - dlse, and the lse in bits of scores about the nearest key; +inf for a row without mass.
 
@@ -41,7 +41,7 @@ def rows_kernel(
     batch, head = pair // num_heads, pair % num_heads
     row = first_row + tl.arange(0, block_m)
     position, near, _, _, sees = rows_seen(
-        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
+        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of, plain
     )
     inside = row < q_len
     flat = pair.to(tl.int64) * q_len + row
@@ -123,7 +123,7 @@ def sweep_back(
     return grad, lean
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "offset", "left", "right"])
 def query_kernel(
     query, key, value, slopes, grad_out, grad_lse, mean, shift, grad_query, grad_slopes, spoilt, plan, order, seed,
     offsets, key_range, position_of, lower_of, upper_of,
@@ -131,7 +131,7 @@ def query_kernel(
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, score_scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
-    block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, bias: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, plain: tl.constexpr, bias: tl.constexpr,
     learned: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one block of queries, and its share of the gradient of the slope: ``grad_slopes`` (pairs, blocks).
@@ -148,7 +148,7 @@ def query_kernel(
     first_row = block * block_m
     row = first_row + tl.arange(0, block_m)
     position, near, lower, upper, sees = rows_seen(
-        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
+        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of, plain
     )
     entry = plan
     if plan is not None:
@@ -192,10 +192,11 @@ def query_kernel(
         used = start + column < tl.minimum(limit, k_len)
         key_part = tl.load(key_tile + start.to(tl.int64) * key_row, mask=key_inside & used[None, :], other=0.0)
         value_part = tl.load(value_tile + start.to(tl.int64) * value_row, mask=value_inside & used[None, :], other=0.0)
-        weights, grad_weights, seen = masked_grad(
-            rows, flow, key_part, value_part, start + column, limit, near, lower, upper, row_shift,
-            scale, slope, bias, precision,
-        )  # fmt: skip
+        scores, seen = edge_scores(
+            rows, key_part, start, limit, near, lower, upper, scale, slope, block_n, two_sided, plain, bias, precision
+        )
+        weights = tl.exp2(scores - row_shift[:, None])
+        grad_weights = tl.dot(flow, value_part, input_precision=precision)
         if seed is not None:
             kept = kept_weights(tl.load(seed), stream, first_row, start, threshold, block_m, block_n)
             grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)

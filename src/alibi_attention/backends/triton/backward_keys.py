@@ -80,40 +80,64 @@ def query_tiles(
 
 @triton.jit
 def sweep_queries(
-    side: tl.constexpr, begin, end, base, grad_key, grad_value, keys, values, queries, flows, query_step, flow_step,
-    mean, shift, start, offset, scale, slope, seed, stream, threshold, keep_scale,
-    block_m: tl.constexpr, block_n: tl.constexpr, bias: tl.constexpr, precision: tl.constexpr,
-    query_inside, flow_inside, head_dim: tl.constexpr, value_dim: tl.constexpr,
+    side: tl.constexpr, masked: tl.constexpr, begin, end, gap_at, gap, base, q_len, k_len, grad_key, grad_value,
+    keys, values, queries, flows, query_step, flow_step, mean, shift, start, offset, scale, slope, seed, stream,
+    threshold, keep_scale, query_inside, flow_inside, block_m: tl.constexpr, block_n: tl.constexpr,
+    bias: tl.constexpr, precision: tl.constexpr, head_dim: tl.constexpr, value_dim: tl.constexpr,
     block_d: tl.constexpr, block_v: tl.constexpr,
 ):  # fmt: skip
     """The tiles of queries [begin, end), whose rows all see every key, all on one side of them; +1 is their left.
 
     ``shift`` holds the part of the bias that is the row's within its tile; the rest is one number for each key.
+    ``masked`` sweeps the tiles around them, in a call where a row sees every key up to its position: those from number
+    ``gap_at`` on are ``gap`` tiles further. Then ``shift`` is about the nearest key: weights on the diagonal are
+    large, distances small, and a difference of two large numbers would cost digits that show.
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
-    inner = side * slope * (tl.arange(0, block_n) - edge).to(tl.float32)
+    column = tl.arange(0, block_n)
+    inner = side * slope * (column - edge).to(tl.float32)
     nearest = (base + offset - start - edge).to(tl.float32)
     index = tl.arange(0, block_m)
-    for tile in range(begin, end):
+    for number in range(begin, end):
+        tile = number
+        if masked:
+            tile += tl.where(number >= gap_at, gap, 0)
         first_row = base + tile * block_m
-        if head_dim == block_d:
-            rows = tl.load(queries + first_row.to(tl.int64) * query_step)
+        if masked:
+            here = first_row + index < q_len
+            rows = tl.load(queries + first_row.to(tl.int64) * query_step, mask=here[:, None] & query_inside, other=0.0)
+            row_shift = tl.load(shift + first_row + index, mask=here, other=INF)
         else:
-            rows = tl.load(queries + first_row.to(tl.int64) * query_step, mask=query_inside, other=0.0)
-        row_shift = tl.load(shift + first_row + index)
+            if head_dim == block_d:
+                rows = tl.load(queries + first_row.to(tl.int64) * query_step)
+            else:
+                rows = tl.load(queries + first_row.to(tl.int64) * query_step, mask=query_inside, other=0.0)
+            row_shift = tl.load(shift + first_row + index)
         product = tl.dot(keys, tl.trans(rows), input_precision=precision)
-        if bias:
+        if masked:
+            # Of each row its nearest key, counted from the first of these: one comparison of 32 bits for each score.
+            ahead = clamp(first_row + offset - start, -block_m, k_len - start).to(tl.int32)
+            near = tl.minimum(index + ahead, k_len - 1 - start)
+            weights = product * scale - row_shift[None, :]
+            if bias:
+                weights -= slope * (near.to(tl.float32)[None, :] - column.to(tl.float32)[:, None])
+            weights = tl.where(column[:, None] <= near[None, :], tl.exp2(weights), 0.0)
+        elif bias:
             distance = nearest + (first_row - base).to(tl.float32)
             far = inner - side * slope * distance
             weights = tl.exp2((product * scale + far[:, None]) - row_shift[None, :])
         else:
             weights = tl.exp2(product * scale - row_shift[None, :])
-        if value_dim == block_v:
-            flow = tl.load(flows + first_row.to(tl.int64) * flow_step)
+        if masked:
+            flow = tl.load(flows + first_row.to(tl.int64) * flow_step, mask=here[:, None] & flow_inside, other=0.0)
+            row_mean = tl.load(mean + first_row + index, mask=here, other=0.0)
         else:
-            flow = tl.load(flows + first_row.to(tl.int64) * flow_step, mask=flow_inside, other=0.0)
+            if value_dim == block_v:
+                flow = tl.load(flows + first_row.to(tl.int64) * flow_step)
+            else:
+                flow = tl.load(flows + first_row.to(tl.int64) * flow_step, mask=flow_inside, other=0.0)
+            row_mean = tl.load(mean + first_row + index)
         grad_weights = tl.dot(values, tl.trans(flow), input_precision=precision)
-        row_mean = tl.load(mean + first_row + index)
         if seed is not None:
             kept = tl.trans(kept_weights(tl.load(seed), stream, first_row, start, threshold, block_m, block_n))
             grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
@@ -148,7 +172,7 @@ def masked_grad_transposed(
     return kept_part, tl.where(seen, weights * (grad_weights - row_mean[None, :]), 0.0)
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "offset", "left", "right"])
 def key_kernel(
     query, key, value, slopes, grad_out, mean, shift, shift_left, shift_right, grad_key, grad_value, spoilt, ranges,
     order, seed, offsets, key_range, position_of, lower_of, upper_of, key_rows,
@@ -156,7 +180,7 @@ def key_kernel(
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, score_scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
-    block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, bias: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, plain: tl.constexpr, bias: tl.constexpr,
     precision: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of keys and values, summed over the query heads that share it, in a fixed order."""
@@ -207,39 +231,49 @@ def key_kernel(
             block_m, block_n, two_sided,
         )  # fmt: skip
         edges = count - (b - a) - (d - c)
-        for number in tl.range(0, edges, num_stages=1):
-            at = number + tl.where(number >= c, d - c, 0)
-            at += tl.where(at >= a, b - a, 0)
-            first_row = base + at * block_m
-            row = first_row + index
-            position, near, lower, upper, sees = rows_seen(
-                row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
-            )
-            row_shift = tl.load(shift + flat + row, mask=sees, other=INF)
-            row_mean = tl.load(mean + flat + row, mask=sees, other=0.0)
-            rows = tl.load(
-                query_tile + first_row.to(tl.int64) * query_row, mask=sees[:, None] & query_inside, other=0.0
-            )
-            flow = tl.load(
-                flow_tile + first_row.to(tl.int64) * flow_row,
-                mask=(sees & (row_shift != INF))[:, None] & flow_inside, other=0.0,
+        if plain:
+            grad_keys, grad_values = sweep_queries(
+                1, True, 0, edges, a, b - a, base, q_len, k_len, grad_keys, grad_values, keys, values, query_tile,
+                flow_tile, query_row, flow_row, mean + flat, shift + flat, start, shifted, scale, slope, seed, pair,
+                threshold, keep_scale, query_inside, flow_inside, block_m, block_n, bias, precision, head_dim,
+                value_dim, block_d, block_v,
             )  # fmt: skip
-            weights, grad_scores = masked_grad_transposed(
-                keys, values, rows, flow, key_index, near, lower, upper, row_shift, row_mean, scale, slope,
-                seed, pair, first_row, start, threshold, keep_scale, block_m, block_n, bias, precision,
-            )  # fmt: skip
-            grad_values = tl.dot(weights.to(flow.dtype), flow, grad_values, input_precision=precision)
-            grad_keys = tl.dot(grad_scores.to(rows.dtype), rows, grad_keys, input_precision=precision)
+        else:
+            for number in tl.range(0, edges, num_stages=1):
+                at = number + tl.where(number >= c, d - c, 0)
+                at += tl.where(at >= a, b - a, 0)
+                first_row = base + at * block_m
+                row = first_row + index
+                position, near, lower, upper, sees = rows_seen(
+                    row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
+                )
+                row_shift = tl.load(shift + flat + row, mask=sees, other=INF)
+                row_mean = tl.load(mean + flat + row, mask=sees, other=0.0)
+                rows = tl.load(
+                    query_tile + first_row.to(tl.int64) * query_row, mask=sees[:, None] & query_inside, other=0.0
+                )
+                flow = tl.load(
+                    flow_tile + first_row.to(tl.int64) * flow_row,
+                    mask=(sees & (row_shift != INF))[:, None] & flow_inside, other=0.0,
+                )  # fmt: skip
+                weights, grad_scores = masked_grad_transposed(
+                    keys, values, rows, flow, key_index, near, lower, upper, row_shift, row_mean, scale, slope,
+                    seed, pair, first_row, start, threshold, keep_scale, block_m, block_n, bias, precision,
+                )  # fmt: skip
+                grad_values = tl.dot(weights.to(flow.dtype), flow, grad_values, input_precision=precision)
+                grad_keys = tl.dot(grad_scores.to(rows.dtype), rows, grad_keys, input_precision=precision)
         grad_keys, grad_values = sweep_queries(
-            1, a, b, base, grad_keys, grad_values, keys, values, query_tile, flow_tile, query_row, flow_row,
-            mean + flat, shift_left + flat, start, shifted, scale, slope, seed, pair, threshold, keep_scale,
-            block_m, block_n, bias, precision, query_inside, flow_inside, head_dim, value_dim, block_d, block_v,
+            1, False, a, b, 0, 0, base, q_len, k_len, grad_keys, grad_values, keys, values, query_tile, flow_tile,
+            query_row, flow_row, mean + flat, shift_left + flat, start, shifted, scale, slope, seed, pair,
+            threshold, keep_scale, query_inside, flow_inside, block_m, block_n, bias, precision, head_dim, value_dim,
+            block_d, block_v,
         )  # fmt: skip
         if two_sided:
             grad_keys, grad_values = sweep_queries(
-                -1, c, d, base, grad_keys, grad_values, keys, values, query_tile, flow_tile, query_row, flow_row,
-                mean + flat, shift_right + flat, start, shifted, scale, slope, seed, pair, threshold, keep_scale,
-                block_m, block_n, bias, precision, query_inside, flow_inside, head_dim, value_dim, block_d, block_v,
+                -1, False, c, d, 0, 0, base, q_len, k_len, grad_keys, grad_values, keys, values, query_tile, flow_tile,
+                query_row, flow_row, mean + flat, shift_right + flat, start, shifted, scale, slope, seed, pair,
+                threshold, keep_scale, query_inside, flow_inside, block_m, block_n, bias, precision, head_dim,
+                value_dim, block_d, block_v,
             )  # fmt: skip
 
     flat_key = shared.to(tl.int64) * k_len + key_index

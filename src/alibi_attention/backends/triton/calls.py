@@ -46,7 +46,7 @@ def forward(
     }  # fmt: skip
     decoding = is_decoding(problem)
     if decoding:
-        _decode(problem, given)
+        _decode(problem, given, made.key_order)
     else:
         config = tune.pick("forward", problem, lambda trial: _over_queries(forward_kernel, problem, trial, given))
         _over_queries(forward_kernel, problem, config, given)
@@ -62,12 +62,13 @@ def is_decoding(problem: Problem) -> bool:
     return few and problem.k_len >= LEAST_DECODED and not problem.is_packed and problem.dropout_p == 0.0
 
 
-def _decode(problem: Problem, given: dict[str, Any]) -> None:
+def _decode(problem: Problem, given: dict[str, Any], key_order: Tensor | None) -> None:
     config = _config("decode", problem)
     shared, rows = problem.batch * problem.num_kv_heads, problem.batch * problem.num_heads * problem.q_len
-    splits = _splits(problem, shared)
+    splits = _splits(problem, shared, key_order is not None)
     tensor = given["lse"]
     given |= {
+        "order": key_order,
         "peaks": tensor.new_empty(rows, splits), "masses": tensor.new_empty(rows, splits),
         "totals": tensor.new_empty(rows, splits, problem.value_dim), "splits": splits,
         "block_s": max(2, 1 << (splits - 1).bit_length()),
@@ -77,9 +78,13 @@ def _decode(problem: Problem, given: dict[str, Any]) -> None:
     start(merge_kernel, problem, (rows,), configs.Config({}, 4, 1), given)
 
 
-def _splits(problem: Problem, shared: int) -> int:
-    """Programs for each key head: about four for each processor, each with a tile at least."""
-    wanted = -(-4 * devices.processors(problem.device) // shared)
+def _splits(problem: Problem, shared: int, planned: bool) -> int:
+    """Programs for each key head: about four for each processor, each with a tile at least.
+
+    With a horizon four times as many: the flattest head alone may need half of all the tiles, and its share of them is
+    what a step waits for, while programs of heads that need a tile or two end at once.
+    """
+    wanted = -(-(16 if planned else 4) * devices.processors(problem.device) // shared)
     most = min(MOST_SPLITS, blocks_of(problem.k_len, BLOCK_K))
     return 1 << (max(1, min(wanted, most)).bit_length() - 1)
 

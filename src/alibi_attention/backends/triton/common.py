@@ -19,14 +19,22 @@ PLAN_KEYS = tl.constexpr(64)
 
 @triton.jit
 def rows_seen(
-    row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
+    row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of,
+    plain: tl.constexpr = False,
 ):  # fmt: skip
     """Of each row: its position, the key it sees that is nearest to it, and the first and the end of what it sees.
 
     A row beyond the last, or one that sees nothing, has lower = upper = 0. Between any visible key j and the nearest
-    one n, |p - j| = |p - n| + |n - j|, so a row may stand at n and only its lse need know of p.
+    one n, |p - j| = |p - n| + |n - j|, so a row may stand at n and only its lse need know of p. ``plain`` tells that a
+    row sees every key up to its position, one distance from its number: then all but the position is of 32 bits.
     """
     inside = row < q_len
+    if plain:
+        position = row.to(tl.int64) + offset
+        near = tl.minimum(row + clamp(offset, -q_len.to(tl.int64), k_len).to(tl.int32), k_len - 1)
+        sees = inside & (near >= 0)
+        near = tl.where(sees, near, -1)
+        return position, near, tl.zeros_like(row), near + 1, sees
     if position_of is not None:
         position = tl.load(position_of + row, mask=inside, other=0)
         lower = tl.load(lower_of + row, mask=inside, other=0).to(tl.int32)
@@ -95,7 +103,8 @@ def key_tiles(
     """Which tiles of keys a block of rows sweeps.
 
     Returns:
-        base: first key; count: tiles from there on; [a, b): the tiles of them that every row sees to its left;
+        base: first key, a multiple of ``block``: begun in between, two tiles would share the diagonal of a block of
+        rows of the same length; count: tiles from there on; [a, b): the tiles of them that every row sees to its left;
         [c, d): those that every row sees to its right; apart: the first key of the tile kept apart, or -1.
     """
     base = tl.min(tl.where(sees, lower, k_len), 0)
@@ -105,8 +114,10 @@ def key_tiles(
         base = tl.load(entry) * PLAN_KEYS
         end = tl.minimum(end, tl.load(entry + 1) * PLAN_KEYS)
         apart = tl.load(entry + 2) * PLAN_KEYS
-    else:
-        base = base // PLAN_KEYS * PLAN_KEYS
+    base = base // block * block
+    if planned:
+        # In the first tile as it is, or nowhere.
+        apart = tl.where(apart < base, apart, -1)
     count = ceil_div(end - base, block)
     common_lower = tl.max(lower, 0)
     common_upper = tl.min(tl.where(sees, upper, k_len), 0)

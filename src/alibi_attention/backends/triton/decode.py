@@ -21,21 +21,25 @@ from alibi_attention.backends.triton.common import (
 )
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "splits"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "splits", "offset", "left", "right"])
 def split_kernel(
-    query, key, value, slopes, plan, peaks, masses, totals, offsets, key_range, position_of, lower_of, upper_of,
+    query, key, value, slopes, plan, order, peaks, masses, totals, offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     slope_batch, slope_head, num_heads, group, q_len, k_len, splits,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
-    rows_of_group: tl.constexpr, block_n: tl.constexpr, bias: tl.constexpr, precision: tl.constexpr,
+    rows_of_group: tl.constexpr, block_n: tl.constexpr, plain: tl.constexpr, bias: tl.constexpr,
+    precision: tl.constexpr,
 ):  # fmt: skip
     """Maximum, sum and weighted values of one part of the keys, for the queries of all heads that share them.
 
     ``peaks`` and ``masses`` are (batch, num_heads, q_len, splits), ``totals`` has value_dim after that; the tile is
-    rows r = (head within the group) * q_len + query, ``rows_of_group`` of them with the padding.
+    rows r = (head within the group) * q_len + query, ``rows_of_group`` of them with the padding. The heads that need
+    most keys come first, and those that need fewer tiles than there are programs for them leave some with nothing.
     """
     shared = tl.program_id(0) // splits
+    if order is not None:
+        shared = tl.load(order + shared)
     split = tl.program_id(0) % splits
     kv_heads = num_heads // group
     batch, kv_head = shared // kv_heads, shared % kv_heads
@@ -44,7 +48,7 @@ def split_kernel(
     head = kv_head * group + tl.minimum(index // q_len, group - 1)
     row = tl.where(used, index % q_len, q_len)
     position, near, lower, upper, sees = rows_seen(
-        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
+        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of, plain
     )
     slope = tl.load(slopes + batch * slope_batch + head * slope_head) * LOG2E
     pair = batch * num_heads + head
@@ -67,43 +71,44 @@ def split_kernel(
     extra = tl.where(is_first, (PLAN_KEYS + block_n - 1) // block_n, 0)
 
     element, value_element = tl.arange(0, block_d), tl.arange(0, block_v)
-    rows = tl.load(
-        query + batch.to(tl.int64) * query_batch + head.to(tl.int64)[:, None] * query_head
-        + row.to(tl.int64)[:, None] * query_row + element[None, :],
-        mask=sees[:, None] & (element < head_dim)[None, :], other=0.0,
-    )  # fmt: skip
-    keys = key + batch.to(tl.int64) * key_batch + kv_head.to(tl.int64) * key_head
-    values = value + batch.to(tl.int64) * value_batch + kv_head.to(tl.int64) * value_head
-    column = tl.arange(0, block_n)
-    key_tile = keys + column[None, :] * key_row + element[:, None]
-    value_tile = values + column[:, None] * value_row + value_element[None, :]
     total = tl.zeros([rows_of_group, block_v], tl.float32)
     mass = tl.zeros([rows_of_group], tl.float32)
     peak = tl.full([rows_of_group], LOWEST, tl.float32)
-    for tile in range(first - extra, last):
-        start = tl.where(tile < first, apart + (tile - first + extra) * block_n, base + tile * block_n)
-        limit = tl.where(tile < first, tl.minimum(apart + PLAN_KEYS, base), end)
-        at = start + column
-        # What no row sees is not read: it may hold anything.
-        inside = (at >= seen_first) & (at < tl.minimum(limit, seen_end))
-        key_part = tl.load(
-            key_tile + start.to(tl.int64) * key_row, mask=inside[None, :] & (element < head_dim)[:, None], other=0.0
-        )
-        scores = tl.dot(rows, key_part, input_precision=precision) * scale
-        if bias:
-            scores -= slope[:, None] * tl.abs(near[:, None] - at[None, :]).to(tl.float32)
-        seen = (at[None, :] >= lower[:, None]) & (at[None, :] < tl.minimum(upper, limit)[:, None])
-        scores = tl.where(seen, scores, -INF)
-        risen = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - risen[:, None])
-        fade = tl.exp2(peak - risen)
-        mass = mass * fade + tl.sum(weights, 1)
-        peak = risen
-        value_part = tl.load(
-            value_tile + start.to(tl.int64) * value_row,
-            mask=inside[:, None] & (value_element < value_dim)[None, :], other=0.0,
+    if first - extra < last:
+        rows = tl.load(
+            query + batch.to(tl.int64) * query_batch + head.to(tl.int64)[:, None] * query_head
+            + row.to(tl.int64)[:, None] * query_row + element[None, :],
+            mask=sees[:, None] & (element < head_dim)[None, :], other=0.0,
         )  # fmt: skip
-        total = tl.dot(weights.to(value_part.dtype), value_part, total * fade[:, None], input_precision=precision)
+        keys = key + batch.to(tl.int64) * key_batch + kv_head.to(tl.int64) * key_head
+        values = value + batch.to(tl.int64) * value_batch + kv_head.to(tl.int64) * value_head
+        column = tl.arange(0, block_n)
+        key_tile = keys + column[None, :] * key_row + element[:, None]
+        value_tile = values + column[:, None] * value_row + value_element[None, :]
+        for tile in range(first - extra, last):
+            start = tl.where(tile < first, apart + (tile - first + extra) * block_n, base + tile * block_n)
+            limit = tl.where(tile < first, tl.minimum(apart + PLAN_KEYS, base), end)
+            at = start + column
+            # What no row sees is not read: it may hold anything.
+            inside = (at >= seen_first) & (at < tl.minimum(limit, seen_end))
+            key_part = tl.load(
+                key_tile + start.to(tl.int64) * key_row, mask=inside[None, :] & (element < head_dim)[:, None], other=0.0
+            )
+            scores = tl.dot(rows, key_part, input_precision=precision) * scale
+            if bias:
+                scores -= slope[:, None] * tl.abs(near[:, None] - at[None, :]).to(tl.float32)
+            seen = (at[None, :] >= lower[:, None]) & (at[None, :] < tl.minimum(upper, limit)[:, None])
+            scores = tl.where(seen, scores, -INF)
+            risen = tl.maximum(peak, tl.max(scores, 1))
+            weights = tl.exp2(scores - risen[:, None])
+            fade = tl.exp2(peak - risen)
+            mass = mass * fade + tl.sum(weights, 1)
+            peak = risen
+            value_part = tl.load(
+                value_tile + start.to(tl.int64) * value_row,
+                mask=inside[:, None] & (value_element < value_dim)[None, :], other=0.0,
+            )  # fmt: skip
+            total = tl.dot(weights.to(value_part.dtype), value_part, total * fade[:, None], input_precision=precision)
     flat = (pair.to(tl.int64) * q_len + row) * splits + split
     tl.store(peaks + flat, peak, mask=used)
     tl.store(masses + flat, mass, mask=used)
@@ -113,11 +118,11 @@ def split_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_heads", "q_len", "k_len", "splits"])
+@triton.jit(do_not_specialize=["num_heads", "q_len", "k_len", "splits", "offset", "left", "right"])
 def merge_kernel(
     peaks, masses, totals, slopes, out, lse, spoilt, offsets, key_range, position_of, lower_of, upper_of,
     slope_batch, slope_head, num_heads, q_len, k_len, splits, offset: tl.int64, left: tl.int64, right: tl.int64,
-    value_dim: tl.constexpr, block_v: tl.constexpr, block_s: tl.constexpr,
+    value_dim: tl.constexpr, block_v: tl.constexpr, block_s: tl.constexpr, plain: tl.constexpr,
 ):  # fmt: skip
     """Output and lse of one row out of its parts; ``spoilt`` (rows) where the output is not finite."""
     number = tl.program_id(0)
@@ -125,7 +130,7 @@ def merge_kernel(
     batch, head = pair // num_heads, pair % num_heads
     row = number % q_len + tl.arange(0, 1)
     position, near, lower, upper, sees = rows_seen(
-        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
+        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of, plain
     )
     part = tl.arange(0, block_s)
     element = tl.arange(0, block_v)

@@ -36,6 +36,33 @@ def masked_scores(query, key, key_index, limit, near, lower, upper, scale, slope
 
 
 @triton.jit
+def edge_scores(
+    query, key, start, limit, near, lower, upper, scale, slope, block_n: tl.constexpr, two_sided: tl.constexpr,
+    plain: tl.constexpr, bias: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
+    """As `masked_scores`, of the tile of keys at ``start``, with what is known when it is compiled.
+
+    Where rows see nothing after themselves, their nearest key is the last they see: distances need no absolute value,
+    and are differences of numbers of rows and of columns, which floats hold exactly; the mask is one comparison, and a
+    second unless rows see from key 0 on (``plain``).
+    """
+    column = tl.arange(0, block_n)
+    if two_sided:
+        scores, seen = masked_scores(
+            query, key, start + column, limit, near, lower, upper, scale, slope, bias, precision
+        )
+    else:
+        scores = tl.dot(query, key, input_precision=precision) * scale
+        if bias:
+            scores -= slope * ((near - start).to(tl.float32)[:, None] - column.to(tl.float32)[None, :])
+        seen = column[None, :] <= (tl.minimum(near, limit - 1) - start)[:, None]
+        if not plain:
+            seen &= column[None, :] >= (lower - start)[:, None]
+        scores = tl.where(seen, scores, -INF)
+    return scores, seen
+
+
+@triton.jit
 def sweep(
     side: tl.constexpr, begin, end, base, total, mass, peak, query, keys, values, key_step, value_step, near, lowest,
     scale, slope, seed, stream, first_row, threshold,
@@ -82,14 +109,14 @@ def sweep(
     return total, mass, peak
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "offset", "left", "right"])
 def forward_kernel(
     query, key, value, slopes, out, lse, spoilt, plan, order, seed, offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     slope_batch, slope_head, num_heads, group, q_len, k_len,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
-    block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, bias: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, plain: tl.constexpr, bias: tl.constexpr,
     precision: tl.constexpr,
 ):  # fmt: skip
     """Output and lse of one block of queries; programs run over (batch, head), flattest first, and blocks, last first.
@@ -106,7 +133,7 @@ def forward_kernel(
     first_row = block * block_m
     row = first_row + tl.arange(0, block_m)
     position, near, lower, upper, sees = rows_seen(
-        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
+        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of, plain
     )
     entry = plan
     if plan is not None:
@@ -140,8 +167,8 @@ def forward_kernel(
         start, limit = masked_tile(index, base, count, a, b, c, d, apart, block_n)
         inside = start + column < tl.minimum(limit, k_len)
         key_part = tl.load(key_tile + start.to(tl.int64) * key_row, mask=key_inside & inside[None, :], other=0.0)
-        scores, seen = masked_scores(
-            rows, key_part, start + column, limit, near, lower, upper, scale, slope, bias, precision
+        scores, seen = edge_scores(
+            rows, key_part, start, limit, near, lower, upper, scale, slope, block_n, two_sided, plain, bias, precision
         )
         risen = tl.maximum(peak, tl.max(scores, 1))
         weights = tl.exp2(scores - risen[:, None])

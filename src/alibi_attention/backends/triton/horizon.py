@@ -28,6 +28,7 @@ TAIL_NATS = tl.constexpr(6.931471805599453)
 # Past this many nats above the limit, more makes no difference, and exp is still finite.
 MOST_NATS = tl.constexpr(60.0)
 CHUNK = tl.constexpr(128)
+REACH_CHUNK = tl.constexpr(2048)
 NEVER = tl.constexpr(2147483647)
 
 
@@ -133,7 +134,10 @@ def skippable(
     return all_gone, rest_gone
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "tiles", "pairs"])
+@triton.jit(
+    do_not_specialize=["num_heads", "group", "q_len", "k_len", "tiles", "pairs", "radius_batch", "radius_head",
+                       "offset", "left", "right"]
+)  # fmt: skip
 def plan_kernel(
     query, key, center, radius, largest, slopes, plan, order, key_order,
     offsets, key_range, position_of, lower_of, upper_of,
@@ -216,9 +220,10 @@ def plan_kernel(
     if largest is not None:
         reach = tl.load(largest + batch * kv_heads + kv_head).to(tl.float32)
     else:
+        # Each step waits for memory, and one program looks for the maximum of a whole cache: up to 128K keys in one.
         reach = tl.full([], -INF, tl.float32)
-        for first in range(0, tiles, CHUNK):
-            tile = first + tl.arange(0, CHUNK)
+        for first in range(0, tiles, REACH_CHUNK):
+            tile = first + tl.arange(0, REACH_CHUNK)
             part = tl.load(radii + tile.to(tl.int64) * radius_step, mask=tile < tiles, other=-INF).to(tl.float32)
             reach = tl.maximum(reach, tl.max(part, 0))
     # A float64 radius may have been rounded down.

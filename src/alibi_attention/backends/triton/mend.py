@@ -123,7 +123,7 @@ def mend_forward(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "offset", "left", "right"])
 def mend_forward_kernel(
     query, key, value, slopes, out, lse, spoilt, plan, seed, offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
@@ -226,7 +226,7 @@ def mend_query(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "offset", "left", "right"])
 def mend_query_kernel(
     query, key, value, slopes, grad_out, mean, shift, grad_query, spoilt, plan, seed,
     offsets, key_range, position_of, lower_of, upper_of,

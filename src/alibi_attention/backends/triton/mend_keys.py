@@ -125,7 +125,9 @@ def mend_keys(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "range_keys"])
+@triton.jit(
+    do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "range_keys", "offset", "left", "right"]
+)
 def mend_key_kernel(
     query, key, value, slopes, grad_out, mean, shift, grad_key, grad_value, spoilt, ranges, seed,
     offsets, key_range, position_of, lower_of, upper_of, key_rows,
