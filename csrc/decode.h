@@ -541,8 +541,17 @@ static int64_t decode(const Call& call, int64_t threads) {
     return run.failed ? kNoMemory : kDone;
 }
 
+// Few rows cost what it takes to read the keys and values, a float in a quarter of a nanosecond or less: below so many
+// of them, some 50 microseconds, waking other threads costs more than they bring.
+constexpr int64_t kAloneReading = 3 << 17;
+
+ALIBI_INLINE int64_t decode_threads(const Call& call) {
+    const int64_t read = call.batch * call.kv_heads * call.k_len * (call.head_dim + call.value_dim);
+    return read < kAloneReading ? threads_for(call) : call.threads;
+}
+
 static int64_t forward(const Call& call) {
-    return is_decoding(call) ? decode(call, threads_for(call)) : forward_blocks(call);
+    return is_decoding(call) ? decode(call, decode_threads(call)) : forward_blocks(call);
 }
 
 }  // namespace ALIBI_TARGET
