@@ -547,12 +547,12 @@ bool appends(Case& c) {
                 good &= same(key.get(b, h, row, e), kept ? x : NAN);
                 const double away = x - static_cast<double>(center[static_cast<size_t>(pair * call.head_dim + e)]);
                 square += away * away;
-                finite &= x - x == 0.0;
+                finite &= isfinite(x) != 0;
             }
             for (int64_t e = 0; e < call.value_dim; ++e) {
                 const double x = theirs ? c.value.get(b, h, token, e) : NAN;
                 good &= same(value.get(b, h, row, e), kept ? x : NAN);
-                finite &= x - x == 0.0;
+                finite &= isfinite(x) != 0;
             }
             if (!theirs) continue;
             const double radius = finite ? sqrt(square) : INFINITY;
