@@ -546,7 +546,8 @@ static int64_t decode(const Call& call, int64_t threads) {
 constexpr int64_t kAloneReading = 3 << 17;
 
 ALIBI_INLINE int64_t decode_threads(const Call& call) {
-    const int64_t read = call.batch * call.kv_heads * call.k_len * (call.head_dim + call.value_dim);
+    const int64_t seen = call.window_left < 0 ? call.k_len : smallest(call.k_len, call.window_left + call.q_len);
+    const int64_t read = call.batch * call.kv_heads * seen * (call.head_dim + call.value_dim);
     return read < kAloneReading ? threads_for(call) : call.threads;
 }
 

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import Tensor
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alibi_attention import KVCache, alibi_attention, alibi_slopes
+from alibi_attention import HorizonCache, KVCache, alibi_attention, alibi_slopes
 from alibi_attention.backends import native
 from alibi_attention.backends.appending import PreparedAppend
 from alibi_attention.backends.prepared import PreparedStep
+from alibi_attention.cache.steps import Steps
 from alibi_attention.horizon.tiles import BLOCK_K
 
 pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled kernels are missing")
@@ -30,7 +32,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The short ways that were gone, in order."""
     found: list[str] = []
-    for kind, name, word in ((PreparedAppend, "run", "append"), (PreparedStep, "over", "attend")):
+    for kind, name, word in ((PreparedAppend, "run", "append"), (PreparedStep, "_filled", "attend")):
         whole: Callable[..., Any] = getattr(kind, name)
 
         def noted(self: Any, *rest: Any, whole: Callable[..., Any] = whole, word: str = word) -> Any:
@@ -228,8 +230,12 @@ def test_what_is_wrong_is_said_as_ever(taken: list[str]) -> None:
         cache.attend(queries(1, seed=1), torch.tensor([1.0, math.nan, 0.5, 0.25]))
     with pytest.raises(ValueError, match="window"):
         cache.attend(queries(1, seed=1), slopes, window=(True, None))
-    with pytest.raises(ValueError, match="query"):
-        cache.attend(queries(1, seed=1).bfloat16(), slopes)
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"^query: expected torch.float32, as the cache holds, got torch.bfloat16"):
+            cache.attend(queries(1, seed=1).bfloat16(), slopes)
+    nested = torch.nested.nested_tensor([torch.randn(1, 2, 40), torch.randn(3, 2, 40)], layout=torch.jagged)
+    with pytest.raises(ValueError, match=r"^key: expected a dense tensor, got a nested one"):
+        cache.append(nested.transpose(1, 2), value)
     assert cache.length == 103
     expect_whole(cache, queries(1, seed=4))
 
@@ -332,3 +338,98 @@ def test_shapes_without_end_are_not_all_remembered() -> None:
         cache.attend(queries(count, seed=1))
     assert cache._steps is not None
     assert len(cache._steps._attends) <= 16
+
+
+def test_nothing_of_before_is_kept() -> None:
+    """Buffers that a reorder or growth has replaced are free at once: a model has a cache in every layer."""
+    cache = filled()
+    for _ in range(3):
+        cache.append(*tokens(1, seed=1))
+        cache.attend(queries(1, seed=1))
+    for change in (
+        lambda: cache.reorder(torch.tensor([1, 0])),
+        lambda: [cache.append(*tokens(1, seed=n)) for n in range(200)],
+        lambda: cache.append(*tokens(1, seed=2), key_mask=torch.ones(2, 1, dtype=torch.bool)),
+        lambda: cache.reorder(torch.tensor([1, 0])),
+    ):
+        assert cache._key is not None
+        before = weakref.ref(cache._key)
+        kept = cache._key.data_ptr()
+        change()
+        assert cache._key is not None
+        assert (before() is None) == (cache._key.data_ptr() != kept)
+        cache.attend(queries(1, seed=1))
+
+
+def test_a_cache_that_forgets_takes_the_short_way_too(taken: list[str]) -> None:
+    """With evictions, several rings, buffers that slide, and reorders; and what it leaves behind is free."""
+    short, long = (HorizonCache(window=(1024, 2048)) for _ in range(2))
+    full = KVCache()
+    slopes = torch.tensor([0.5, 0.4, 0.05, 0.04])
+    for step in range(130):
+        count = 64 if step < 110 else 1
+        key, value = tokens(count, seed=step, batch=1)
+        query = queries(count, seed=step, batch=1)
+        for cache in (short, long, full):
+            cache.append(key, value)
+        before = len(taken)
+        found = short.attend(query, slopes)
+        went = len(taken) - before
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Steps, "attend", lambda *_, **__: None)
+            want = long.attend(query, slopes)
+        torch.testing.assert_close(found, want, atol=0.0, rtol=0.0)
+        torch.testing.assert_close(found, full.attend(query, slopes), atol=2e-6, rtol=0.0)
+    assert short.certificate().evicted.min() > 0
+    assert went == 2
+    assert short._store is not None
+    ring = short._store.rings[0]
+    old = weakref.ref(ring.key)
+    del ring
+    short.reorder(torch.tensor([0, 0]))
+    assert old() is None
+    torch.testing.assert_close(short.attend(query.repeat(2, 1, 1, 1), slopes)[1:], want, atol=2e-6, rtol=0.0)
+
+
+def test_what_is_held_may_be_appended_again(taken: list[str]) -> None:
+    cache = filled()
+    before = cache.key[:, :, 5:9].clone()
+    cache.append(cache.key[:, :, 5:9], cache.value[:, :, 5:9])
+    assert torch.equal(cache.key[:, :, 100:], before)
+    assert taken == []
+    expect_whole(cache, queries(1, seed=1))
+
+
+def test_a_length_is_that_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread's call is not another's, whose tokens come while it is under way."""
+    cache, query, slopes = filled(), queries(1, seed=1), alibi_slopes(4)
+    for _ in range(3):
+        want = cache.attend(query, slopes)
+    whole = PreparedStep.output
+
+    def slowly(self: PreparedStep, *rest: Any) -> Tensor:
+        monkeypatch.setattr(PreparedStep, "output", whole)
+        cache.append(*tokens(1, seed=5))
+        cache.attend(query, slopes)
+        return whole(self, *rest)
+
+    monkeypatch.setattr(PreparedStep, "output", slowly)
+    assert torch.equal(cache.attend(query, slopes), want)
+    assert not torch.equal(cache.attend(query, slopes), want)
+
+
+def test_an_instruction_set_there_is_none_of_is_said_where_kernels_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused() -> Any:
+        raise RuntimeError("ALIBI_CPU_ISA: got 'nonsense'")
+
+    monkeypatch.setattr(native, "load", refused)
+    cache = KVCache()
+    for number in range(3):
+        cache.append(*tokens(1, seed=number))
+    assert cache.length == 3
+    with pytest.raises(RuntimeError, match="ALIBI_CPU_ISA"):
+        cache.attend(queries(1, seed=1), backend="cpu")
+    monkeypatch.undo()
+    expect_whole(cache, queries(1, seed=1))

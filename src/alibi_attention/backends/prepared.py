@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import threading
 from array import array
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -170,28 +171,47 @@ class PreparedCall:
         return call
 
 
+class Held(NamedTuple):
+    """What a step attends to: how many keys, and where the first key, the first value and their norms lie."""
+
+    k_len: int
+    key: int
+    value: int
+    norms: int
+
+
 class PreparedStep(PreparedCall):
     """A call over the keys of a cache, others from one run to the next; its last query stands at the last key.
 
     It belongs to the cache: the center of the keys lies where it lay.
     """
 
-    __slots__ = ("_places", "_queries")
+    __slots__ = ("_queries",)
 
     def __init__(self, problem: Problem, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> None:
         super().__init__(cpu._with_plain_summary(problem), query, key, value, slopes)
         self._queries = problem.q_len
-        self._places = 0, 0, 0
 
-    def over(self, k_len: int, places: tuple[int, int, int]) -> None:
-        """Runs from now on are over so many keys: addresses of the first key and value, and of their norms."""
-        self._template[_K_LEN] = k_len
-        self._template[_OFFSET] = k_len - self._queries
-        self._places = places
+    def output_over(self, held: Held, query: Tensor, slopes: Tensor) -> Tensor:
+        """As `output`, over what a cache holds."""
+        return self.output(query, held, held, slopes)  # type: ignore[arg-type]
 
-    def _filled(
-        self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, out: Tensor, lse: int, plan: int
+    def results_over(self, held: Held, query: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and lse over what a cache holds."""
+        return self.results(query, held, held, slopes)[:2]  # type: ignore[arg-type]
+
+    def _filled(  # type: ignore[override]
+        self, query: Tensor, key: Held, value: Held, slopes: Tensor, out: Tensor, lse: int, plan: int
     ) -> array[int]:
-        call = super()._filled(query, key, value, slopes, out, lse, plan)
-        call[_KEY], call[_VALUE], call[_NORMS] = self._places
+        # No tensors of what is held: to cut them out of the buffers would take as long as all else here.
+        del value
+        call = self._template[:]
+        call[_THREADS] = torch.get_num_threads()
+        call[_K_LEN], call[_OFFSET] = key.k_len, key.k_len - self._queries
+        call[_SLOPES] = slopes.data_ptr()
+        call[_QUERY] = query.data_ptr()
+        call[_KEY], call[_VALUE], call[_NORMS] = key.key, key.value, key.norms
+        call[_OUT] = out.data_ptr()
+        call[_LSE] = lse
+        call[_PLAN] = plan
         return call

@@ -56,6 +56,9 @@ class KVCache:
     Source: docs/maths.md, section 9.
     """
 
+    # Of the class too, for caches kept by versions without it.
+    _steps: Steps | None = None
+
     def __init__(self, capacity: int | None = None) -> None:
         if capacity is not None and (not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1):
             raise ValueError(f"capacity: expected at least 1 token, got {capacity!r}; leave it out to let it grow")
@@ -66,7 +69,7 @@ class KVCache:
         self._mask: Tensor | None = None
         self._center: Tensor | None = None
         self._norms: Tensor | None = None
-        self._steps: Steps | None = None
+        self._steps = None
 
     def __getstate__(self) -> dict[str, Any]:
         # What is remembered of steps has addresses in it, which a copy's buffers do not have.
@@ -138,8 +141,8 @@ class KVCache:
         if mask is not None:
             mask[:, at] = True if key_mask is None else key_mask
         norms.scatter_reduce_(2, *summary, "amax")
-        if held_key is not self._key:
-            # It would keep the buffers of before.
+        if held_key is not self._key or mask is not None:
+            # It would keep the buffers of before; and padding goes the long way.
             self._steps = None
         self._key, self._value, self._mask, self._center, self._norms = held_key, held_value, mask, center, norms
         self._length = at.stop
@@ -147,12 +150,9 @@ class KVCache:
     def _append_shortly(self, key: Tensor, value: Tensor) -> bool:
         """Whether the tokens could go the short way, and went it."""
         steps = self._short_way()
-        if steps is None or not (isinstance(key, Tensor) and key.dim() == 4):
+        if steps is None or not steps.append(key, value, self._length):
             return False
-        end = self._length + key.shape[2]
-        if end > self._held_capacity or not steps.append(key, value, self._length):
-            return False
-        self._length = end
+        self._length += key.shape[2]
         return True
 
     def _short_way(self) -> Steps | None:
@@ -317,12 +317,14 @@ class KVCache:
         # All of it or, where memory runs out on the way, nothing.
         vars(self).update(self._reordered(index))
 
-    def _reordered(self, index: Tensor) -> dict[str, Tensor]:
+    def _reordered(self, index: Tensor) -> dict[str, Any]:
         """What `reorder` makes of each tensor, by its name here."""
         check_index(index, self.key.shape[0])
         held = {name: getattr(self, name) for name in ("_key", "_value", "_mask", "_center", "_norms")}
         with lasting():
-            return {name: t.index_select(0, index.to(t.device)) for name, t in held.items() if t is not None}
+            moved = {name: t.index_select(0, index.to(t.device)) for name, t in held.items() if t is not None}
+        # It would keep the buffers of before.
+        return {**moved, "_steps": None}
 
     def reset(self) -> None:
         """Forget everything, and free the memory."""

@@ -133,6 +133,8 @@ class Ring(Drafted, Run):
         for buffer, part in zip(buffers, parts, strict=True):
             buffer[:, :, : part.shape[2]] = part
         self.key, self.value, self.norms = buffers
+        # It would keep the buffers of before.
+        self._steps = None
 
     def split(self, groups: list[list[int]]) -> list[Ring]:
         """The heads dealt out among rings of their own, with all that is held."""
@@ -163,6 +165,7 @@ class Ring(Drafted, Run):
     def reorder(self, index: Tensor) -> None:
         with lasting():
             self.key, self.value, self.norms = (t.index_select(0, index) for t in (self.key, self.value, self.norms))
+        self._steps = None
 
 
 def _by_tile(radii: Tensor, at: int) -> Tensor:

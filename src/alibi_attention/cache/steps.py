@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from alibi_attention.backends.appending import PreparedAppend, radii_of, readable
-from alibi_attention.backends.prepared import PreparedStep
+from alibi_attention.backends.prepared import Held, PreparedStep
 from alibi_attention.eager import are_plain, check_slopes, describe, is_ordinary, nothing_listens
 from alibi_attention.horizon.summary import distances_from
 from alibi_attention.horizon.tiles import BLOCK_K
@@ -30,7 +30,8 @@ _MANY = BLOCK_K
 def new_radii(center: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`distances_from` of new tokens: of a few the short way, with the bits that `Steps.append` puts into a summary.
 
-    Caches that hold the same tokens thus know the same of them, whichever way they were appended.
+    Caches of either kind that are given the same tokens in the same pieces thus know the same of them. The long way,
+    taken for more of them or while a profiler listens, may differ in the last bits: bounds both.
     """
     if (
         key.shape[2] <= _MANY
@@ -42,6 +43,9 @@ def new_radii(center: Tensor, key: Tensor, value: Tensor) -> Tensor:
     ):
         return radii_of(key, value, center)
     return distances_from(center, key, value)
+
+
+_NEVER_SEEN = object()
 
 
 class Steps:
@@ -57,7 +61,12 @@ class Steps:
 
     def __init__(self, key: Tensor, value: Tensor, center: Tensor, norms: Tensor) -> None:
         self._buffers = key, value, center, norms
-        self._is_open = all(map(is_ordinary, self._buffers)) and readable(key, value, center)
+        # What inference mode has made is written to in it alone, which the long way says.
+        self._is_open = (
+            all(map(is_ordinary, self._buffers))
+            and not any(buffer.is_inference() for buffer in (key, value, norms))
+            and readable(key, value, center)
+        )
         # Where the first row of each lies, and how far the next is; norms have a row for each tile.
         self._places = (
             [(t.data_ptr(), t.stride(2) * t.element_size()) for t in (key, value, norms)] if self._is_open else []
@@ -71,13 +80,14 @@ class Steps:
         return self._buffers[0] is key and self._buffers[2] is center and self._buffers[3] is norms
 
     def append(self, key: Tensor, value: Tensor, at: int) -> bool:
-        """Put tokens in their place, from row ``at`` on; False where they have to go the long way.
-
-        There must be room for them.
-        """
+        """Put tokens in their place, from row ``at`` on; False where they go the long way, for want of room as well."""
         if not (self._is_open and is_ordinary(key) and is_ordinary(value) and nothing_listens()):
             return False
         if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
+            return False
+        held_key, held_value = self._buffers[:2]
+        if key._base is held_key or value._base is held_value:
+            # What is held put elsewhere: the long way knows of overlaps.
             return False
         name = key.shape, value.shape, key.stride(), value.stride(), key.dtype, value.dtype
         prepared = self._appends.get(name)
@@ -87,10 +97,12 @@ class Steps:
             if len(self._appends) >= _MOST:
                 self._appends.clear()
             prepared = self._appends[name] = PreparedAppend(key, value, *self._buffers)
+        if at + key.shape[2] > held_key.shape[2]:
+            return False
         prepared.run(key, value, at)
         # For a graph of queries that has saved what is held.
-        increment_version(self._buffers[0])
-        increment_version(self._buffers[1])
+        increment_version(held_key)
+        increment_version(held_value)
         return True
 
     def _fits(self, key: Tensor, value: Tensor) -> bool:
@@ -126,6 +138,8 @@ class Steps:
             and are_plain(scale, window, tolerance, backend)
         ):
             return None
+        if query.dtype is not self._like[0]:
+            return None
         if torch.is_grad_enabled() and (query.requires_grad or (slopes is not None and slopes.requires_grad)):
             return None
         name = (
@@ -133,13 +147,13 @@ class Steps:
             None if slopes is None else (slopes.shape, slopes.stride(), slopes.dtype),
         )  # fmt: skip
         key, value, center, norms = self._buffers
-        if name not in self._attends:
+        call = self._attends.get(name, _NEVER_SEEN)
+        if call is _NEVER_SEEN:
             # A description pays from its second use on.
             if len(self._attends) >= _MOST:
                 self._attends.clear()
             self._attends[name] = False
             return None
-        call = self._attends[name]
         if call is False or not (call is None or call.prepared.serves_still()):
             call = self._attends[name] = describe(
                 PreparedStep, query, key[:, :, first:end], value[:, :, first:end], slopes, is_causal=True,
@@ -153,10 +167,9 @@ class Steps:
         given = call.preset if slopes is None else slopes
         prepared: PreparedStep = call.prepared
         (key_at, key_row), (value_at, value_row), (norms_at, norms_row) = self._places
-        prepared.over(
-            end - first,
-            (key_at + first * key_row, value_at + first * value_row, norms_at + first // BLOCK_K * norms_row),
+        held = Held(
+            end - first, key_at + first * key_row, value_at + first * value_row, norms_at + first // BLOCK_K * norms_row
         )
         if return_lse:
-            return prepared.results(query, key, value, given)[:2]
-        return prepared.output(query, key, value, given)
+            return prepared.results_over(held, query, given)
+        return prepared.output_over(held, query, given)
