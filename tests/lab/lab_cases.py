@@ -1,10 +1,12 @@
-"""The tiny experiment, and its text."""
+"""The tiny experiment, its text, and somebody who listens to it."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
 from typing import Any
+
+from alibi_attention.lab.progress import Progress
 
 WORDS = ["the", "slope", "of", "each", "head", "falls", "by", "half", "so", "near", "keys", "weigh", "more"]
 
@@ -29,3 +31,21 @@ def write_texts(folder: Path) -> Path:
         words = random.Random(number).choices(WORDS, k=120)
         (folder / f"{number}.txt").write_text(" ".join(words), encoding="utf-8")
     return folder
+
+
+class Said(Progress):
+    """Keeps what was said, and which bars were begun: description, total, done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.bars: list[tuple[str, int, int]] = []
+
+    def start(
+        self, description: str, *, total: int, done: int = 0, tokens: int = 1, unit: str = "tokens"
+    ) -> None:  # fmt: skip
+        super().start(description, total=total, done=done, tokens=tokens, unit=unit)
+        self.bars.append((description, total, done))
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)

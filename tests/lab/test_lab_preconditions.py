@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from lab_cases import Said
 
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.lab.batches import Batches
@@ -19,18 +20,8 @@ from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.experiment import reevaluate_experiment, resume_experiment, start_experiment
 from alibi_attention.lab.preconditions import remarks
-from alibi_attention.lab.progress import Progress
 
 MakeConfig = Callable[..., ExperimentConfig]
-
-
-class Heard(Progress):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_cuda_is_refused_without_a_gpu(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +142,7 @@ def test_few_tokens_by_the_sliding_window_are_said(tiny: MakeConfig, tmp_path: P
         "for more."
     )
     enough = few.model_copy(update={"eval_tokens": 16_384})
-    heard = Heard()
+    heard = Said()
     (result,) = start_experiment(enough.model_copy(update={"methods": ("nope",)}), tmp_path / "run", heard)
     assert {score.scored_tokens for score in result.evaluations[0].sliding} == {256}
     assert not any("too few" in line for line in heard.lines)
@@ -161,11 +152,11 @@ def test_few_tokens_by_the_sliding_window_are_said(tiny: MakeConfig, tmp_path: P
 
 
 def test_a_rate_that_never_gets_to_its_peak_is_said(tiny: MakeConfig, tmp_path: Path) -> None:
-    heard = Heard()
+    heard = Said()
     start_experiment(tiny(methods=("nope",), steps=4, warmup=7), tmp_path / "run", heard)
     said = "The learning rate rises over 7 steps and there are 4: it ends at 50% of its peak and never falls."
     assert any(line.startswith(said) for line in heard.lines)
-    again = Heard()
+    again = Said()
     reevaluate_experiment(tmp_path / "run", tmp_path / "again", {}, again)
     assert not any("learning rate" in line for line in again.lines)
 

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from lab_cases import TINY, write_texts
+from lab_cases import TINY, Said, write_texts
 from typer.testing import CliRunner
 
 from alibi_attention.cli.app import app
@@ -31,7 +31,6 @@ from alibi_attention.lab.experiment import start_experiment
 from alibi_attention.lab.interruption import OUT_OF_TIME, Interruption
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import position_methods
-from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.report import write_report
 from alibi_attention.lab.report_figures import draw_report_figures, enlarged
 from alibi_attention.lab.report_html import html_page
@@ -546,15 +545,6 @@ def test_seeds_of_a_study_run_apart(tmp_path: Path, texts: Path) -> None:
     assert str(error.value) == (
         "only_seed: expected one of the study's seeds, 0 to 2, got 3; raise --seeds, their number"
     )
-
-
-class Said(Progress):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_study_command(texts: Path, tmp_path: Path) -> None:

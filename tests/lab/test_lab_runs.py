@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lab_cases import Said
 
 from alibi_attention.backends import native
 from alibi_attention.lab.complete import Run
@@ -26,7 +27,6 @@ from alibi_attention.lab.interruption import Interruption
 from alibi_attention.lab.lock import locked
 from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.preconditions import UNTAUGHT
-from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.report import write_report
 from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
 from alibi_attention.lab.scores import Evaluation, LossVerdict, RecallScore, Score
@@ -535,20 +535,6 @@ def test_evaluations_of_before_lengths_were_kept_are_whole(
     (root / "rope" / "result.json").unlink()
     monkeypatch.setattr("alibi_attention.lab.experiment.run_protocol", None)
     assert resume_experiment(root) == first
-
-
-class Said(Progress):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        self.bars: list[tuple[str, int, int]] = []
-
-    def start(self, description: str, *, total: int, done: int = 0, tokens: int = 1) -> None:
-        super().start(description, total=total, done=done, tokens=tokens)
-        self.bars.append((description, total, done))
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.mark.parametrize(("name", "content"), [("result.json", "{"), ("result.json", '{"schema_version": 1}'),

@@ -159,12 +159,16 @@ class PreparedCall:
     def _filled(
         self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, out: Tensor, lse: int, plan: int
     ) -> array[int]:
+        call = self._without_keys(query, slopes, out, lse, plan)
+        call[_KEY] = key.data_ptr()
+        call[_VALUE] = value.data_ptr()
+        return call
+
+    def _without_keys(self, query: Tensor, slopes: Tensor, out: Tensor, lse: int, plan: int) -> array[int]:
         call = self._template[:]
         call[_THREADS] = torch.get_num_threads()
         call[_SLOPES] = slopes.data_ptr()
         call[_QUERY] = query.data_ptr()
-        call[_KEY] = key.data_ptr()
-        call[_VALUE] = value.data_ptr()
         call[_OUT] = out.data_ptr()
         call[_LSE] = lse
         call[_PLAN] = plan
@@ -205,13 +209,7 @@ class PreparedStep(PreparedCall):
     ) -> array[int]:
         # No tensors of what is held: to cut them out of the buffers would take as long as all else here.
         del value
-        call = self._template[:]
-        call[_THREADS] = torch.get_num_threads()
+        call = self._without_keys(query, slopes, out, lse, plan)
         call[_K_LEN], call[_OFFSET] = key.k_len, key.k_len - self._queries
-        call[_SLOPES] = slopes.data_ptr()
-        call[_QUERY] = query.data_ptr()
         call[_KEY], call[_VALUE], call[_NORMS] = key.key, key.value, key.norms
-        call[_OUT] = out.data_ptr()
-        call[_LSE] = lse
-        call[_PLAN] = plan
         return call

@@ -165,12 +165,8 @@ class KVCache:
             self._steps = Steps(key, self._value, center, norms)
         return self._steps
 
-    @property
-    def _held_capacity(self) -> int:
-        return 0 if self._key is None else self._key.shape[2]
-
     def _capacity_for(self, needed: int) -> int:
-        have = self._held_capacity
+        have = 0 if self._key is None else self._key.shape[2]
         if needed <= have:
             return have
         return blocks_of(max(needed, 2 * have, self._capacity or _LEAST_CAPACITY), BLOCK_K) * BLOCK_K

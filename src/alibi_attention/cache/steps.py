@@ -72,7 +72,7 @@ class Steps:
             [(t.data_ptr(), t.stride(2) * t.element_size()) for t in (key, value, norms)] if self._is_open else []
         )
         self._like = key.dtype, (key.shape[0], key.shape[1]), key.shape[3], value.shape[3]
-        self._appends: dict[Any, PreparedAppend | None] = {}
+        self._appends: dict[Any, PreparedAppend] = {}
         self._attends: dict[Any, Any] = {}
 
     def are_of(self, key: Tensor, center: Tensor, norms: Tensor) -> bool:
