@@ -96,6 +96,8 @@ def test_what_is_given_of_a_step_stays_and_the_other_makes_up_for_it() -> None:
             with pytest.raises(LabError, match=f"^{name}: "):
                 paper_config({name: value})
     assert paper_config({"devices": 5}).batch_size % 5 == 0
+    # As a file may write it.
+    assert paper_config({"length": "1K", "devices": "8"}) == paper_config({"length": 1024, "devices": 8})
 
 
 def of_fairseq(update: int) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from alibi_attention.lab.config import ExperimentConfig, make_config
 from alibi_attention.lab.documents import saved_to_disk
+from alibi_attention.lab.numerals import whole_number
 
 PAPER: Mapping[str, Any] = {
     "methods": ("alibi", "sinusoidal", "rope", "t5"),
@@ -91,7 +92,10 @@ def paper_config(changes: Mapping[str, Any] | None = None) -> ExperimentConfig:
 
 def _usable(value: Any) -> int:
     """A number to divide by; what is none stays in the settings, to be refused with all that cannot be used."""
-    return value if isinstance(value, int) and value > 0 else 1
+    try:
+        return max(1, whole_number(value) if isinstance(value, str) else int(value))
+    except (TypeError, ValueError, OverflowError):
+        return 1
 
 
 def _step(length: int, devices: int, settings: Mapping[str, Any]) -> dict[str, Any]:
