@@ -22,19 +22,26 @@ static int64_t append(const Append& call) {
     const size_t value_bytes = static_cast<size_t>(call.value_dim * element_size(call.type));
     for (int64_t b = 0; b < call.batch; ++b) {
         for (int64_t h = 0; h < call.kv_heads; ++h) {
+            const int64_t from = call.heads ? call.heads[h] : h, book = b * call.books_batch_stride + from;
             const float* center = call.center + (b * call.kv_heads + h) * call.head_dim;
             double* norms =
                 call.norms ? call.norms + b * call.norms_batch_stride + h * call.norms_head_stride : nullptr;
             double* radii = call.radii ? call.radii + (b * call.kv_heads + h) * call.tokens : nullptr;
             for (int64_t token = 0; token < call.tokens; ++token) {
                 const int64_t to = call.at + token;
-                const char* key = row_of(call.key, call.type, b, h, token);
-                const char* value = row_of(call.value, call.type, b, h, token);
+                const char* key = row_of(call.key, call.type, b, from, token);
+                const char* value = row_of(call.value, call.type, b, from, token);
                 const float square = square_distance(call.type, key, center, call.head_dim);
                 const bool finite = is_finite(square) && is_finite_row(call.type, value, call.value_dim);
                 const double radius = finite ? __builtin_sqrt(square) * kNormInflation + kNormFloor : kInfinity;
                 if (radii) radii[token] = radius;
-                if (norms && radius > norms[to / kTile]) norms[to / kTile] = radius;
+                // A tile's first row is the first of it: what stands there is of what the buffer held before.
+                if (norms && (to % kTile == 0 || radius > norms[to / kTile])) norms[to / kTile] = radius;
+                if (call.longest) {
+                    const double end = call.center_norm[book] + radius;
+                    if (finite && end > call.longest[book]) call.longest[book] = end;
+                    if (radius > call.farther[book]) call.farther[book] = radius;
+                }
                 if (!call.held_key.data) continue;
                 __builtin_memcpy(const_cast<char*>(row_of(call.held_key, call.type, b, h, to)), key, key_bytes);
                 __builtin_memcpy(const_cast<char*>(row_of(call.held_value, call.type, b, h, to)), value, value_bytes);

@@ -10,7 +10,7 @@ enum DataType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Status : int64_t { kDone = 0, kWrongSize = 1, kNoMemory = 2, kWrongPlan = 3, kWrongShape = 4 };
 
 // Raised whenever a caller of before would be misunderstood, be it at equal sizes.
-constexpr int64_t kInterface = 3;
+constexpr int64_t kInterface = 4;
 
 // The grid of plans and summaries. Python's share of the work knows both.
 constexpr int kBlock = 48;  // queries in a block: three vectors of 16
@@ -91,14 +91,59 @@ struct Append {
     int64_t at;
     Tensor key;
     Tensor value;
-    Tensor held_key;  // null to put nothing
+    const int64_t* heads;  // which heads of the new tokens are put, and measured; null for all in their order
+    Tensor held_key;       // null to put nothing
     Tensor held_value;
-    // The summary of the keys, as in a call; norms, unless null, are raised to what the new keys have.
+    // The summary of the keys, as in a call; norms, unless null, are raised to what the new keys have, and those of a
+    // tile that begins with a new key are set to it.
     const float* center;
     double* norms;
     int64_t norms_batch_stride;
     int64_t norms_head_stride;
     double* radii;  // (batch, kv_heads, tokens), or null: each new key's distance from the center, as in norms
+    // What a cache that forgets knows of all keys it has seen, by head of the new tokens, or null: the length of the
+    // center, which with the largest finite distance is never less than `longest`, and the largest distance of all.
+    const double* center_norm;
+    double* longest;
+    double* farther;
+    int64_t books_batch_stride;
+};
+
+// Rows of queries held against the keys that a cache has let go of. cache/audit.py and cache/auditor.py say what the
+// numbers mean and why they bound what they bound; all is in nats.
+struct Audit {
+    int64_t size;  // sizeof(Audit)
+    int64_t type;
+    int64_t batch;
+    int64_t heads;
+    int64_t kv_heads;
+    int64_t q_len;
+    int64_t head_dim;
+    Tensor query;
+    const float* lse;       // (batch, heads, q_len), over what is held
+    const float* center;    // (batch, kv_heads, head_dim)
+    const double* longest;  // (batch, kv_heads): no key is longer, its distance to the center added
+    double scale;
+    double rounding;       // what scores may round by, as a share of the product of lengths
+    double slack;          // and whatever their size
+    const double* slopes;  // (heads)
+    // What windows are found from, or null: the largest distance of a key, ln of the series of a head's slope, and what
+    // rows have asked for so far, which is raised.
+    const double* farther;  // (batch, kv_heads)
+    const double* series;   // (heads)
+    double* nats;           // (heads)
+    double* largest;        // (heads)
+    // Lines whose maximum bounds the mass that is gone, or null where none is: what follows is then not read.
+    const double* at;    // (batch, heads, lines)
+    const double* rise;  // (batch, heads, lines)
+    int64_t lines;
+    int64_t place;        // where the masses stand,
+    int64_t position;     // and the first row
+    const double* least;  // (heads): where the excess would be at its worst
+    double limit;         // of the excess
+    double* worst;        // (heads): raised, where all is within the limit
+    double* excess;       // (batch, heads, q_len)
+    double* verdict;      // the largest excess, and the largest at its worst; NaN where one is not a number
 };
 
 }  // namespace alibi

@@ -9,6 +9,7 @@ struct Kernels {
     int64_t (*forward)(const Call& call);
     int64_t (*backward)(const Call& call);
     int64_t (*append)(const Append& call);
+    int64_t (*audit)(const Audit& call);
 };
 
 }  // namespace alibi

@@ -265,11 +265,10 @@ ALIBI_EXPORT const char* alibi_chosen() {
 }
 
 // What a caller must agree on: the interface's number, bytes of a call, queries in a block, keys in a tile, bytes of an
-// append. Where the number is another, what follows it may be anything.
+// append and of an audit. Where the number is another, what follows it may be anything.
 ALIBI_EXPORT const int64_t* alibi_layout() {
-    static const int64_t layout[5] = {
-        alibi::kInterface, sizeof(alibi::Call), alibi::kBlock, alibi::kTile, sizeof(alibi::Append)
-    };
+    static const int64_t layout[6] = {alibi::kInterface, sizeof(alibi::Call),   alibi::kBlock,
+                                      alibi::kTile,      sizeof(alibi::Append), sizeof(alibi::Audit)};
     return layout;
 }
 
@@ -304,4 +303,10 @@ ALIBI_EXPORT int64_t alibi_backward(const alibi::Call* call) {
 ALIBI_EXPORT int64_t alibi_append(const alibi::Append* call) {
     if (call->size != sizeof(alibi::Append)) return alibi::kWrongSize;
     return alibi::chosen->kernels->append(*call);
+}
+
+ALIBI_EXPORT int64_t alibi_audit(const alibi::Audit* call) {
+    if (call->size != sizeof(alibi::Audit)) return alibi::kWrongSize;
+    if (call->kv_heads <= 0 || call->heads % call->kv_heads != 0) return alibi::kWrongShape;
+    return alibi::chosen->kernels->audit(*call);
 }

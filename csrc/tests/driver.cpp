@@ -22,6 +22,7 @@ const char* alibi_chosen();
 int64_t alibi_forward(const alibi::Call* call);
 int64_t alibi_backward(const alibi::Call* call);
 int64_t alibi_append(const alibi::Append* call);
+int64_t alibi_audit(const alibi::Audit* call);
 }
 
 namespace {
@@ -486,7 +487,8 @@ bool same(double a, double b) {
     return a == b || (a != a && b != b);
 }
 
-// The keys of a case as tokens that come to a cache in two parts, behind some rows that are none of theirs.
+// The keys of a case as tokens that come to a cache in two parts, behind some rows that are none of theirs; sometimes
+// with heads in another order, and what is known of all keys carried on.
 bool appends(Case& c) {
     Random random = {c.number * 104729 + 7};
     const Call& call = c.call;
@@ -498,7 +500,11 @@ bool appends(Case& c) {
     std::vector<float> center(static_cast<size_t>(pairs * call.head_dim));
     for (float& x : center) x = random.normal() * 0.2f;
     std::vector<double> norms(static_cast<size_t>(pairs * tiles), -INFINITY);
-    const bool kept = random.below(3) != 0, asked = random.below(2);
+    const bool kept = random.below(3) != 0, asked = random.below(2), known = random.below(2);
+    std::vector<int64_t> heads(static_cast<size_t>(call.kv_heads));
+    for (int64_t h = 0; h < call.kv_heads; ++h) heads[static_cast<size_t>(h)] = known ? call.kv_heads - 1 - h : h;
+    std::vector<double> center_norm(static_cast<size_t>(pairs), 2.0), longest(static_cast<size_t>(pairs), 0.0);
+    std::vector<double> farther(static_cast<size_t>(pairs), -INFINITY);
     const int64_t first = random.below(call.k_len + 1), parts[2][2] = {{0, first}, {first, call.k_len}};
     std::vector<double> all(static_cast<size_t>(pairs * call.k_len), -1.0);
     for (const auto& part : parts) {
@@ -527,6 +533,13 @@ bool appends(Case& c) {
         }
         append.center = center.data();
         append.radii = asked || !kept ? radii.data() : nullptr;
+        if (known) {
+            append.heads = heads.data();
+            append.center_norm = center_norm.data();
+            append.longest = longest.data();
+            append.farther = farther.data();
+            append.books_batch_stride = call.kv_heads;
+        }
         if (alibi_append(&append) != alibi::kDone) return false;
         for (int64_t pair = 0; pair < pairs; ++pair)
             for (int64_t token = 0; token < tokens; ++token)
@@ -535,30 +548,39 @@ bool appends(Case& c) {
     }
     bool good = key.gaps_are_whole() && value.gaps_are_whole();
     for (int64_t pair = 0; pair < pairs; ++pair) {
-        const int64_t b = pair / call.kv_heads, h = pair % call.kv_heads;
+        const int64_t b = pair / call.kv_heads, h = pair % call.kv_heads, from = heads[static_cast<size_t>(h)];
         Sums most(static_cast<size_t>(tiles), -INFINITY);
+        double largest = 0.0, largest_finite = 0.0;
         for (int64_t row = 0; row < room; ++row) {
             const int64_t token = row - before;
             const bool theirs = token >= 0 && token < call.k_len;
             double square = 0.0;
             bool finite = true;
             for (int64_t e = 0; e < call.head_dim; ++e) {
-                const double x = theirs ? c.key.get(b, h, token, e) : NAN;
+                const double x = theirs ? c.key.get(b, from, token, e) : NAN;
                 good &= same(key.get(b, h, row, e), kept ? x : NAN);
                 const double away = x - static_cast<double>(center[static_cast<size_t>(pair * call.head_dim + e)]);
                 square += away * away;
                 finite &= isfinite(x) != 0;
             }
             for (int64_t e = 0; e < call.value_dim; ++e) {
-                const double x = theirs ? c.value.get(b, h, token, e) : NAN;
+                const double x = theirs ? c.value.get(b, from, token, e) : NAN;
                 good &= same(value.get(b, h, row, e), kept ? x : NAN);
                 finite &= isfinite(x) != 0;
             }
             if (!theirs) continue;
             const double radius = finite ? sqrt(square) : INFINITY;
+            largest = fmax(largest, radius);
+            if (finite) largest_finite = fmax(largest_finite, radius);
             most[static_cast<size_t>(row / alibi::kTile)] = fmax(most[static_cast<size_t>(row / alibi::kTile)], radius);
             const double found = all[static_cast<size_t>(pair * call.k_len + token)];
             if (found >= 0.0) good &= found >= radius && (found <= radius * 1.002 + 1e-9 || radius == INFINITY);
+        }
+        if (known) {
+            const size_t book = static_cast<size_t>(b * call.kv_heads + from);
+            good &= farther[book] >= largest && (farther[book] <= largest * 1.002 + 1e-9 || largest == INFINITY);
+            const double end = longest[book] - 2.0;
+            good &= end >= largest_finite && end <= largest_finite * 1.002 + 1e-9;
         }
         for (int64_t t = 0; t < tiles && kept; ++t) {
             const double found = norms[static_cast<size_t>(pair * tiles + t)], truth = most[static_cast<size_t>(t)];
@@ -566,6 +588,110 @@ bool appends(Case& c) {
         }
     }
     if (!good) printf("%s, case %llu: append\n", alibi_chosen(), static_cast<unsigned long long>(c.number));
+    return good;
+}
+
+// The queries of a case held against keys that are gone, by lines at random.
+bool audits(Case& c) {
+    Random random = {c.number * 49999 + 3};
+    const Call& call = c.call;
+    const size_t heads = static_cast<size_t>(call.heads), pairs = static_cast<size_t>(call.batch * call.kv_heads);
+    const size_t rows = static_cast<size_t>(call.batch * call.heads * call.q_len);
+    const int64_t lines = 1 + random.below(9);
+    const auto some = [&](size_t count, double size) {
+        std::vector<double> list(count);
+        for (double& x : list) x = size * static_cast<double>(random.normal());
+        return list;
+    };
+    std::vector<float> center(pairs * static_cast<size_t>(call.head_dim));
+    for (float& x : center) x = random.normal();
+    const Sums longest(pairs, 9.0), farther(pairs, 4.0), series = some(heads, 1.0), least(heads, 300.0);
+    const Sums at = some(static_cast<size_t>(call.batch * call.heads * lines), 3.0);
+    const Sums rise = some(static_cast<size_t>(call.batch * call.heads * lines), 1.0);
+    Sums slopes(heads), nats(heads, -INFINITY), largest(heads, 0.0), worst(heads, -INFINITY), excess(rows, NAN), two(2);
+    Sums owns(heads);
+    for (size_t h = 0; h < heads; ++h) slopes[h] = static_cast<double>(random.unit());
+    const bool learns = random.below(2), gone = random.below(4) != 0, within = random.below(2);
+    alibi::Audit audit = {};
+    audit.size = sizeof audit;
+    audit.type = call.type;
+    audit.batch = call.batch;
+    audit.heads = call.heads;
+    audit.kv_heads = call.kv_heads;
+    audit.q_len = call.q_len;
+    audit.head_dim = call.head_dim;
+    audit.query = c.query.place();
+    audit.lse = c.lse.data();
+    audit.center = center.data();
+    audit.longest = longest.data();
+    audit.scale = call.scale;
+    audit.rounding = 1e-5;
+    audit.slack = 0.02;
+    audit.slopes = slopes.data();
+    if (learns) {
+        audit.farther = farther.data();
+        audit.series = series.data();
+        audit.nats = nats.data();
+        audit.largest = largest.data();
+    }
+    if (gone) {
+        audit.at = at.data();
+        audit.rise = rise.data();
+        audit.lines = lines;
+        audit.place = 500;
+        audit.position = 517;
+        audit.least = least.data();
+        audit.limit = within ? INFINITY : -INFINITY;
+        audit.worst = worst.data();
+        audit.excess = excess.data();
+        audit.verdict = two.data();
+    }
+    if (alibi_audit(&audit) != alibi::kDone) return false;
+    bool good = true, whole = true;
+    double most = -INFINITY, coming = -INFINITY;
+    const auto near = [&](double found, double truth) {
+        return same(found, truth) || fabs(found - truth) <= 2e-3 * (20.0 + fabs(truth));
+    };
+    for (int64_t h = 0; h < call.heads; ++h) {
+        const size_t head = static_cast<size_t>(h);
+        double asked = -INFINITY, norms = 0.0, own = -INFINITY;
+        for (int64_t b = 0; b < call.batch; ++b)
+            for (int64_t i = 0; i < call.q_len; ++i) {
+                const int64_t pair = b * call.kv_heads + h / (call.heads / call.kv_heads);
+                double square = 0.0, dot = 0.0;
+                for (int64_t e = 0; e < call.head_dim; ++e) {
+                    const double x = c.query.get(b, h, i, e);
+                    square += x * x;
+                    dot += x * static_cast<double>(center[static_cast<size_t>(pair * call.head_dim + e)]);
+                }
+                const size_t row = static_cast<size_t>((b * call.heads + h) * call.q_len + i);
+                const double rho = sqrt(square) * fabs(call.scale) * 1.001;
+                const double kept = static_cast<double>(c.lse[row]) - call.scale * dot - 1e-5 * rho * 9.0 - 0.02;
+                const double wanted = rho * 4.0 + series[head] - kept;
+                if (isfinite(wanted)) asked = fmax(asked, wanted);
+                if (isfinite(rho)) norms = fmax(norms, rho);
+                if (!gone) continue;
+                double mass = -INFINITY;
+                for (int64_t n = 0; n < lines; ++n) {
+                    const size_t line = static_cast<size_t>((b * call.heads + h) * lines + n);
+                    const double x = at[line] + rho * rise[line];
+                    mass = x != x || mass != mass ? NAN : fmax(mass, x);
+                }
+                const double truth = mass - slopes[head] * static_cast<double>(17 + i) - kept;
+                good &= isfinite(truth) ? near(excess[row], truth) : !(excess[row] < INFINITY);
+                whole &= excess[row] < INFINITY;
+                own = fmax(own, excess[row]);
+            }
+        most = fmax(most, own);
+        coming = fmax(coming, own + slopes[head] * 217.0);
+        if (learns) good &= near(nats[head], asked) && near(largest[head], norms);
+        owns[head] = own;
+    }
+    if (gone) {
+        good &= whole ? same(two[0], most) && near(two[1], coming) : !(two[0] < INFINITY);
+        for (size_t h = 0; h < heads && whole; ++h) good &= same(worst[h], within ? owns[h] : -INFINITY);
+    }
+    if (!good) printf("%s, case %llu: audit\n", alibi_chosen(), static_cast<unsigned long long>(c.number));
     return good;
 }
 
@@ -579,7 +705,7 @@ bool run(uint64_t first, uint64_t end, int64_t threads) {
         for (const Numbers* wrote : {&c.out, &c.grad_query, &c.grad_key, &c.grad_value})
             good &= wrote->gaps_are_whole();
         good &= !c.is_finite || agrees(c);
-        good &= appends(c);
+        good &= appends(c) && audits(c);
     }
     return good;
 }

@@ -21,7 +21,9 @@ def test_the_library_was_built() -> None:
     assert library.isa in ("amx", "avx512bf16", "avx512", "avx2", "baseline")
 
 
-EXPECTED = (native.INTERFACE, native.CALL.size, native.BLOCK_Q, native.BLOCK_K, native.APPEND.size)
+EXPECTED = (
+    native.INTERFACE, native.CALL.size, native.BLOCK_Q, native.BLOCK_K, native.APPEND.size, native.AUDIT.size
+)  # fmt: skip
 
 
 class Layout(tuple[int, ...]):
@@ -47,9 +49,10 @@ def test_a_library_of_this_version_is_used() -> None:
 @pytest.mark.parametrize(
     "layout",
     [
-        (native.INTERFACE, native.CALL.size, 64, 64, native.APPEND.size),
-        (native.INTERFACE, 8, 48, 64, native.APPEND.size),
-        (*EXPECTED[:4], 8),
+        (native.INTERFACE, native.CALL.size, 64, 64, native.APPEND.size, native.AUDIT.size),
+        (native.INTERFACE, 8, 48, 64, native.APPEND.size, native.AUDIT.size),
+        (*EXPECTED[:4], 8, native.AUDIT.size),
+        (*EXPECTED[:5], 8),
         # Of the same sizes, but what they mean has changed; and one from before there was a number.
         (native.INTERFACE + 1, *EXPECTED[1:]),
         EXPECTED[1:],

@@ -154,7 +154,7 @@ def test_whose_attention_a_method_has(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_kernels_are_used_until_they_are_not() -> None:
     query = torch.randn(1, 1, 8, 8)
     plain = alibi_attention(query, query, query, backend="cpu")
-    native.use(native.Native(lambda _: 2, lambda _: 2, lambda _: 2, "none"))
+    native.use(native.Native(*(lambda _: 2,) * 4, "none"))
     try:
         with pytest.raises(MemoryError):
             alibi_attention(query, query, query, backend="cpu")
@@ -184,7 +184,7 @@ def test_rope_runs_on_bare_kernels_where_they_are_given(monkeypatch: pytest.Monk
     assert [(each.with_, each.without) for each in prices(["rope"], bare=True)][1] == (("rope-bare",), "bare")
     used: list[Any] = []
     monkeypatch.setattr(native, "use", used.append)
-    library = native.Native(lambda _: 2, lambda _: 2, lambda _: 2, "none")
+    library = native.Native(*(lambda _: 2,) * 4, "none")
     trial = make_trial("prefill", LENGTH, HEADS, HEAD_DIM)
     inputs = make_inputs(trial, sys.maxsize)
     with torch.no_grad():

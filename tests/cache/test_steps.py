@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alibi_attention import HorizonCache, KVCache, alibi_attention, alibi_slopes
+from alibi_attention import HorizonCache, HorizonViolation, KVCache, alibi_attention, alibi_slopes
 from alibi_attention.backends import native
 from alibi_attention.backends.appending import PreparedAppend
 from alibi_attention.backends.prepared import PreparedStep
+from alibi_attention.cache.audited import Audit
 from alibi_attention.cache.steps import Steps
+from alibi_attention.cache.store import Store
 from alibi_attention.horizon.tiles import BLOCK_K
 
 pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled kernels are missing")
@@ -32,7 +34,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The short ways that were gone, in order."""
     found: list[str] = []
-    for kind, name, word in ((PreparedAppend, "run", "append"), (PreparedStep, "_filled", "attend")):
+    for kind, name, word in ((PreparedAppend, "run", "append"), (PreparedStep, "_hold", "attend")):
         whole: Callable[..., Any] = getattr(kind, name)
 
         def noted(self: Any, *rest: Any, whole: Callable[..., Any] = whole, word: str = word) -> Any:
@@ -433,3 +435,216 @@ def test_an_instruction_set_there_is_none_of_is_said_where_kernels_are_asked_for
         cache.attend(queries(1, seed=1), backend="cpu")
     monkeypatch.undo()
     expect_whole(cache, queries(1, seed=1))
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ways in which rows were held against what was evicted, in order."""
+    found: list[str] = []
+    for name, word in (("_verdict", "long"), ("_verdict_shortly", "short")):
+        whole = getattr(Audit, name)
+
+        def noted(self: Any, *rest: Any, whole: Callable[..., Any] = whole, word: str = word) -> Any:
+            found.append(word)
+            return whole(self, *rest)
+
+        monkeypatch.setattr(Audit, name, noted)
+    return found
+
+
+def long_ways(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Store, "step", lambda *_: None)
+    patch.setattr(Steps, "_find", lambda *_: None)
+    patch.setattr(Audit, "_is_readable", lambda *_: False)
+
+
+def expect_same_books(one: HorizonCache, other: HorizonCache) -> None:
+    assert one._store is not None
+    assert other._store is not None
+    for name in ("length", "safe_from", "longest", "farther", "center"):
+        found, want = getattr(one._store, name), getattr(other._store, name)
+        assert torch.equal(torch.as_tensor(found), torch.as_tensor(want)), name
+    for ring, like in zip(one._store.rings, other._store.rings, strict=True):
+        assert (ring.heads, ring.start, ring.end, ring.offset, ring.room) == (
+            like.heads, like.start, like.end, like.offset, like.room
+        )  # fmt: skip
+        for mine, theirs in zip(ring.view(), like.view(), strict=True):
+            assert torch.equal(mine, theirs)
+    mine, theirs = one.certificate(), other.certificate()
+    assert torch.equal(mine.evicted, theirs.evicted)
+    assert (mine.checked, mine.violations, mine.sink_reads) == (theirs.checked, theirs.violations, theirs.sink_reads)
+    torch.testing.assert_close(mine.by_head, theirs.by_head, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "slopes", "dtype"),
+    [
+        ("found", (0.5, 0.3, 0.02, 0.015), torch.float32),
+        ("found", (0.5, 0.3, 0.02, 0.015), torch.bfloat16),
+        ("found", (0.02, 0.015, 0.5, 0.3), torch.float16),
+        ("found", (0.5, 0.4, 0.45, 0.35), torch.float32),
+        ("given", (0.5, 0.3, 0.02, 0.015), torch.float32),
+        ("given", (0.02, 0.015, 0.5, 0.3), torch.float32),
+        ("guaranteed", (0.5, 0.3, 0.05, 0.04), torch.float32),
+    ],
+)
+def test_steps_of_a_cache_that_forgets_go_the_short_way_and_come_out_the_same(
+    mode: str, slopes: tuple[float, ...], dtype: torch.dtype, taken: list[str], judged: list[str]
+) -> None:
+    """Heads in the order of their reach or not, of one ring or several; tokens that evict, and slide, go the long way."""
+    options: dict[str, Any] = {
+        "found": {}, "given": {"window": (1024, 3000) if slopes[0] > slopes[3] else (3000, 1024)},
+        "guaranteed": {"mode": "guaranteed", "query_norm": 12.0, "key_norm": 12.0},
+    }[mode]  # fmt: skip
+    short, long = (HorizonCache(**options) for _ in range(2))
+    falling, steps, attended = torch.tensor(slopes), 0, 0
+    for number in range(40 + 700):
+        count = 100 if number < 40 else 1 + number % 3
+        key, value = tokens(count, seed=number, batch=1, dtype=dtype)
+        query = queries(count, seed=number, batch=1, dtype=dtype)
+        before = len(taken)
+        short.append(key, value)
+        put = len(taken) - before
+        found = short.attend(query, falling, return_lse=True)
+        went = len(taken) - before - put
+        with pytest.MonkeyPatch.context() as patch:
+            long_ways(patch)
+            long.append(key, value)
+            want = long.attend(query, falling, return_lse=True)
+        assert torch.equal(found[0], want[0])
+        assert torch.equal(found[1], want[1])
+        rings = len(short._store.rings) if short._store is not None else 0
+        if number > 50:
+            assert put in (0, rings)
+            assert went <= rings
+            attended += went == rings
+        steps += put == rings and number > 50
+    expect_same_books(short, long)
+    assert short.certificate().evicted.min() > 0
+    # All but those that evict, and move what is held: 512 tokens apart, each ring in its time.
+    assert steps > 650
+    assert attended > 650
+    assert short._store is not None
+    assert len(short._store.rings) == (1 if slopes[3] == 0.35 else 2)
+    if mode != "guaranteed":
+        assert judged[-2:] == ["short", "long"]
+
+
+def test_a_step_that_is_refused_changes_nothing() -> None:
+    cache = HorizonCache(mode="guaranteed", query_norm=30.0, key_norm=20.0)
+    slopes = alibi_slopes(4)
+    for number in range(30):
+        cache.append(*tokens(64, seed=number, batch=1))
+        cache.attend(queries(64, seed=number, batch=1), slopes)
+    key, value = tokens(1, seed=1, batch=1)
+    for wrong, words in (
+        ((100.0 * key, value), r"^key: expected norms up to the cap"),
+        ((key, value.masked_fill(value > 0, math.nan)), r"^value: expected finite numbers"),
+        ((key.double(), value.double()), r"^key: expected torch.float32 of shape"),
+        ((key, value[..., :-1]), r"^value: expected"),
+        ((key.repeat(2, 1, 1, 1), value.repeat(2, 1, 1, 1)), r"^key: expected torch.float32 of shape"),
+        ((key.clone().requires_grad_(), value), r"^key: expected a tensor without a gradient"),
+    ):
+        length, held = cache.length, cache.bytes_held
+        with pytest.raises(ValueError, match=words):
+            cache.append(*wrong)
+        assert (cache.length, cache.bytes_held) == (length, held)
+        with torch.no_grad():
+            cache.append(key, value)
+            cache.attend(queries(1, seed=1, batch=1), slopes)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_short_verdict_raises_as_a_long_one(batch: int, judged: list[str]) -> None:
+    """A late query along one of the first keys, longer than any before it."""
+    cache, slopes = HorizonCache(), torch.tensor([0.5, 0.4, 0.3, 0.2])
+    first, _ = tokens(64, seed=0, batch=batch)
+    for number in range(40):
+        cache.append(*tokens(64, seed=number, batch=batch))
+        cache.attend(queries(64, seed=number, batch=batch), slopes)
+    cache.append(*tokens(1, seed=99, batch=batch))
+    query = queries(1, seed=99, batch=batch)
+    cache.attend(query, slopes)
+    assert judged[-1] == "short"
+    query[-1, 1] = 4000.0 * first[-1, 0, 7]
+    with pytest.raises(HorizonViolation, match=rf"batch row {batch - 1}, head 1"):
+        cache.attend(query, slopes)
+    assert judged[-1] == "short"
+    assert cache.certificate().violations == 1
+    query[-1, 1] = math.nan
+    out = cache.attend(query, slopes)
+    assert bool(out[-1, 1].isnan().all())
+    assert cache.certificate().violations == 1
+
+
+def test_whoever_listens_to_a_cache_that_forgets_hears_all_of_it(taken: list[str], judged: list[str]) -> None:
+    cache, slopes = HorizonCache(), torch.tensor([0.5, 0.4, 0.02, 0.015])
+    for number in range(40):
+        cache.append(*tokens(64, seed=number, batch=1))
+        cache.attend(queries(64, seed=number, batch=1), slopes)
+    for _ in range(3):
+        cache.append(*tokens(1, seed=1, batch=1))
+        cache.attend(queries(1, seed=1, batch=1), slopes)
+    before = len(taken)
+    with Seen() as seen:
+        cache.append(*tokens(1, seed=1, batch=1))
+        cache.attend(queries(1, seed=1, batch=1), slopes)
+    assert any("alibi_attention.forward" in name for name in seen.names)
+    assert any("vector_norm" in name for name in seen.names)
+    assert len(taken) == before
+    assert judged[-2:] == ["short", "long"]
+
+
+def test_a_cache_that_forgets_is_copied_cropped_and_reordered_between_short_steps() -> None:
+    slopes = torch.tensor([0.5, 0.4, 0.02, 0.015])
+    one, other = HorizonCache(), HorizonCache()
+
+    def step(count: int, seed: int, batch: int = 1) -> None:
+        new, query = tokens(count, seed=seed, batch=batch), queries(count, seed=seed, batch=batch)
+        one.append(*new)
+        found = one.attend(query, slopes)
+        with pytest.MonkeyPatch.context() as patch:
+            long_ways(patch)
+            other.append(*new)
+            assert torch.equal(found, other.attend(query, slopes))
+
+    for number in range(40):
+        step(64, number)
+    for number in range(5):
+        step(1, number)
+    step(9, 50)
+    for cache in (one, other):
+        cache.crop(cache.length - 6)
+    for number in range(4):
+        step(1, number)
+    expect_same_books(one, other)
+    one = copy.deepcopy(one)
+    for number in range(4):
+        step(1, number)
+    for cache in (one, other):
+        cache.reorder(torch.tensor([0, 0]))
+    for number in range(4):
+        step(1, number, batch=2)
+    expect_same_books(one, other)
+
+
+def test_after_an_interrupt_between_rings_the_cache_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, slopes = HorizonCache(), torch.tensor([0.5, 0.4, 0.02, 0.015])
+    for number in range(40):
+        cache.append(*tokens(64, seed=number, batch=1))
+        cache.attend(queries(64, seed=number, batch=1), slopes)
+    cache.append(*tokens(1, seed=1, batch=1))
+    whole, calls = PreparedAppend.run, []
+
+    def interrupted(self: PreparedAppend, *rest: Any) -> None:
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        whole(self, *rest)
+
+    monkeypatch.setattr(PreparedAppend, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.append(*tokens(1, seed=1, batch=1))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"^cache: expected one whose last change came to its end"):
+        cache.append(*tokens(1, seed=1, batch=1))

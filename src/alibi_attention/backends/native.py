@@ -15,14 +15,15 @@ from typing import NamedTuple
 from alibi_attention.horizon.tiles import BLOCK_K
 
 # kInterface of csrc/call.h: what the fields of a call mean may change while their sizes do not.
-INTERFACE = 3
+INTERFACE = 4
 BLOCK_Q = 48
 # Numbers that a plan has for a block of queries: first tile, end tile, tile apart, tiles whose scores were taken.
 # Graphs that Inductor keeps on disk hold the size of a plan, so whoever changes it must give the operator another name.
 PLAN = 4
 # csrc/call.h, field by field, eight bytes each; the last 18 are backward's own.
 CALL = struct.Struct("=20q3d26q18q")
-APPEND = struct.Struct("=29q")
+APPEND = struct.Struct("=34q")
+AUDIT = struct.Struct("=14q3d11qd3q")
 
 _FILE = "_alibi_cpu.so"
 _INSTALL = (
@@ -42,11 +43,12 @@ _STATUS = {
 
 
 class Native(NamedTuple):
-    """Entry points: each takes a packed call, or append, and returns its status."""
+    """Entry points: each takes a packed call, append or audit, and returns its status."""
 
     forward: Callable[[bytes], int]
     backward: Callable[[bytes], int]
     append: Callable[[bytes], int]
+    audit: Callable[[bytes], int]
     isa: str
 
 
@@ -108,7 +110,7 @@ def open_library(path: Path) -> Native | str:
     reason = _disagreement(library)
     if reason is not None:
         return reason
-    entries = (library.alibi_forward, library.alibi_backward, library.alibi_append)
+    entries = (library.alibi_forward, library.alibi_backward, library.alibi_append, library.alibi_audit)
     for entry in entries:
         entry.argtypes = [ctypes.c_char_p]
         entry.restype = ctypes.c_int64
@@ -122,7 +124,7 @@ def open_library(path: Path) -> Native | str:
 
 def _disagreement(library: ctypes.CDLL) -> str | None:
     """Why a library cannot serve this package: another version of one of them lies beside the other."""
-    expected = (INTERFACE, CALL.size, BLOCK_Q, BLOCK_K, APPEND.size)
+    expected = (INTERFACE, CALL.size, BLOCK_Q, BLOCK_K, APPEND.size, AUDIT.size)
     try:
         library.alibi_layout.restype = ctypes.POINTER(ctypes.c_int64)
         layout = library.alibi_layout()
@@ -133,7 +135,7 @@ def _disagreement(library: ctypes.CDLL) -> str | None:
     if found == expected:
         return None
     return (
-        "the compiled library is of another version (interface, call, block, tile and append are "
+        "the compiled library is of another version (interface, call, block, tile, append and audit are "
         f"{found or 'unknown'} there, {expected} here): {_INSTALL}"
     )
 

@@ -204,12 +204,25 @@ class PreparedStep(PreparedCall):
         """Output and lse over what a cache holds."""
         return self.results(query, held, held, slopes)[:2]  # type: ignore[arg-type]
 
+    def run_over(self, held: Held, query: int, slopes: int, out: int, lse: int) -> None:
+        """The same of addresses: of the first query, slope and place for results, heads one after the other."""
+        call = self._template[:]
+        call[_THREADS] = torch.get_num_threads()
+        call[_SLOPES], call[_QUERY], call[_OUT], call[_LSE] = slopes, query, out, lse
+        plan = None if 4 * self._plan <= _FEW else torch.empty(self._plan, dtype=torch.int32)
+        call[_PLAN] = _SPARE.address if plan is None else plan.data_ptr()
+        self._hold(call, held)
+        native.check(self._native.forward(call.tobytes()))  # type: ignore[union-attr]
+
+    def _hold(self, call: array[int], held: Held) -> None:
+        call[_K_LEN], call[_OFFSET] = held.k_len, held.k_len - self._queries
+        call[_KEY], call[_VALUE], call[_NORMS] = held.key, held.value, held.norms
+
     def _filled(  # type: ignore[override]
         self, query: Tensor, key: Held, value: Held, slopes: Tensor, out: Tensor, lse: int, plan: int
     ) -> array[int]:
         # No tensors of what is held: to cut them out of the buffers would take as long as all else here.
         del value
         call = self._without_keys(query, slopes, out, lse, plan)
-        call[_K_LEN], call[_OFFSET] = key.k_len, key.k_len - self._queries
-        call[_KEY], call[_VALUE], call[_NORMS] = key.key, key.value, key.norms
+        self._hold(call, key)
         return call

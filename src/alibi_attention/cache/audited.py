@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alibi_attention.cache.audit import Rows
+from alibi_attention.backends.appending import readable
+from alibi_attention.backends.auditing import Verdict, audit
+from alibi_attention.cache.audit import DOT_ROUNDING, ROUNDING_NATS, SCORE_ROUNDING, Rows
 from alibi_attention.cache.auditor import Auditor
 from alibi_attention.cache.common import Drafted
 from alibi_attention.cache.kv import KVCache
@@ -17,6 +19,7 @@ from alibi_attention.cache.options import Options, per_head
 from alibi_attention.cache.proof import HorizonViolation, HorizonWarning
 from alibi_attention.cache.sizes import reach_of
 from alibi_attention.cache.store import Store
+from alibi_attention.eager import is_ordinary, nothing_listens
 from alibi_attention.horizon.tiles import BLOCK_K
 from alibi_attention.merge import merge_attention
 from alibi_attention.problem import UNBOUNDED, check_window
@@ -77,25 +80,56 @@ class Audit(Drafted):
         Raises:
             HorizonViolation: where evicted keys may matter and the cache was asked to raise.
         """
-        rows = self._rows(query, lse)
-        store, auditor = self._store, self.auditor
-        # Where windows were given too: the audit's grid of norms is made from the largest seen.
-        if any(ring.start == 0 for ring in store.rings):
-            auditor.observe(rows, self._by_query_head(store.farther))
-        self.excess = None
-        if not auditor.has_evicted:
-            return out, lse
+        store = self._store
         position = store.length - query.shape[2]
-        excess = self.excess = self._excess(rows, position, call["window"], with_sink=True)
-        by_head = excess.amax((0, 2))
-        at_worst = self._at_worst(by_head, position)
-        worst, coming = torch.stack([by_head.amax(), at_worst.amax()]).tolist()
-        if not worst <= self._limit:
+        self.excess = None
+        # Where windows were given too: the audit's grid of norms is made from the largest seen.
+        learns = any(ring.start == 0 for ring in store.rings)
+        shortly = check_window(call["window"])[0] == UNBOUNDED and self._is_readable(query, lse)
+        verdict = (self._verdict_shortly if shortly else self._verdict)(query, lse, position, learns, call["window"])
+        if verdict is None:
+            return out, lse
+        self.excess = verdict.excess
+        if not verdict.worst <= self._limit:
             return self._look_closer(query, slopes, out, lse, tolerance, **call)
-        auditor.record(by_head, excess.numel())
-        if coming > self._limit - self._options.headroom / 2:
-            self._widen(at_worst)
+        self.auditor.checked += verdict.excess.numel()
+        if verdict.coming > self._limit - self._options.headroom / 2:
+            self._widen(self._at_worst(verdict.excess.amax((0, 2)), position))
         return out, lse
+
+    def _verdict(
+        self, query: Tensor, lse: Tensor, position: int, learns: bool, window: tuple[int | None, int | None] | None
+    ) -> Verdict | None:
+        """On the rows of a call, whose `worst` by head is entered if all is well; None before anything was evicted."""
+        rows, auditor = self._rows(query, lse), self.auditor
+        if learns:
+            auditor.observe(rows, self._by_query_head(self._store.farther))
+        if not auditor.has_evicted:
+            return None
+        excess = self._excess(rows, position, window, with_sink=True)
+        by_head = excess.amax((0, 2))
+        worst, coming = torch.stack([by_head.amax(), self._at_worst(by_head, position).amax()]).tolist()
+        if worst <= self._limit:
+            torch.maximum(auditor.worst, by_head, out=auditor.worst)
+        return Verdict(worst, coming, excess)
+
+    def _is_readable(self, query: Tensor, lse: Tensor) -> bool:
+        """Whether the compiled library can give the verdict."""
+        return is_ordinary(query) and is_ordinary(lse) and nothing_listens() and readable(query, query, self._store.center)
+
+    def _verdict_shortly(
+        self, query: Tensor, lse: Tensor, position: int, learns: bool, window: tuple[int | None, int | None] | None
+    ) -> Verdict | None:
+        """The same in one call: of the last bits alone it may be of another opinion."""
+        del window  # unbounded
+        store, auditor = self._store, self.auditor
+        self._follow_rings()
+        return audit(
+            query, lse, store.center, store.longest, self._slopes, scale=self._scale,
+            rounding=DOT_ROUNDING * query.shape[3] + SCORE_ROUNDING, slack=ROUNDING_NATS, position=position,
+            learning=auditor.learning(store.farther) if learns else None,
+            books=auditor.books(self._least, self._limit),
+        )  # fmt: skip
 
     def _rows(self, query: Tensor, lse: Tensor) -> Rows:
         return Rows(query, lse, self._center, self._by_query_head(self._store.longest), self._scale)

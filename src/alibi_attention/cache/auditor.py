@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from alibi_attention.backends.auditing import Books, Learning
 from alibi_attention.cache.audit import Mass, Rows, make_grid
 from alibi_attention.cache.common import Drafted, lasting
 from alibi_attention.cache.sizes import SLACK_NATS, log_series
@@ -104,6 +105,16 @@ class Auditor(Drafted):
             else self._steep * torch.arange(lag, lag + count, device=self._steep.device, dtype=torch.float64)
         )
         return rows.excess(lines, faded)
+
+    def learning(self, farther: Tensor) -> Learning:
+        """What `observe` learns into."""
+        return Learning(farther, self._series, self.nats, self.largest)
+
+    def books(self, least: Tensor, limit: float) -> Books | None:
+        """What `excess` with the sink goes by; None before anything was evicted."""
+        if self._all_lines is None:
+            return None
+        return Books(*self._all_lines, self.place, least, limit, self.worst)
 
     def record(self, by_head: Tensor, rows: int) -> None:
         """Enter the outcome of a call, (num_heads,) logs of shares."""

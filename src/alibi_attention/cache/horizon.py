@@ -142,6 +142,8 @@ class HorizonCache:
                 others have changed.
         """
         self._check_whole()
+        if key_mask is None and self._append_shortly(key, value):
+            return
         store = self._store
         check_append(key, value, *((None, None) if store is None else store.like))
         if key_mask is not None:
@@ -172,6 +174,21 @@ class HorizonCache:
             judge.auditor.adopt(auditor)
         self._is_torn = False
 
+    def _append_shortly(self, key: Tensor, value: Tensor) -> bool:
+        """`append` where nothing is evicted or moved and no window is looked for: most steps of decoding."""
+        store, judge = self._store, self._judge
+        if store is None or judge is None or self._backing is not None or self._may_settle(store):
+            return False
+        write = store.step(key, value)
+        if write is None:
+            return False
+        if self._options.mode == "guaranteed":
+            check_keys(self._options, key, value, None)
+        self._is_torn = True
+        write()
+        self._is_torn = False
+        return True
+
     def _check_whole(self) -> None:
         if self._is_torn:
             raise ValueError(
@@ -184,13 +201,16 @@ class HorizonCache:
                 "change it through this cache alone: reset() empties both"
             )
 
+    def _may_settle(self, store: Store) -> bool:
+        if self._is_settled:
+            return store.length - self._settled_at >= PIECE and any(ring.start == 0 for ring in store.rings)
+        return store.length >= 2 * PIECE
+
     def _settle(self, store: Store, judge: Audit | Caps) -> None:
         """Find the windows; those of rings that are not full yet are found again, from more."""
+        if not self._may_settle(store):
+            return
         position = store.length
-        if self._is_settled and all(ring.start > 0 for ring in store.rings):
-            return
-        if position < 2 * PIECE or (self._is_settled and position - self._settled_at < PIECE):
-            return
         reaches = judge.reaches(store)
         if not self._is_settled:
             if position < dealt_from(reaches):
@@ -306,7 +326,8 @@ class HorizonCache:
                 f"slopes: expected shape ({slopes.shape[1]},), one set for the batch, got {tuple(slopes.shape)}; "
                 "keep sequences with slopes of their own in caches of their own"
             )
-        exact, limit = slopes.detach().double(), math.log(self.tolerance)
+        # A copy: slopes may change in place.
+        exact, limit = slopes.detach().to(torch.float64, copy=True), math.log(self.tolerance)
         if self._options.mode == "guaranteed":
             return Caps(self._options, exact, scale, limit)
         return Audit(self._options, store, exact, scale, limit, self._backing)

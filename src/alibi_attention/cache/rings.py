@@ -24,9 +24,12 @@ class Ring(Drafted, Run):
         key, value: (batch, heads, room, dim).
         norms: (batch, heads, room / 64) float64, the summary of `horizon.summary` by tile.
         center: (batch, heads, head_dim), what the radii are taken about.
+        index: (heads,) int64, `heads`, of ``of`` there are.
     """
 
     center: Tensor
+    index: Tensor
+    of: int
     # What `evict` and `_slide` leave to the next `append`.
     _farther: Tensor | None = None
     _shift = 0
@@ -50,7 +53,7 @@ class Ring(Drafted, Run):
     def steps(self) -> Steps:
         """The short way of attending to what is held, from row ``offset`` to ``offset + held`` of the buffers."""
         if self._steps is None or not self._steps.are_of(self.key, self.center, self.norms):
-            self._steps = Steps(self.key, self.value, self.center, self.norms)
+            self._steps = Steps(self.key, self.value, self.center, self.norms, self.index, self.of)
         return self._steps
 
     def span(self, first: int, end: int) -> tuple[Tensor, Tensor]:

@@ -75,11 +75,17 @@ class Run:
         self.end += tokens
         return at
 
+    def has_room(self, tokens: int) -> bool:
+        """Whether tokens find room where the buffer is, and it is not far too large for what will be held."""
+        if self.offset + self.held + tokens > self.room:
+            return False
+        return self.reach is None or self.room <= 2 * self._wanted(tokens)
+
     def _make_room(self, tokens: int) -> None:
+        if self.has_room(tokens):
+            return
         needed = self.held + tokens
         wanted = self._wanted(tokens)
-        if self.offset + needed <= self.room and (self.reach is None or self.room <= 2 * wanted):
-            return
         if needed + needed // 8 <= self.room <= 2 * wanted:
             self._slide()
         else:

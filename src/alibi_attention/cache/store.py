@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alibi_attention.backends.appending import Known
 from alibi_attention.cache.auditor import Auditor
 from alibi_attention.cache.common import Drafted, bytes_of, lasting, mean_key
 from alibi_attention.cache.rings import Ring
 from alibi_attention.cache.sinks import Sink
-from alibi_attention.cache.steps import new_radii
+from alibi_attention.cache.steps import Part, attend_to_parts, may_be_put, new_radii
 from alibi_attention.call import call_arguments
 from alibi_attention.horizon.summary import distances_from
 from alibi_attention.horizon.tiles import BLOCK_K
@@ -68,7 +69,7 @@ class Store(Drafted):
         device = self.center.device
         for ring in self.rings:
             ring.center = self.center[:, ring.heads].contiguous()
-        self._index = [torch.tensor(ring.heads, device=device) for ring in self.rings]
+            ring.index, ring.of = torch.tensor(ring.heads, device=device), self.center.shape[1]
         self._is_sorted = order == sorted(order)
         self._order = torch.tensor(order, device=device)
 
@@ -116,12 +117,37 @@ class Store(Drafted):
             writes = [self.rings[0].append(key, value, radii)]
         else:
             writes = [
-                ring.append(*(_heads(t, ring.heads, index) for t in (key, value, radii)))
-                for ring, index in zip(self.rings, self._index, strict=True)
+                ring.append(*(_heads(t, ring.heads, ring.index) for t in (key, value, radii))) for ring in self.rings
             ]
         self._remember(radii)
         self.length += tokens
         return _all_of(writes)
+
+    def step(self, key: Tensor, value: Tensor) -> Callable[[], None] | None:
+        """`append` of a few tokens for which nothing goes or moves, not in a draft; None where it has to be that.
+
+        What is returned writes them, once, and takes no memory.
+        """
+        if self.length < self.most_padding + BLOCK_K or not may_be_put(key, value):
+            return None
+        found = []
+        for ring in self.rings:
+            if ring.evicts_from <= self.length or not ring.has_room(key.shape[2]):
+                return None
+            steps, at = ring.steps(), ring.offset + ring.held
+            prepared = steps.find_append(key, value, at)
+            if prepared is None:
+                return None
+            found.append((ring, steps, prepared, at))
+        known = Known(self.center_norm, self.longest, self.farther)
+
+        def write() -> None:
+            for ring, steps, prepared, at in found:
+                steps.put(prepared, key, value, at, known)
+                ring.end += key.shape[2]
+            self.length += key.shape[2]
+
+        return write
 
     def _remember(self, radii: Tensor) -> None:
         most = radii.squeeze(2) if radii.shape[2] == 1 else radii.amax(2)
@@ -159,7 +185,7 @@ class Store(Drafted):
                 continue
             if auditor is not None:
                 self._enter(number, ring.evicted, start + BLOCK_K, auditor)
-            ring.evict(start, _heads(self.farther, ring.heads, self._index[number]))
+            ring.evict(start, _heads(self.farther, ring.heads, ring.index))
         if auditor is not None:
             auditor.close()
 
@@ -193,16 +219,23 @@ class Store(Drafted):
 
     def attend(self, query: Tensor, slopes: Tensor, **call: Any) -> tuple[Tensor, Tensor]:
         """Output and lse over what is held, from one call of the operator for each ring."""
-        parts = []
         group = query.shape[1] // self.center.shape[1]
+        if len(self.rings) > 1 and self._is_sorted and query.shape[0] == 1 and self._is_past_padding():
+            together = [
+                Part(ring.steps(), ring.offset, ring.offset + ring.held, len(ring.heads) * group) for ring in self.rings
+            ]
+            found = attend_to_parts(together, query, slopes, **call)
+            if found is not None:
+                return found
+        parts = []
         for ring, (queries, falling) in zip(self.rings, self._dealt(query, slopes, group), strict=True):
             padding = self.is_padding(ring.start, ring.end)
             if padding is None:
-                found = ring.steps().attend(
+                results = ring.steps().attend(
                     queries, falling, ring.offset, ring.offset + ring.held, return_lse=True, **call
                 )
-                if found is not None:
-                    parts.append((found[0], found[1]))
+                if results is not None:
+                    parts.append((results[0], results[1]))
                     continue
             key, value, norms = ring.view()
             mask = None if padding is None else ~padding
@@ -212,6 +245,9 @@ class Store(Drafted):
             )  # fmt: skip
             parts.append(run_forward(arguments))
         return self._joined(parts, group)
+
+    def _is_past_padding(self) -> bool:
+        return self.padding is None or min(ring.start for ring in self.rings) >= self.most_padding
 
     def _dealt(self, query: Tensor, slopes: Tensor, group: int) -> list[tuple[Tensor, Tensor]]:
         if len(self.rings) == 1:
