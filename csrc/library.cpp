@@ -42,7 +42,8 @@ extern const Kernels kernels_amx;
 namespace {
 
 // A denormal costs a hundred cycles and holds nothing a sum would notice: the tails of a softmax are full of them.
-// Whatever else the caller has set, rounding in another direction, exceptions that trap, is put aside with it.
+// Whatever else the caller has set, rounding in another direction, exceptions that trap, is put aside with it: in every
+// thread of a team, and for what the calling thread does alone.
 class FlushDenormals {
  public:
 #if defined(__SSE2__)
@@ -291,22 +292,27 @@ static const alibi::Kernels& kernels_for(const alibi::Call& call) {
 ALIBI_EXPORT int64_t alibi_forward(const alibi::Call* call) {
     if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
     if (!is_sound(*call)) return alibi::kWrongShape;
+    const alibi::FlushDenormals flush;
     return kernels_for(*call).forward(*call);
 }
 
 ALIBI_EXPORT int64_t alibi_backward(const alibi::Call* call) {
     if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
     if (!is_sound(*call)) return alibi::kWrongShape;
+    const alibi::FlushDenormals flush;
     return kernels_for(*call).backward(*call);
 }
 
 ALIBI_EXPORT int64_t alibi_append(const alibi::Append* call) {
     if (call->size != sizeof(alibi::Append)) return alibi::kWrongSize;
+    if (call->kv_heads <= 0 || call->head_dim <= 0 || call->value_dim <= 0) return alibi::kWrongShape;
+    const alibi::FlushDenormals flush;
     return alibi::chosen->kernels->append(*call);
 }
 
 ALIBI_EXPORT int64_t alibi_audit(const alibi::Audit* call) {
     if (call->size != sizeof(alibi::Audit)) return alibi::kWrongSize;
     if (call->kv_heads <= 0 || call->heads % call->kv_heads != 0) return alibi::kWrongShape;
+    const alibi::FlushDenormals flush;
     return alibi::chosen->kernels->audit(*call);
 }

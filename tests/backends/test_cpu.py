@@ -443,25 +443,78 @@ def test_the_floating_point_mode_is_left_as_it_was(flush: bool, team: Callable[[
     assert torch.equal(found[0], found[1])
 
 
+def everything(tensors: list[Tensor], slopes: Tensor) -> list[Tensor]:
+    """What the kernels give of each kind of call: blocks and gradients, a step with a cache, its append and summary."""
+    call = {"scale": 0.125, "backend": "cpu"}
+    leaves = [t.clone().requires_grad_() for t in (*tensors, slopes)]
+    out, lse = alibi_attention(*leaves, **call, return_lse=True)
+    results = [out, lse, *torch.autograd.grad((out, lse), leaves, (torch.ones_like(out), torch.ones_like(lse)))]
+    query, key, value = (t[:, :, :1] for t in tensors)
+    results.append(alibi_attention(query, *tensors[1:], slopes, query_offset=299, **call))
+    cache = KVCache()
+    cache.append(*tensors[1:])
+    for _ in range(3):
+        cache.append(key, value)
+        results.append(cache.attend(query, slopes, **call))
+    assert cache._norms is not None
+    return [*results, cache._norms]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library's name, and its numbers of modes")
 @pytest.mark.parametrize("backend_threads", [1, 2])
 def test_the_rounding_of_the_caller_does_not_reach_the_kernels(backend_threads: int, team: Callable[[int], None]):
     team(backend_threads)
     upward = {"x86_64": 0x800, "aarch64": 0x400000}[platform.machine()]
     library = ctypes.CDLL("libm.so.6")
-    tensors = [t.detach() for t in inputs(300)]
-    expected = alibi_attention(*tensors, backend="cpu")
+    tensors, slopes = [t.detach() for t in inputs(300)], alibi_slopes(4)
+    expected = everything(tensors, slopes)
     assert library.fesetround(upward) == 0
     try:
         # No constant, or it would be added when this is compiled.
-        is_upward = tensors[0].new_tensor(1.0) + 1e-12 > 1.0
-        found = alibi_attention(*tensors, backend="cpu")
+        is_upward = slopes.new_tensor(1.0) + 1e-12 > 1.0
+        found = everything(tensors, slopes)
         mode = library.fegetround()
     finally:
         library.fesetround(0)
     assert bool(is_upward)
     assert mode == upward
-    assert torch.equal(found, expected)
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if number == len(expected) - 1:
+            # The center, the mean of the first keys, is torch's: it has rounded upward.
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=0.0)
+        else:
+            assert torch.equal(one, other), number
+
+
+TRAPS = """
+import ctypes, math, torch
+from alibi_attention import KVCache, alibi_attention
+torch.set_num_threads(1)
+library = ctypes.CDLL("libm.so.6")
+shape = (1, 4, 1, 16)
+cache, slopes = KVCache(), torch.tensor([3e38, 1.0, 0.5, 0.0])
+keys = torch.ones(1, 4, 300, 16)
+cache.append(keys, keys)
+key, tiny = torch.full(shape, 1e30), torch.full(shape, 1e-38)
+for _ in range(3):
+    alibi_attention(tiny, keys, keys, slopes, scale=0.25, query_offset=299, backend="cpu")
+    cache.append(key, key)
+    cache.attend(tiny, slopes, scale=0.25)
+assert library.feenableexcept(0x1d) != -1  # invalid, by zero, overflow, underflow
+alibi_attention(tiny, keys, keys, slopes, scale=0.25, query_offset=299, backend="cpu")
+cache.append(key, key)
+cache.attend(tiny, slopes, scale=0.25)
+library.fedisableexcept(0x1d)
+print("alive")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library's name")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors need not trap")
+def test_exceptions_that_the_caller_traps_do_not_end_the_process():
+    done = subprocess.run([sys.executable, "-c", TRAPS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "alive\n"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
