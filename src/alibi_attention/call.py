@@ -60,7 +60,7 @@ def call_arguments(
     if slopes is None:
         slopes = preset_slopes(int(query.shape[1]), query.device)
     else:
-        check_finite_slopes(slopes)
+        check_finite_slopes(slopes, compute_dtype(query.dtype))
     check_tensors(query, key, value, slopes)
     batch, q_len, k_len = query.shape[0], query.shape[2], key.shape[2]
     scale = query.shape[3] ** -0.5 if scale is None else scale

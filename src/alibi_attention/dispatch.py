@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 from torch import Tensor
 
+from alibi_attention.backends import native
 from alibi_attention.backends.base import Backend
 from alibi_attention.backends.blocked import BlockedBackend
 from alibi_attention.backends.cpu import CpuBackend
@@ -28,6 +32,14 @@ def reasons(problem: Problem) -> dict[str, str | None]:
     return {name: backend.why_not(problem) for name, backend in _BACKENDS.items()}
 
 
+@functools.cache
+def _tell_of_missing_kernels() -> None:
+    """Once: an installation without a compiler succeeds, and what then serves is several times slower."""
+    library = native.load()
+    if isinstance(library, str):
+        warnings.warn(f"alibi_attention: {library}", RuntimeWarning, stacklevel=2)
+
+
 def choose(problem: Problem, name: str | None) -> Backend:
     """The named backend, or the first that can run the problem.
 
@@ -37,6 +49,8 @@ def choose(problem: Problem, name: str | None) -> Backend:
     """
     if name is not None and name not in _BACKENDS:
         raise ValueError(f"backend: expected None or one of {backend_names()}, got {name!r}")
+    if name is None and problem.device.type == "cpu":
+        _tell_of_missing_kernels()
     wanted = [name] if name is not None else [n for n in _BACKENDS if n not in _CHOSEN_BY_NAME_ONLY]
     for candidate in wanted:
         if _BACKENDS[candidate].why_not(problem) is None:

@@ -257,13 +257,20 @@ def check_options(is_causal: object, backend: object) -> None:
         raise ValueError(f"backend: expected None or a name, got {backend!r}")
 
 
-def check_finite_slopes(slopes: Tensor) -> None:
+def check_finite_slopes(slopes: Tensor, compute: torch.dtype = torch.float32) -> None:
+    """``compute`` is what they are computed with, which may hold less than their own dtype does."""
     if not values_can_be_read(slopes.device):
         return
-    # Few numbers are added up sooner by Python.
-    total = sum(slopes.tolist()) if slopes.dim() == 1 else float(slopes.detach().sum())
-    if not math.isfinite(total):
-        raise ValueError(f"slopes: expected finite numbers, got {slopes.detach().flatten().tolist()[:8]}")
+    given, most = slopes.detach().flatten().tolist(), torch.finfo(compute).max
+    # Few numbers are looked at sooner by Python.
+    wrong = [each for each in given if not -most <= each <= most]
+    if not wrong:
+        return
+    shown = f"[{', '.join(map(str, given[:8]))}{', ...' if len(given) > 8 else ''}]"
+    if all(map(math.isfinite, wrong)):
+        name = str(compute).removeprefix("torch.")
+        raise ValueError(f"slopes: expected numbers that {name} can hold, got {shown}; they are computed with in {name}")
+    raise ValueError(f"slopes: expected finite numbers, got {shown}")
 
 
 def check_window(window: tuple[int | None, int | None] | None) -> tuple[int, int]:

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from alibi_attention import alibi_attention, dispatch
 from alibi_attention.backends import native
 
 
@@ -94,3 +96,37 @@ def test_where_the_system_refuses_the_matrix_unit_other_kernels_serve():
     assert unasked.stdout == without.stdout
     assert asked.returncode != 0
     assert "ALIBI_CPU_ISA: got 'amx', the system refuses its registers" in asked.stderr
+
+
+def test_whoever_goes_without_the_kernels_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.randn(1, 1, 8, 8)
+    want = alibi_attention(query, query, query)
+    monkeypatch.setattr(native, "load", lambda: "the compiled library is missing: blocked serves meanwhile")
+    dispatch._tell_of_missing_kernels.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=r"^alibi_attention: the compiled library is missing: blocked serves"):
+            torch.testing.assert_close(alibi_attention(query, query, query), want)
+        # Not a second time, and not whoever asks for another backend.
+        alibi_attention(query, query, query)
+        dispatch._tell_of_missing_kernels.cache_clear()
+        alibi_attention(query, query, query, backend="blocked")
+    finally:
+        dispatch._tell_of_missing_kernels.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an environment of bytes")
+def test_an_instruction_set_that_is_no_text_is_refused_as_any_other() -> None:
+    code = """
+import torch
+from alibi_attention import KVCache, alibi_attention
+query = torch.randn(1, 1, 8, 8)
+KVCache().append(query, query)
+try:
+    alibi_attention(query, query, query)
+except RuntimeError as error:
+    print(ascii(str(error)))
+"""
+    environment = {**os.environb, b"ALIBI_CPU_ISA": b"\\xff"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith('"ALIBI_CPU_ISA: got'), done.stderr
+    assert "expected amx" in done.stdout or "expected baseline" in done.stdout

@@ -87,7 +87,8 @@ def test_the_faster_of_plain_and_flushed_counts() -> None:
 @pytest.mark.parametrize(
     ("flushed", "verdict"),
     [([3.0, 3.0, 3.0], "met"), ([1.9, 3.0, 3.0], "met, unsettled"), ([1.0, 1.0, 1.0], "missed"),
-     ([1.0, 1.0, 3.0], "missed, unsettled")],
+     ([1.0, 1.0, 3.0], "missed, unsettled"), ([3.0, None, None], "met, one round"),
+     ([1.0, None, None], "missed, one round")],
 )  # fmt: skip
 def test_verdicts(flushed: list[float | None], verdict: str) -> None:
     found = next(comparisons(results([1.0, 1.0, 1.0], flushed).trials[0]))

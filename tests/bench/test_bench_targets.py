@@ -314,6 +314,24 @@ def test_of_sizes_measured_twice_the_newest_counts() -> None:
     assert latest(files) == [new]
 
 
+def test_a_peer_of_an_older_file_is_not_lost(tmp_path: Path) -> None:
+    """A size measured again against fewer peers: those left out keep the ratio of their own file."""
+    both = trial(2048, [1.0], {"sdpa-row": [2.0], "flex-horizon": [0.5]}, case="forward-horizon")
+    again = trial(2048, [1.0], {"sdpa-row": [5.0]}, case="forward-horizon")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "".join(f"<!-- numbers: {name} -->\n<!-- end of numbers -->\n" for name in ("peers-horizon", "slower")),
+        encoding="utf-8",
+    )
+    fill(page, [run([again], "2001"), run([both], "2000")])
+    text = page.read_text(encoding="utf-8")
+    for peer, ratio in (("sdpa-row", "5.00x"), ("flex-horizon", "0.500x")):
+        assert f"{peer} | {ratio} |" in text
+    slower = text.split("slower -->")[1]
+    assert "flex-horizon" in slower
+    assert "sdpa-row" not in slower
+
+
 def test_every_table_can_be_made_of_every_case() -> None:
     trials = []
     for case in CASES.values():

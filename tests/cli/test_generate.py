@@ -455,6 +455,25 @@ def test_errors_that_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
 
 
+def test_code_in_a_folder_is_never_run(tmp_path: Path) -> None:
+    """Transformers alone would ask on the terminal, and take the answer from where prompts come from."""
+    ran = tmp_path / "ran"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    names = ("configuration_mine.MineConfig", "modeling_mine.MineForCausalLM")
+    config = {"model_type": "mine", "auto_map": dict(zip(("AutoConfig", "AutoModelForCausalLM"), names, strict=True))}
+    write_json(folder / "config.json", config)
+    for name in ("configuration_mine", "modeling_mine"):
+        (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\n", encoding="utf-8")
+    for given in (("abc",), ("-",)):
+        done = invoke(folder, *given, "--max-tokens", 2, input="y\ny\n")
+        assert done.exit_code == 2
+        assert "expected a model whose code is in Transformers, got" in " ".join(done.stderr.split())
+        assert "mine, whose code is in the folder" in " ".join(done.stderr.split())
+        assert "[y/N]" not in done.stdout + done.stderr
+    assert not ran.exists()
+
+
 def test_a_prompt_that_is_no_text(tmp_path: Path) -> None:
     save_model(tmp_path, "bloom")
     done = invoke(tmp_path, "ab" + os.fsdecode(b"\xff"))

@@ -139,7 +139,7 @@ def test_heads_that_are_no_power_of_two(alibi: Invoke, run: Path, tmp_path: Path
     save_tensors(folder.weights("alibi"), tensors, {})
     error = refused(alibi, run, tmp_path / "out")
     assert error.startswith("error: RUN: slopes: expected the interleaved ones for 3 heads, the only ones MPT has")
-    assert "train with 2 or 4 heads" in error
+    assert "train the method alibi-interleaved, which has them, or with 2 or 4 heads" in error
 
 
 def test_weights_missing_or_damaged(alibi: Invoke, run: Path, tmp_path: Path) -> None:

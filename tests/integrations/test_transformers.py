@@ -349,14 +349,18 @@ def test_mpt_runs_beyond_max_seq_len():
     assert (logits(enable(model), ids) - exact).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["qk_ln", "prefix_lm"])
-def test_an_mpt_of_which_transformers_leaves_a_part_out_is_refused(name: str):
-    model = small("mpt", attn_config={name: True})
+@pytest.mark.parametrize(
+    ("name", "set_to", "without"),
+    [("qk_ln", True, False), ("prefix_lm", True, False), ("attn_uses_sequence_id", True, False),
+     ("sliding_window_size", 4, -1)],
+)  # fmt: skip
+def test_an_mpt_of_which_transformers_leaves_a_part_out_is_refused(name: str, set_to: object, without: object):
+    model = small("mpt", attn_config={name: set_to})
     with pytest.raises(
-        ValueError, match=rf"model\.config\.attn_config\.{name}: expected False, got True: .*leaves out"
+        ValueError, match=rf"model\.config\.attn_config\.{name}: expected {without}, got {set_to}: .*leaves out"
     ):
         enable(model)
-    setattr(model.config.attn_config, name, False)
+    setattr(model.config.attn_config, name, without)
     enable(model)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from typing import Any
 
 import pytest
 
@@ -492,3 +493,18 @@ def test_autocast():
         parts = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split([9, 3], dim=1)]
     assert cache.layers[0].keys.dtype == torch.bfloat16
     assert (torch.cat(parts, 1) - whole).abs().max() <= 0.1
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "falcon"])
+@pytest.mark.parametrize("make", [kv_cache, horizon_cache, lambda model: DynamicCache()])
+def test_a_cache_that_generation_would_fill_with_the_whole_text_again_and_again_is_refused(kind: str, make: Any):
+    """So does an MPT, whose configuration has use_cache False, unless it is asked; stock says nothing."""
+    model = enable(small(kind, use_cache=False), falcon_rounding=False)
+    ids = tokens(1, 9)
+    options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    with pytest.raises(ValueError, match=r"^use_cache: expected True where past_key_values are given, got False"):
+        model.generate(ids, past_key_values=make(model), **options)
+    cache = make(model)
+    out = model.generate(ids, past_key_values=cache, use_cache=True, **options)
+    assert cache.get_seq_length() == 11
+    assert torch.equal(out, model.generate(ids, **options))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +45,7 @@ from transformers import (
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from alibi_attention import alibi_slopes
+from alibi_attention.integrations.inspect import describe
 from alibi_attention.integrations.transformers import disable, enable, replace_positions
 
 CAUSAL = ("llama", "qwen3", "qwen3-sliding", "gpt2")
@@ -252,9 +255,11 @@ def test_slopes_of_ones_own():
     model, ids = small("llama"), tokens(1, 20)
     flat = logits(replace_positions(model, torch.zeros(4)), ids)
     steep = logits(replace_positions(model, torch.full((4,), 2.0)), ids)
-    preset = logits(replace_positions(model), ids)
+    # Those it has stay, unless others are given.
+    assert torch.equal(logits(replace_positions(model), ids), steep)
+    preset = logits(replace_positions(model, alibi_slopes(4)), ids)
     assert not torch.equal(flat, steep)
-    assert torch.equal(logits(replace_positions(model, alibi_slopes(4)), ids), preset)
+    assert torch.equal(logits(replace_positions(small("llama")), ids), preset)
 
 
 @pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL])
@@ -430,3 +435,37 @@ def test_bert_as_a_decoder_is_causal(recorded: list):
     with torch.no_grad():
         model(tokens(1, 10))
     assert [call[4]["is_causal"] for call in recorded] == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_checkpoint_remembers_the_slopes(kind: str, tmp_path: Path) -> None:
+    slopes = torch.tensor([0.7, 0.2, 0.1, 0.03])
+    model = replace_positions(small(kind), slopes)
+    ids = tokens(1, 12)
+    with torch.no_grad():
+        want = model.eval()(ids).logits
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    replace_positions(loaded)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, want)
+    seen = describe(json.loads((tmp_path / "config.json").read_text(encoding="utf-8")))
+    assert seen.causal == (kind == "llama")
+    torch.testing.assert_close(seen.slopes, slopes)
+    assert seen.scheme is None
+    assert any(trap.code == "replaced" for trap in seen.traps)
+    # Others may be given; and without them it is as it was.
+    replace_positions(loaded, alibi_slopes(4))
+    assert loaded.config.alibi_positions == {"slopes": alibi_slopes(4).tolist()}
+    disable(loaded)
+    assert not hasattr(loaded.config, "alibi_positions")
+
+
+@pytest.mark.parametrize("held", [3, {"slopes": "steep"}, {"slopes": [1.0, 2.0]}, {}])
+def test_what_is_remembered_and_makes_no_sense_is_refused(held: object) -> None:
+    model = small("llama")
+    model.config.alibi_positions = held
+    with pytest.raises(ValueError, match="slopes: expected|alibi_positions: expected"):
+        replace_positions(model)
+    assert model.config.alibi_positions == held
+    replace_positions(model, alibi_slopes(4))

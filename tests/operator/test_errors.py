@@ -325,6 +325,11 @@ def test_every_argument_is_used() -> None:
             {"slopes": torch.tensor([1.0, math.nan, 1.0, 1.0])},
             "slopes: expected finite numbers, got [1.0, nan, 1.0, 1.0]",
         ),
+        ({"slopes": torch.tensor([1.0, math.inf] * 4).reshape(2, 4)}, "slopes: expected finite numbers, got [1.0, inf, "),
+        (
+            {"slopes": torch.tensor([1.0, 1.0, 1e300, -1e300], dtype=torch.float64)},
+            "slopes: expected numbers that float32 can hold, got [1.0, 1.0, 1e+300, -1e+300]; they are computed with",
+        ),
         ({"dropout_p": None}, "dropout_p: expected a number, got None"),
         ({"scale": "1"}, "scale: expected a number, got '1'"),
         ({"backend": 3}, "backend: expected None or a name, got 3"),

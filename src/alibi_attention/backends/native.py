@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
 import struct
 import sys
 import threading
@@ -115,11 +116,18 @@ def open_library(path: Path) -> Native | str:
         entry.argtypes = [ctypes.c_char_p]
         entry.restype = ctypes.c_int64
     wanted = os.environ.get("ALIBI_CPU_ISA", "")
-    refusal = library.alibi_choose(wanted.encode())
+    # As the environment has it, which need not be text.
+    refusal = library.alibi_choose(os.fsencode(wanted))
     if refusal:
-        why = _REFUSED.get(refusal, "expected amx, avx512bf16, avx512, avx2 or baseline")
+        why = _REFUSED.get(refusal, f"expected {_names()}")
         raise RuntimeError(f"ALIBI_CPU_ISA: got {wanted!r}, {why}; unset it to let the library choose")
     return Native(*entries, library.alibi_chosen().decode())
+
+
+def _names() -> str:
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return "amx, avx512bf16, avx512, avx2 or baseline"
+    return "baseline"
 
 
 def _disagreement(library: ctypes.CDLL) -> str | None:

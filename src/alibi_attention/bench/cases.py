@@ -84,6 +84,10 @@ _ALL = (
         memory_lengths=(128 * K,), limits=Limits(memory=_MEMORY),
     ),
     Case(
+        "memory-bf16-training", "peak memory of a forward and a backward pass in bfloat16", "training", (128 * K,),
+        dtype=torch.bfloat16, alone=True, memory_lengths=(128 * K,), limits=Limits(memory=_MEMORY),
+    ),
+    Case(
         "trained-forward", "forward on queries and keys of a trained model, all its layers", "forward",
         (8 * K, 32 * K), head_dims=(), peers=("sdpa", "sdpa-row"), alone=True, trained=True,
     ),

@@ -36,7 +36,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Met or missed; unsettled where not every round says so."""
+        """Met or missed; unsettled where not every round says so, and a single round is named."""
         return "" if self.target is None else verdict(self.ratio, self.target)
 
 
@@ -64,6 +64,9 @@ class Mean:
 
 
 def verdict(found: Ratio, target: float) -> str:
+    """Met or missed, and how far that can be relied on: rounds may disagree, and one round has nobody to agree with."""
+    if found.rounds == 1:
+        return ("missed" if found.median < target else "met") + ", one round"
     agreed = (found.low < target) == (found.high < target)
     return ("missed" if found.median < target else "met") + ("" if agreed else ", unsettled")
 

@@ -39,13 +39,14 @@ Trials = Sequence[TrialResult]
 
 def latest(results: Sequence[Results]) -> list[TrialResult]:
     """The trials of all files, each size once: as the newest file that has it measured to the end."""
-    found = {
-        (trial.case, trial.head_dim, trial.keys): trial
-        for each in sorted(results, key=lambda each: str(each.machine["date"]))
-        for trial in each.trials
-        if trial.complete
-    }
-    return list(found.values())
+    return list({(trial.case, trial.head_dim, trial.keys): trial for trial in complete(results)}.values())
+
+
+def complete(results: Sequence[Results]) -> list[TrialResult]:
+    """The trials of all files that were measured to the end, the newest last: of the same size there may be several,
+    against other peers."""
+    ordered = sorted(results, key=lambda each: str(each.machine["date"]))
+    return [trial for each in ordered for trial in each.trials if trial.complete]
 
 
 def fill(page: Path, results: Sequence[Results]) -> list[str]:
@@ -69,11 +70,12 @@ def fill(page: Path, results: Sequence[Results]) -> list[str]:
         there = ", ".join([*TABLES, *FILE_TABLES])
         remedy = f"write <!-- numbers: NAME --> and <!-- end of numbers --> with a name of {there}"
         raise BenchError("page", expected="a page that marks tables", got=got, remedy=remedy)
-    trials = latest([each for each in results if not switches(each)])
+    plain = [each for each in results if not switches(each)]
+    trials, every = latest(plain), complete(plain)
 
     def table(match: re.Match[str]) -> str:
         name = match[2]
-        made = FILE_TABLES[name](results) if name in FILE_TABLES else TABLES[name](trials)
+        made = FILE_TABLES[name](results) if name in FILE_TABLES else TABLES[name](every if name in OF_PEERS else trials)
         return match[1] + (made.markdown() if made.rows else "Not measured yet.\n") + match[3]
 
     write_text(page, _MARKED.sub(table, text))
@@ -195,7 +197,7 @@ def _memory(trials: Trials) -> Table:
             f"{(beyond(trial) or 0) / 1e6:.1f} MB",
         ]
         for trial in trials
-        if trial.case in ("memory", "memory-bf16", "memory-training") and beyond(trial) is not None
+        if trial.case in ("memory", "memory-bf16", "memory-training", "memory-bf16-training") and beyond(trial) is not None
     ]
     return Table("", ["", "inputs", "D", "tokens", "peak beyond inputs and outputs"], rows, labels=4)
 
@@ -254,7 +256,7 @@ def _bloom(trials: Trials) -> Table:
 
 
 def _peers(trials: Trials, cases: Mapping[str, str]) -> Table:
-    """Medians against every peer of these cases, by length."""
+    """Medians against every peer of these cases, by length: each as the newest file that has the peer there."""
     lengths = _lengths(trials, *cases)
     found: dict[tuple[str, int, str], dict[int, str]] = {}
     for trial in trials:
@@ -271,12 +273,17 @@ def _peers(trials: Trials, cases: Mapping[str, str]) -> Table:
 
 
 def _slower(trials: Trials) -> Table:
-    """Every size at which a peer is faster than what a call takes unasked."""
-    rows = [
-        [f"{trial.title}, D = {trial.head_dim}, {short(trial.keys)} tokens", each.peer.title, _cell(each)]
+    """Every size at which a peer is faster than what a call takes unasked, by the newest file that has it there."""
+    newest = {
+        (trial.case, trial.head_dim, trial.keys, each.peer.name): each
         for trial in trials
         for each in comparisons(trial)
-        if each.ours.default and each.slower
+        if each.ours.default
+    }
+    rows = [
+        [f"{each.trial.title}, D = {head_dim}, {short(keys)} tokens", each.peer.title, _cell(each)]
+        for (_, head_dim, keys, _), each in newest.items()
+        if each.slower
     ]
     return Table("", ["", "than", "our speed"], rows or [["nowhere in these files", NONE, NONE]], labels=2)
 
@@ -326,4 +333,6 @@ TABLES: dict[str, Callable[[Trials], Table]] = {
     "slower": _slower,
     "targets": target_table,
 }
+# These take all trials there are: a size may have been measured once more against other peers.
+OF_PEERS = {"peers", "peers-horizon", "slower"}
 FILE_TABLES: dict[str, Callable[[Sequence[Results]], Table]] = {"files": _files}

@@ -82,7 +82,7 @@ def generate(
     --cache horizon keeps memory constant however long the text grows. A Falcon then has the exact line of its
     biases, not their rounding to bfloat16, which grows with the text.
 
-    Without an end, until Ctrl-C, which ends it cleanly at any time:
+    Without an end, until Ctrl-C, which ends it cleanly once it has started:
 
     alibi generate RUN --cache horizon --max-tokens 0 --past-end
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,22 @@ def _refuse_other_weights(path: Path, info: dict[str, Any]) -> None:
         raise LabError("source", expected=expected, got=got, remedy="save the whole model into the folder")
 
 
+def _refuse_code(path: Path, transformers: Any) -> None:
+    """For a model whose code lies in its folder, which Transformers alone would ask about, or call unreadable."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Said better by who reads the rest.
+        return
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or "auto_map" not in config or kind in transformers.CONFIG_MAPPING:
+        return
+    raise LabError(
+        "source", expected="a model whose code is in Transformers", got=f"{path} ({kind}, whose code is in the folder)",
+        remedy="it is not run; BLOOM, MPT and Falcon with alibi=true are taken",
+    )  # fmt: skip
+
+
 class PretrainedSource:
     """A causal language model and its tokenizer.
 
@@ -69,10 +86,13 @@ class PretrainedSource:
         # Its bars and tables would stand between the text and its figures.
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
+        _refuse_code(path, transformers)
+        # Never asked about, least of all where a prompt comes from the keyboard: code of a folder is not run.
+        safely = {"trust_remote_code": False}
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, **safely)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
+                path, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True, **safely
             )
         # Whatever is wrong with a file: safetensors and tokenizers raise kinds of their own.
         except Exception as error:

@@ -46,7 +46,11 @@ def check_options(
         if not isinstance(flag, bool):
             raise ValueError(f"{name}: expected True or False, got {flag!r}")
     if not _is_number(softcap):
-        raise ValueError(f"softcap: expected 0.0, got {softcap!r}")
+        got = f"{softcap!r}"
+        if isinstance(softcap, Tensor):
+            # Of seven arguments without names it was the last before softcap came.
+            got = f"a tensor of shape {tuple(softcap.shape)}; pass alibi_slopes by name"
+        raise ValueError(f"softcap: expected 0.0, got {got}")
     if softcap != 0.0:
         raise NotImplementedError(
             f"softcap: expected 0.0, got {softcap!r}; capped scores are not carried, here linear biases bound them"

@@ -79,7 +79,10 @@ class DecoderWeights:
             remedy = "train with slopes that are neither learned nor scaled"
             if torch.allclose(self.slopes.detach().cpu().float(), alibi_slopes(self.heads), rtol=1e-6, atol=0.0):
                 power = 1 << (self.heads.bit_length() - 1)
-                remedy = f"train with {power} or {2 * power} heads, for which both schemes are the same"
+                remedy = (
+                    f"train the method alibi-interleaved, which has them, or with {power} or {2 * power} heads, for "
+                    "which both schemes are the same"
+                )
             raise ValueError(
                 f"slopes: expected the interleaved ones for {self.heads} heads, the only ones {title} has, "
                 f"got {[round(slope, 6) for slope in self.slopes.tolist()[:8]]}; {remedy}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from alibi_attention.integrations.inspect import traps as known
@@ -29,7 +30,7 @@ from alibi_attention.integrations.inspect.description import (
     positive,
     window,
 )
-from alibi_attention.slopes import alibi_slopes
+from alibi_attention.slopes import SlopeScheme, alibi_slopes
 
 Config = Mapping[str, Any]
 
@@ -65,6 +66,8 @@ def describe(config: object) -> AlibiModel:
     inner = config.get("text_config")
     if isinstance(inner, Mapping):
         return describe(inner)
+    if isinstance(config.get("alibi_positions"), Mapping):
+        return _read_replaced(config)
     if _data2vec(config) is not None:
         return _read_data2vec(config)
     kind = str(config.get("model_type", "")).lower()
@@ -229,11 +232,41 @@ def _read_data2vec(config: Config) -> AlibiModel:
     return _model(merged, "data2vec 2", shape, causal=False, factor=factor, note=note, extra=extra)
 
 
-def _read_unknown(config: Config) -> AlibiModel:
-    shape = _Shape(
-        ("n_layer", "num_hidden_layers", "n_layers"), ("n_head", "num_attention_heads", "n_heads"),
-        ("n_embd", "hidden_size", "d_model"), ("n_positions", "max_position_embeddings", "max_seq_len"),
+_ANY = _Shape(
+    ("n_layer", "num_hidden_layers", "n_layers"), ("n_head", "num_attention_heads", "n_heads"),
+    ("n_embd", "hidden_size", "d_model"), ("n_positions", "max_position_embeddings", "max_seq_len"),
+)  # fmt: skip
+
+
+def _read_replaced(config: Config) -> AlibiModel:
+    """A model whose own positions `replace_positions` switched off."""
+    name = str(config.get("model_type") or "unnamed")
+    heads = number(config, *_ANY.heads, most=MOST_HEADS)
+    given = config["alibi_positions"].get("slopes")
+    if (
+        not isinstance(given, list)
+        or len(given) != heads
+        or not all(isinstance(each, (int, float)) and math.isfinite(each) for each in given)
+    ):
+        raise ValueError(
+            f"alibi_positions.slopes: expected {heads} numbers, one for each head, got {given!r}; mend the configuration"
+        )
+    kv_heads, causal = number(config, "num_key_value_heads", default=heads), "bert" not in name
+    slopes = torch.tensor(given, dtype=torch.float32)
+    model = _model(
+        config, f"{name} by replace_positions", _ANY, kv_heads=kv_heads, kv_key="num_key_value_heads", causal=causal,
+        slopes=slopes,
     )  # fmt: skip
+    scheme: SlopeScheme | None = None
+    for each in ("geometric", "interleaved"):
+        if torch.allclose(slopes, alibi_slopes(heads, each)):  # type: ignore[arg-type]
+            scheme = each  # type: ignore[assignment]
+            break
+    return known.add(replace(model, scheme=scheme, length=None, length_key=""), known.replaced(name))
+
+
+def _read_unknown(config: Config) -> AlibiModel:
+    shape = _ANY
     name = str(config.get("model_type") or "unnamed")
     kv_heads = number(config, "num_key_value_heads", default=number(config, *shape.heads))
     return _model(

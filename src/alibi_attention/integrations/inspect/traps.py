@@ -46,6 +46,15 @@ def guessed(name: str) -> Trap:
     )
 
 
+def replaced(name: str) -> Trap:
+    return Trap(
+        "replaced",
+        f"Trained with ALiBi in place of its own positions, which Transformers alone does not know: it loads a {name} "
+        "with those it has by itself, and says nothing. Call "
+        "alibi_attention.integrations.transformers.replace_positions(model) after loading.",
+    )
+
+
 def scaled_by_length(train_length: int) -> Trap:
     return Trap(
         "scaled-by-length",

@@ -102,3 +102,14 @@ def refuse_weights(output_attentions: bool | None) -> None:
             "output_attentions: expected False, got True; the weights are never formed. disable(model) brings the "
             "stock attention back, alibi_attention.reference has them for study"
         )
+
+
+def refuse_idle_cache(cache: Any, use_cache: bool) -> None:
+    """`generate` without ``use_cache`` feeds the whole text at every step, and the models append it to what they were
+    given all the same: a text that repeats its beginning ever more often, and a cache that grows with the square."""
+    if cache is not None and not use_cache:
+        raise ValueError(
+            "use_cache: expected True where past_key_values are given, got False, with which the whole text is fed at "
+            "every step and the cache would hold it again each time; pass use_cache=True (an MPT's configuration says "
+            "False), or no past_key_values"
+        )

@@ -11,7 +11,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, BloomGelu, 
 from transformers.models.falcon.modeling_falcon import FalconAttention
 from transformers.models.mpt.modeling_mpt import MptAttention, MptBlock
 
-from alibi_attention.integrations.transformers.attention import attend, give_slopes, refuse_weights
+from alibi_attention.integrations.transformers.attention import attend, give_slopes, refuse_idle_cache, refuse_weights
 from alibi_attention.integrations.transformers.masks import key_mask_of
 from alibi_attention.slopes import alibi_slopes
 
@@ -35,12 +35,13 @@ class ALiBiBloomAttention(BloomAttention):  # type: ignore[misc]
         alibi: Tensor | None,  # noqa: ARG002
         attention_mask: Tensor | None,
         layer_past: Any = None,
-        use_cache: bool = False,  # noqa: ARG002
+        use_cache: bool = False,
         output_attentions: bool = False,
         **_: Any,
     ) -> tuple[Tensor, None]:
         """As BloomAttention; no weights are returned."""
         refuse_weights(output_attentions)
+        refuse_idle_cache(layer_past, use_cache)
         context = attend(
             self, list(self._reshape(self.query_key_value(hidden_states))), cache=layer_past,
             attention_mask=attention_mask, scale=self.inv_norm_factor,
@@ -121,11 +122,18 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
                 "model.config.attn_config.alibi: expected True, got False: the checkpoint says it was trained without "
                 "ALiBi (Transformers applies it all the same). Where that is a mistake, set it to True"
             )
-        for name, trained in (("qk_ln", "norms of queries and keys"), ("prefix_lm", "a prefix attended both ways")):
-            if getattr(attention, name, False):
+        for name, without, trained in (
+            ("qk_ln", False, "norms of queries and keys"),
+            ("prefix_lm", False, "a prefix attended both ways"),
+            ("attn_uses_sequence_id", False, "several texts in a row kept apart"),
+            ("sliding_window_size", -1, "attention to the nearest tokens alone"),
+        ):
+            found = getattr(attention, name, without)
+            if found is not None and found != without:
                 raise ValueError(
-                    f"model.config.attn_config.{name}: expected False, got True: the checkpoint says it was trained "
-                    f"with {trained}, which Transformers leaves out. Where that is a mistake, set it to False"
+                    f"model.config.attn_config.{name}: expected {without}, got {found}: the checkpoint says it was "
+                    f"trained with {trained}, which Transformers leaves out. Where that is a mistake, set it to "
+                    f"{without}"
                 )
         return alibi_slopes(config.n_heads, "interleaved", float(attention.alibi_bias_max))
 
@@ -151,12 +159,19 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
 
 
 class ALiBiMptBlock(MptBlock):  # type: ignore[misc]
-    """MptBlock, which alone is told that attention weights are wanted."""
+    """MptBlock, which alone is told that attention weights are wanted, and whether the cache is used."""
 
-    def forward(self, *arguments: Any, output_attentions: bool = False, **options: Any) -> Any:
+    def forward(
+        self, *arguments: Any, layer_past: Any = None, use_cache: bool = False, output_attentions: bool = False,
+        **options: Any,
+    ) -> Any:  # fmt: skip
         """As MptBlock; refuses weights, which are never formed."""
         refuse_weights(output_attentions)
-        return super().forward(*arguments, output_attentions=output_attentions, **options)
+        refuse_idle_cache(layer_past, use_cache)
+        return super().forward(
+            *arguments, layer_past=layer_past, use_cache=use_cache, output_attentions=output_attentions,
+            **options,
+        )  # fmt: skip
 
 
 class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
@@ -190,13 +205,14 @@ class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
         attention_mask: Tensor | None,
         position_ids: Tensor | None = None,  # noqa: ARG002
         layer_past: Any = None,
-        use_cache: bool = False,  # noqa: ARG002
+        use_cache: bool = False,
         output_attentions: bool = False,
         position_embeddings: Any = None,  # noqa: ARG002
         **_: Any,
     ) -> tuple[Tensor, None]:
         """As FalconAttention; no weights are returned."""
         refuse_weights(output_attentions)
+        refuse_idle_cache(layer_past, use_cache)
         heads = [part.transpose(1, 2) for part in self._heads(self.query_key_value(hidden_states))]
         if self.reproduces_rounding:
             past = 0 if layer_past is None else layer_past.get_seq_length(self.layer_idx)

@@ -35,6 +35,8 @@ from alibi_attention.slopes import alibi_slopes
 Model = TypeVar("Model", bound=nn.Module)
 
 _BEFORE = "_alibi_before"
+# What a checkpoint's config.json remembers: {"slopes": [one number a head]}.
+REMEMBERED = "alibi_positions"
 # Tables of learned positions, by the names Transformers gives them.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"}
 _PROBE = 6
@@ -48,12 +50,14 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     Rotary embeddings turn by nothing, and tables of learned positions are left out (and frozen); so there is no longest
     length any more. That the output no longer depends on position ids is then tried out, on six tokens, at near
     positions and beyond a million. The model must choose its attention by name, as Llama, Qwen3, GPT-2, BERT and
-    ModernBERT do; it need not have been loaded with ``attn_implementation="alibi"``, which this sets. A checkpoint does
-    not remember any of it: call this again after loading one.
+    ModernBERT do; it need not have been loaded with ``attn_implementation="alibi"``, which this sets. A checkpoint's
+    config.json remembers the slopes, under "alibi_positions", and Transformers does not look there: call this again
+    after loading one.
 
     Args:
         model: a PreTrainedModel with weights, no encoder-decoder.
-        slopes: (num_heads,) float32, nats per token; `alibi_slopes(num_heads)` by default.
+        slopes: (num_heads,) float32, nats per token; by default those that the configuration remembers, or else
+            `alibi_slopes(num_heads)`.
 
     Returns:
         model.
@@ -65,12 +69,15 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     check_module(model)
     part = _only_part(model)
     config = part.config
+    held = getattr(config, REMEMBERED, None)
     if config._attn_implementation == GENERAL and vars(part).get(_BEFORE) is not None:
         restore_positions(model)
     heads = config.num_attention_heads
     if slopes is not None:
         check_tensor("slopes", slopes)
-    slopes = alibi_slopes(heads) if slopes is None else slopes.detach().to("cpu", copy=True)
+        slopes = slopes.detach().to("cpu", copy=True)
+    else:
+        slopes = alibi_slopes(heads) if held is None else _remembered(held)
     check_slopes(slopes, 1, heads)
     before = config._attn_implementation
     layers = [module for module in part.modules() if _dispatches(module)]
@@ -110,11 +117,25 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
         with _in_evaluation(part):
             try_packing(part, layers, _probe(part))
         config._attn_implementation_internal = GENERAL
+        setattr(config, REMEMBERED, {"slopes": slopes.flatten().tolist()})
     except BaseException:
         restore_positions(model)
+        if held is not None:
+            setattr(config, REMEMBERED, held)
         config._attn_implementation_internal = before
         raise
     return model
+
+
+def _remembered(held: Any) -> Tensor:
+    """The slopes of a configuration."""
+    try:
+        return torch.tensor(held["slopes"], dtype=torch.float32)
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(
+            f'model.config.{REMEMBERED}: expected {{"slopes": [one number for each head]}}, got {held!r}; pass slopes, or '
+            "mend the configuration"
+        ) from None
 
 
 def restore_positions(model: nn.Module) -> None:
@@ -123,6 +144,7 @@ def restore_positions(model: nn.Module) -> None:
         if not isinstance(part, PreTrainedModel) or _BEFORE not in vars(part):
             continue
         part.config._attn_implementation_internal = vars(part).pop(_BEFORE)
+        vars(part.config).pop(REMEMBERED, None)
         for module in part.modules():
             remove_hooks(module, *_HOOKS)
             heard(module)
