@@ -210,3 +210,14 @@ def test_half_precision_weights_train() -> None:
     module(torch.randn(1, 7, 32, dtype=torch.bfloat16)).float().sum().backward()
     assert module.slopes.grad is not None
     assert module.slopes.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64])
+def test_an_input_of_another_dtype_is_named(dtype: torch.dtype) -> None:
+    layer, x = ALiBiAttention(16, 2), torch.ones(1, 5, 16).to(dtype)
+    with pytest.raises(ValueError, match=rf"^x: expected torch.float32, the layer's own, got {dtype}; convert x"):
+        layer(x)
+    if dtype.is_floating_point:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x.to(torch.bfloat16)).dtype == torch.bfloat16
+        assert layer.to(dtype)(x).dtype == dtype

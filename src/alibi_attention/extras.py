@@ -5,4 +5,4 @@ from __future__ import annotations
 
 def installing(extra: str) -> str:
     """The command for an extra, as errors name it. The package is on no index yet: from a checkout."""
-    return f"pip install '.[{extra}]' in a checkout of alibi-attention"
+    return f"pip install -c constraints.txt '.[{extra}]' in a checkout of alibi-attention"

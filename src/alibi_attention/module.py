@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alibi_attention.cache import HorizonCache, KVCache
+from alibi_attention.call import autocast_is_on
 from alibi_attention.ops import alibi_attention
 from alibi_attention.problem import check_slopes, check_tensor, is_integer, is_number
 from alibi_attention.slopes import alibi_slopes
@@ -154,6 +155,12 @@ class ALiBiAttention(nn.Module):
         check_tensor("x", x)
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(f"x: expected (batch, seq_len, {self.embed_dim}), got shape {tuple(x.shape)}")
+        dtype = self.q_proj.weight.dtype
+        if x.dtype != dtype and not (x.is_floating_point() and autocast_is_on(x.device.type)):
+            raise ValueError(
+                f"x: expected {dtype}, the layer's own, got {x.dtype}; convert x with x.to({dtype}), or the layer, or "
+                "run under torch.autocast"
+            )
         if not (cache is None or isinstance(cache, (KVCache, HorizonCache))):
             raise ValueError(f"cache: expected a KVCache or a HorizonCache, got {type(cache).__name__}")
         query = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)

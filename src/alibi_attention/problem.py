@@ -156,7 +156,7 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> 
     """Ranks, shapes, dtypes and devices of the four tensors."""
     if _fit(query.shape, key.shape, value.shape) and _alike(query, key, value, slopes):
         # The usual case, on the way of every call: one look, and no message to prepare.
-        check_slopes(slopes, query.shape[0], query.shape[1])
+        check_slopes(slopes, query.shape[0], query.shape[1], q_len=query.shape[2])
         return
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.dim() != 4:
@@ -209,15 +209,22 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> 
             f"key: expected a number of heads that divides query's {query.shape[1]}, got {key.shape[1]}; "
             f"grouped-query attention shares each key head among equally many query heads{hint}"
         )
-    check_slopes(slopes, query.shape[0], query.shape[1])
+    check_slopes(slopes, query.shape[0], query.shape[1], q_len=query.shape[2])
 
 
-def check_slopes(slopes: Tensor, batch: int, num_heads: int) -> None:
+def check_slopes(slopes: Tensor, batch: int, num_heads: int, q_len: int | None = None) -> None:
+    """``q_len`` is looked at for a hint alone: heads and tokens are easily exchanged."""
     # Spelled out: a compiler's symbolic sizes compare equal but are not found in a tuple.
     if slopes.shape != (num_heads,) and slopes.shape != (batch, num_heads):
+        hint = "one slope for each query head"
+        if slopes.dim() in (1, 2) and slopes.shape[-1] == q_len:
+            hint += (
+                "; where query, key and value are (batch, seq_len, num_heads, head_dim), pass tensor.transpose(1, 2)"
+            )
+        elif slopes.dim() == 4:
+            hint += "; a value has no place here"
         raise ValueError(
-            f"slopes: expected shape ({num_heads},) or ({batch}, {num_heads}), got {_shape(slopes)}; "
-            "one slope for each query head"
+            f"slopes: expected shape ({num_heads},) or ({batch}, {num_heads}), got {_shape(slopes)}; {hint}"
         )
     if not slopes.dtype.is_floating_point:
         raise ValueError(f"slopes: expected float32 (or float64), got {slopes.dtype}; convert them with slopes.float()")
@@ -269,7 +276,9 @@ def check_finite_slopes(slopes: Tensor, compute: torch.dtype = torch.float32) ->
     shown = f"[{', '.join(map(str, given[:8]))}{', ...' if len(given) > 8 else ''}]"
     if all(map(math.isfinite, wrong)):
         name = str(compute).removeprefix("torch.")
-        raise ValueError(f"slopes: expected numbers that {name} can hold, got {shown}; they are computed with in {name}")
+        raise ValueError(
+            f"slopes: expected numbers that {name} can hold, got {shown}; they are computed with in {name}"
+        )
     raise ValueError(f"slopes: expected finite numbers, got {shown}")
 
 
@@ -364,7 +373,7 @@ def check_packed(
         if bounds.dim() != 1 or bounds.dtype != torch.int32 or bounds.shape[0] < 2:
             raise ValueError(
                 f"{name}: expected int32 of shape (sequences + 1,), cumulative lengths from 0, "
-                f"got {bounds.dtype} of shape {_shape(bounds)}"
+                f"got {bounds.dtype} of shape {_shape(bounds)}; convert them with .to(torch.int32)"
             )
         if values_can_be_read(bounds.device):
             ends = bounds.tolist()

@@ -105,7 +105,9 @@ def test_so_it_is_where_few_queries_have_large_scores(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("length", "head_dim", "scale"), [(300, 64, 1.0), (300, 64, 0.5), (500, 32, 1.0), (300, 128, 0.3)])
+@pytest.mark.parametrize(
+    ("length", "head_dim", "scale"), [(300, 64, 1.0), (300, 64, 0.5), (500, 32, 1.0), (300, 128, 0.3)]
+)
 def test_large_scores_in_16_bits_cost_what_the_saved_output_does(
     length: int, head_dim: int, scale: float, dtype: torch.dtype
 ) -> None:

@@ -491,7 +491,7 @@ def expect_same_books(one: HorizonCache, other: HorizonCache) -> None:
 def test_steps_of_a_cache_that_forgets_go_the_short_way_and_come_out_the_same(
     mode: str, slopes: tuple[float, ...], dtype: torch.dtype, taken: list[str], judged: list[str]
 ) -> None:
-    """Heads in the order of their reach or not, of one ring or several; tokens that evict, and slide, go the long way."""
+    """Heads in the order of their reach or not, of one ring or several; what evicts, or slides, goes the long way."""
     options: dict[str, Any] = {
         "found": {}, "given": {"window": (1024, 3000) if slopes[0] > slopes[3] else (3000, 1024)},
         "guaranteed": {"mode": "guaranteed", "query_norm": 12.0, "key_norm": 12.0},

@@ -134,7 +134,7 @@ def test_help_shows_flags_without_a_value_and_arguments_in_capitals(alibi: Invok
 
 
 def test_help_of_the_paper_names_its_extra(alibi: Invoke) -> None:
-    assert "pip install '.[data]'" in alibi("reproduce", "paper", "--help").stdout
+    assert "pip install -c constraints.txt '.[data]'" in alibi("reproduce", "paper", "--help").stdout
 
 
 def test_help_of_a_study_tells_its_settings(alibi: Invoke) -> None:
@@ -199,7 +199,7 @@ def test_missing_extra_says_what_mends_it(missing: list[str], arguments: list[st
     assert done.returncode == 2
     assert done.stderr == (
         f"error: this needs {', '.join(missing)}, not installed here\n"
-        f"  pip install '.[{extra}]' in a checkout of alibi-attention\n"
+        f"  pip install -c constraints.txt '.[{extra}]' in a checkout of alibi-attention\n"
     )
     assert not any(tmp_path.iterdir())
 
@@ -215,7 +215,7 @@ def test_the_demo_does_without_its_picture(tmp_path: Path) -> None:
     assert "Slopes, and tokens until the bias takes" in done.stdout
     assert done.stdout.endswith(
         "No picture of them: that needs matplotlib, which "
-        "pip install '.[lab]' in a checkout of alibi-attention brings.\n"
+        "pip install -c constraints.txt '.[lab]' in a checkout of alibi-attention brings.\n"
     )
     assert not any(tmp_path.iterdir())
 
@@ -407,7 +407,7 @@ def test_existing_run_is_refused_and_resumed(alibi: Invoke, book: str, monkeypat
     assert again.exit_code == 2
     assert again.stderr == (
         "error: --output: expected a new or empty folder, got my run, which exists\n"
-        "  choose another, or continue that run with --resume\n"
+        "  choose another, or continue that run: alibi extrapolate --resume --output 'my run'\n"
     )
     other = alibi("extrapolate", "--resume", "--output", "my run", "--steps=7")
     assert other.exit_code == 2

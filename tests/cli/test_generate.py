@@ -510,7 +510,7 @@ def test_transformers_that_is_missing_or_was_not_tested(tmp_path: Path, monkeypa
     assert done.exit_code == 2, done.exception
     assert done.stderr == (
         "error: this needs transformers, not installed here\n"
-        "  pip install '.[transformers]' in a checkout of alibi-attention\n"
+        "  pip install -c constraints.txt '.[transformers]' in a checkout of alibi-attention\n"
     )
     for name in [name for name in sys.modules if name.startswith("alibi_attention.integrations.transformers")]:
         monkeypatch.delitem(sys.modules, name)

@@ -213,7 +213,8 @@ def test_a_missing_extra(alibi: Invoke, run: Path, tmp_path: Path, monkeypatch: 
     find = extras.find_spec
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "gguf" else find(name))
     assert refused(alibi, run, tmp_path / "out") == (
-        "error: this needs gguf, not installed here\n  pip install '.[export]' in a checkout of alibi-attention\n"
+        "error: this needs gguf, not installed here\n"
+        "  pip install -c constraints.txt '.[export]' in a checkout of alibi-attention\n"
     )
 
 

@@ -351,8 +351,11 @@ FLAT = torch.zeros(6, 4, 8)
 
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ours.flash_attn_func(Q, K, V, softcap=30.0), NotImplementedError, "softcap: expected 0.0, got 30.0"),
-    (lambda: ours.flash_attn_func(Q, K, V, 0.0, None, True, (-1, -1), SLOPES), ValueError,
-     "softcap: expected 0.0, got a tensor of shape (4,); pass alibi_slopes by name"),
+    (
+        lambda: ours.flash_attn_func(Q, K, V, 0.0, None, True, (-1, -1), SLOPES),
+        ValueError,
+        "softcap: expected 0.0, got a tensor of shape (4,); pass alibi_slopes by name",
+    ),
     (
         lambda: ours.flash_attn_func(Q, K, V, 0.1, return_attn_probs=True),
         NotImplementedError,

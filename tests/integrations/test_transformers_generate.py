@@ -496,7 +496,7 @@ def test_autocast():
 
 
 @pytest.mark.parametrize("kind", ["bloom", "mpt", "falcon"])
-@pytest.mark.parametrize("make", [kv_cache, horizon_cache, lambda model: DynamicCache()])
+@pytest.mark.parametrize("make", [kv_cache, horizon_cache, lambda _: DynamicCache()])
 def test_a_cache_that_generation_would_fill_with_the_whole_text_again_and_again_is_refused(kind: str, make: Any):
     """So does an MPT, whose configuration has use_cache False, unless it is asked; stock says nothing."""
     model = enable(small(kind, use_cache=False), falcon_rounding=False)

@@ -465,7 +465,7 @@ def test_a_checkpoint_remembers_the_slopes(kind: str, tmp_path: Path) -> None:
 def test_what_is_remembered_and_makes_no_sense_is_refused(held: object) -> None:
     model = small("llama")
     model.config.alibi_positions = held
-    with pytest.raises(ValueError, match="slopes: expected|alibi_positions: expected"):
+    with pytest.raises(ValueError, match=r"slopes: expected|alibi_positions: expected"):
         replace_positions(model)
     assert model.config.alibi_positions == held
     replace_positions(model, alibi_slopes(4))

@@ -168,8 +168,8 @@ def test_written_file_gives_the_same_configuration(tmp_path: Path) -> None:
          "`length: 256`"),
         ("- 3", "config: expected settings by name, got {path}, which holds list; write one setting a line, such as "
          "`length: 256`"),
-        ("lenght: 3", "lenght: expected a known setting, got this name; length is meant? Known are "
-         + ", ".join(ExperimentConfig.model_fields)),
+        ("lenght: 3", "config: expected known settings, got lenght in {path}; length is meant?"),
+        ("3: 4", "config: expected known settings, got 3 in {path}; `alibi extrapolate --help` has them as flags"),
         ("length: short", "length: expected a valid integer, unable to parse string as an integer, got 'short'; "
          "give such a value"),
     ],

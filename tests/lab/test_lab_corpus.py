@@ -402,7 +402,7 @@ def test_data_set_refusals(tiny: MakeConfig, saved: Path, tmp_path: Path, monkey
     monkeypatch.setattr("alibi_attention.lab.documents.find_spec", lambda _: None)
     assert refusal() == (
         "dataset: expected the package datasets, got none installed; "
-        "pip install '.[data]' in a checkout of alibi-attention"
+        "pip install -c constraints.txt '.[data]' in a checkout of alibi-attention"
     )
 
 

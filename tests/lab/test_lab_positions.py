@@ -225,7 +225,7 @@ def test_transformers_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         method("rope").require("yarn")
     assert str(error.value) == (
         "variants: expected the package transformers, whose rules RoPE is scaled by, got rope:yarn without it; "
-        "pip install '.[transformers]' in a checkout of alibi-attention, or leave this variant out"
+        "pip install -c constraints.txt '.[transformers]' in a checkout of alibi-attention, or leave this variant out"
     )
 
 

@@ -101,7 +101,7 @@ def test_an_existing_folder_is_refused_and_kept(tiny: MakeConfig, tmp_path: Path
         start_experiment(tiny(), tmp_path / "run")
     assert str(error.value) == (
         f"output: expected a new or empty folder, got {tmp_path / 'run'}, which exists; "
-        "choose another, or continue that run with --resume"
+        f"choose another, or continue that run: alibi extrapolate --resume --output {tmp_path / 'run'}"
     )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
 

@@ -325,7 +325,10 @@ def test_every_argument_is_used() -> None:
             {"slopes": torch.tensor([1.0, math.nan, 1.0, 1.0])},
             "slopes: expected finite numbers, got [1.0, nan, 1.0, 1.0]",
         ),
-        ({"slopes": torch.tensor([1.0, math.inf] * 4).reshape(2, 4)}, "slopes: expected finite numbers, got [1.0, inf, "),
+        (
+            {"slopes": torch.tensor([1.0, math.inf] * 4).reshape(2, 4)},
+            "slopes: expected finite numbers, got [1.0, inf, ",
+        ),
         (
             {"slopes": torch.tensor([1.0, 1.0, 1e300, -1e300], dtype=torch.float64)},
             "slopes: expected numbers that float32 can hold, got [1.0, 1.0, 1e+300, -1e+300]; they are computed with",
@@ -456,3 +459,11 @@ def test_a_tensor_left_out_is_named(name: str) -> None:
     tensors = {each: torch.zeros(1, 2, 3, 8) for each in ("query", "key", "value")} | {name: None}
     with pytest.raises(ValueError, match=f"^{name}: expected a torch.Tensor, got None; pass the tensor$"):
         alibi_attention(**tensors)
+
+
+def test_heads_and_tokens_exchanged_are_guessed() -> None:
+    tensor = torch.zeros(2, 100, 8, 16)
+    with pytest.raises(ValueError, match=r"got \(8,\); one slope for each query head; where query, key and value are"):
+        alibi_attention(tensor, tensor, tensor, alibi_slopes(8))
+    with pytest.raises(ValueError, match=r"got \(2, 100, 8, 16\); one slope for each query head; a value has no place"):
+        certify(tensor, tensor, tensor)

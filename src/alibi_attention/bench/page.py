@@ -75,7 +75,9 @@ def fill(page: Path, results: Sequence[Results]) -> list[str]:
 
     def table(match: re.Match[str]) -> str:
         name = match[2]
-        made = FILE_TABLES[name](results) if name in FILE_TABLES else TABLES[name](every if name in OF_PEERS else trials)
+        made = (
+            FILE_TABLES[name](results) if name in FILE_TABLES else TABLES[name](every if name in OF_PEERS else trials)
+        )
         return match[1] + (made.markdown() if made.rows else "Not measured yet.\n") + match[3]
 
     write_text(page, _MARKED.sub(table, text))
@@ -197,7 +199,8 @@ def _memory(trials: Trials) -> Table:
             f"{(beyond(trial) or 0) / 1e6:.1f} MB",
         ]
         for trial in trials
-        if trial.case in ("memory", "memory-bf16", "memory-training", "memory-bf16-training") and beyond(trial) is not None
+        if trial.case in ("memory", "memory-bf16", "memory-training", "memory-bf16-training")
+        and beyond(trial) is not None
     ]
     return Table("", ["", "inputs", "D", "tokens", "peak beyond inputs and outputs"], rows, labels=4)
 

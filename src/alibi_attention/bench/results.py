@@ -151,6 +151,9 @@ def read_results(path: Path) -> Results:
     except ValueError:
         raise BenchError("FILES", expected="JSON", got=f"{path}, which is none", remedy=remedy) from None
     version = value.get("schema_version") if isinstance(value, dict) else None
+    if isinstance(value, dict) and "corpus" in value:
+        got, remedy = f"{path}, a run of the laboratory", "alibi report reads those"
+        raise BenchError("FILES", expected="files of results", got=got, remedy=remedy)
     if version != SCHEMA_VERSION:
         got = f"{path} of version {version}" if version is not None else f"{path}, which has no version"
         raise BenchError("FILES", expected=f"results of version {SCHEMA_VERSION}", got=got, remedy=remedy)

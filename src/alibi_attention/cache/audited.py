@@ -115,7 +115,9 @@ class Audit(Drafted):
 
     def _is_readable(self, query: Tensor, lse: Tensor) -> bool:
         """Whether the compiled library can give the verdict."""
-        return is_ordinary(query) and is_ordinary(lse) and nothing_listens() and readable(query, query, self._store.center)
+        return (
+            is_ordinary(query) and is_ordinary(lse) and nothing_listens() and readable(query, query, self._store.center)
+        )
 
     def _verdict_shortly(
         self, query: Tensor, lse: Tensor, position: int, learns: bool, window: tuple[int | None, int | None] | None

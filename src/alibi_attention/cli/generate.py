@@ -172,7 +172,8 @@ def _report(source: Source, outcome: Outcome) -> None:
         err=True,
     )
     caches = source.horizon_caches()
-    line = f"cache: {source.bytes_held / 2**20:,.1f} MiB"
+    held = source.bytes_held
+    line = f"cache: {held / 2**20:,.1f} MiB" if held >= 2**20 else f"cache: {held / 2**10:,.1f} KiB"
     if caches:
         certificates = [cache.certificate() for cache in caches]
         evicted = max(int(each.evicted.max()) for each in certificates)

@@ -180,7 +180,8 @@ def check_cumulative(
         if not isinstance(cumulative, Tensor) or cumulative.dim() != 1 or cumulative.dtype != torch.int32:
             got = f"{cumulative.dtype} of shape {tuple(cumulative.shape)}" if isinstance(cumulative, Tensor) else None
             raise ValueError(
-                f"{name}: expected int32 of shape (sequences + 1,), got {got or type(cumulative).__name__}"
+                f"{name}: expected int32 of shape (sequences + 1,), got {got or type(cumulative).__name__}; convert it "
+                "with .to(torch.int32)"
             )
         if cumulative.device != q.device or cumulative.shape[0] < 2:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         got = f"{path}, which holds {'nothing' if values is None else type(values).__name__}"
         raise LabError("config", expected="settings by name", got=got, remedy=remedy)
+    for name in values:
+        setting = str(name).replace("-", "_")
+        if setting not in ExperimentConfig.model_fields:
+            near = difflib.get_close_matches(setting, ExperimentConfig.model_fields, n=1)
+            remedy = f"{near[0]} is meant?" if near else "`alibi extrapolate --help` has them as flags"
+            raise LabError("config", expected="known settings", got=f"{name} in {path}", remedy=remedy)
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     for name in (*JOINED, *_PATHS):
         if name in values and not isinstance(values[name], list):

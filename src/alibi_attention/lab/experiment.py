@@ -100,7 +100,7 @@ def resume_experiment(
     """
     folder = RunFolder(root)
     if not folder.config.is_file():
-        got = f"{root}, which has no config.json"
+        got = f"{root}, which {'has no config.json' if folder.root.is_dir() else 'does not exist'}"
         remedy = "name the folder of an interrupted run with --output, or start one without --resume"
         raise LabError("output", expected="the folder of a run", got=got, remedy=remedy)
     config = read_as_started(folder, expected or {})

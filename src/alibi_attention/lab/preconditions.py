@@ -82,7 +82,7 @@ def remarks(config: ExperimentConfig, corpus: Corpus, *, trains: bool) -> list[s
     if trains and config.warmup >= config.steps:
         reached = learning_rate_factor(config.steps - 1, steps=config.steps, warmup=config.warmup, final=1.0)
         found.append(f"The learning rate rises over {config.warmup} steps and there are {config.steps}: it ends at "
-                     f"{reached:.0%} of its peak and never falls. A --warmup below --steps is meant.")  # fmt: skip
+                     f"{reached:.0%} of its peak and never falls. Give a --warmup below --steps.")  # fmt: skip
     if "recall" in config.protocols and config.recall_share == 0.0:
         found.append(UNTAUGHT)
     if "sliding" in config.protocols:

@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -139,11 +140,12 @@ class RunFolder:
     def refuse_existing(self) -> None:
         """Raise `LabError` if anything is here already, other than what a process killed in `begin` left."""
         if self.root.exists() and (not self.root.is_dir() or not all(map(is_partial, self.root.iterdir()))):
+            command = shlex.join(["alibi", "extrapolate", "--resume", "--output", str(self.root)])
             raise LabError(
                 "output",
                 expected="a new or empty folder",
                 got=f"{self.root}, which exists",
-                remedy="choose another, or continue that run with --resume",
+                remedy=f"choose another, or continue that run: {command}",
             )
 
     def begin(self, config: ExperimentConfig, corpus: Corpus) -> None:
@@ -305,7 +307,7 @@ class RunFolder:
         such a folder is in forms that this version does not continue.
         """
         if not self.config.is_file():
-            got = f"{self.root}, which has no config.json"
+            got = f"{self.root}, which {'has no config.json' if self.root.is_dir() else 'does not exist'}"
             remedy = "name one that alibi extrapolate wrote"
             raise LabError("run", expected="the folder of a run", got=got, remedy=remedy)
         expected = "a config.json as it was written"

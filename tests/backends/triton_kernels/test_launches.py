@@ -373,7 +373,7 @@ def test_missing_and_old_tritons_are_named_with_the_remedy(monkeypatch: pytest.M
     try:
         assert told() is None
         monkeypatch.setattr(devices.importlib.metadata, "version", lambda name: "3.5.1")  # noqa: ARG005
-        remedy = "pip install '.[triton]' in a checkout of alibi-attention"
+        remedy = "pip install -c constraints.txt '.[triton]' in a checkout of alibi-attention"
         assert told() == f"needs Triton 3.6 or later, found 3.5.1: {remedy}"
         monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
         assert told() == f"Triton is not installed: {remedy}"

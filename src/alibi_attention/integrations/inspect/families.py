@@ -249,7 +249,8 @@ def _read_replaced(config: Config) -> AlibiModel:
         or not all(isinstance(each, (int, float)) and math.isfinite(each) for each in given)
     ):
         raise ValueError(
-            f"alibi_positions.slopes: expected {heads} numbers, one for each head, got {given!r}; mend the configuration"
+            f"alibi_positions.slopes: expected {heads} numbers, one for each head, got {given!r}; mend the "
+            "configuration"
         )
     kv_heads, causal = number(config, "num_key_value_heads", default=heads), "bert" not in name
     slopes = torch.tensor(given, dtype=torch.float32)

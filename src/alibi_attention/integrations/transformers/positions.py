@@ -133,8 +133,8 @@ def _remembered(held: Any) -> Tensor:
         return torch.tensor(held["slopes"], dtype=torch.float32)
     except (TypeError, KeyError, ValueError):
         raise ValueError(
-            f'model.config.{REMEMBERED}: expected {{"slopes": [one number for each head]}}, got {held!r}; pass slopes, or '
-            "mend the configuration"
+            f'model.config.{REMEMBERED}: expected {{"slopes": [one number for each head]}}, got {held!r}; pass slopes, '
+            "or mend the configuration"
         ) from None
 
 
