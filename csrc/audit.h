@@ -1,5 +1,5 @@
-// What `cache/audit.py` and `cache/auditor.py` compute of the rows of one call, whose work is as little and whose calls
-// into a framework are thirty.
+// What `cache/audit.py` and `cache/auditor.py` compute of the rows of one call. As with an append it is little work,
+// and thirty calls into a framework.
 #pragma once
 
 #include "horizon.h"
@@ -12,7 +12,7 @@ ALIBI_INLINE double larger_or_nan(double most, double x) {
     return x > most || x != x ? x : most;
 }
 
-ALIBI_INLINE void raise(double& most, double x) {
+ALIBI_INLINE void raise_to(double& most, double x) {
     if (x > most) most = x;
 }
 
@@ -35,8 +35,8 @@ static int64_t audit(const Audit& call) {
                                     rounding * rho * call.longest[keys] - call.slack;
                 if (call.farther) {
                     const double asked = rho * call.farther[keys] + call.series[h] - kept;
-                    if (__builtin_fabs(asked) < __builtin_inf()) raise(call.nats[h], asked);
-                    if (rho < __builtin_inf()) raise(call.largest[h], rho);
+                    if (__builtin_fabs(asked) < __builtin_inf()) raise_to(call.nats[h], asked);
+                    if (rho < __builtin_inf()) raise_to(call.largest[h], rho);
                 }
                 if (!call.at) continue;
                 double gone = nothing;
@@ -59,7 +59,7 @@ static int64_t audit(const Audit& call) {
     for (int64_t b = 0; b < call.batch; ++b)
         for (int64_t h = 0; h < call.heads; ++h)
             for (int64_t i = 0; i < call.q_len; ++i)
-                raise(call.worst[h], call.excess[(b * call.heads + h) * call.q_len + i]);
+                raise_to(call.worst[h], call.excess[(b * call.heads + h) * call.q_len + i]);
     return kDone;
 }
 

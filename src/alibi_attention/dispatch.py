@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 
 from torch import Tensor
@@ -32,12 +31,20 @@ def reasons(problem: Problem) -> dict[str, str | None]:
     return {name: backend.why_not(problem) for name, backend in _BACKENDS.items()}
 
 
-@functools.cache
-def _tell_of_missing_kernels() -> None:
-    """Once: an installation without a compiler succeeds, and what then serves is several times slower."""
-    library = native.load()
-    if isinstance(library, str):
-        warnings.warn(f"alibi_attention: {library}", RuntimeWarning, stacklevel=2)
+_told_of_missing_kernels = False
+
+
+def _tell_of_missing_kernels(problem: Problem) -> None:
+    """Once, where another backend serves for want of the compiled library alone.
+
+    An installation without a compiler succeeds, and what then serves is several times slower.
+    """
+    global _told_of_missing_kernels
+    why = _BACKENDS["cpu"].why_not(problem)
+    if _told_of_missing_kernels or why is None or why != native.load():
+        return
+    _told_of_missing_kernels = True
+    warnings.warn(f"alibi_attention: {why}", RuntimeWarning, stacklevel=3)
 
 
 def choose(problem: Problem, name: str | None) -> Backend:
@@ -49,11 +56,11 @@ def choose(problem: Problem, name: str | None) -> Backend:
     """
     if name is not None and name not in _BACKENDS:
         raise ValueError(f"backend: expected None or one of {backend_names()}, got {name!r}")
-    if name is None and problem.device.type == "cpu":
-        _tell_of_missing_kernels()
     wanted = [name] if name is not None else [n for n in _BACKENDS if n not in _CHOSEN_BY_NAME_ONLY]
     for candidate in wanted:
         if _BACKENDS[candidate].why_not(problem) is None:
+            if name is None and candidate != "cpu" and not _told_of_missing_kernels:
+                _tell_of_missing_kernels(problem)
             return _BACKENDS[candidate]
     listing = "\n".join(f"  {n}: {why or 'can run it'}" for n, why in reasons(problem).items())
     asked = f"backend {name!r}" if name is not None else "no backend"

@@ -17,6 +17,7 @@ _WITHOUT_VALUES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchM
 
 # Times log2(e) it is still a float.
 _STEEPEST = 2e38
+_FEW_SLOPES = 32
 _DENSE = torch.strided
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -268,11 +269,18 @@ def check_finite_slopes(slopes: Tensor, compute: torch.dtype = torch.float32) ->
     """``compute`` is what they are computed with, which may hold less than their own dtype does."""
     if not values_can_be_read(slopes.device):
         return
-    given, most = slopes.detach().flatten().tolist(), torch.finfo(compute).max
-    # Few numbers are looked at sooner by Python.
-    wrong = [each for each in given if not -most <= each <= most]
-    if not wrong:
+    if not slopes.dtype.is_floating_point:
+        # Said by who looks at dtypes.
         return
+    most = torch.finfo(compute).max
+    # Few numbers are looked at sooner by Python. What is not a number is not within.
+    if slopes.numel() <= _FEW_SLOPES:
+        if all(-most <= each <= most for each in slopes.detach().flatten().tolist()):
+            return
+    elif bool((slopes.detach().abs() <= most).all()):
+        return
+    given = slopes.detach().flatten().tolist()
+    wrong = [each for each in given if not -most <= each <= most]
     shown = f"[{', '.join(map(str, given[:8]))}{', ...' if len(given) > 8 else ''}]"
     if all(map(math.isfinite, wrong)):
         name = str(compute).removeprefix("torch.")

@@ -488,7 +488,7 @@ def test_the_rounding_of_the_caller_does_not_reach_the_kernels(backend_threads: 
 
 TRAPS = """
 import ctypes, math, torch
-from alibi_attention import KVCache, alibi_attention
+from alibi_attention import HorizonCache, KVCache, alibi_attention
 torch.set_num_threads(1)
 library = ctypes.CDLL("libm.so.6")
 shape = (1, 4, 1, 16)
@@ -500,10 +500,18 @@ for _ in range(3):
     alibi_attention(tiny, keys, keys, slopes, scale=0.25, query_offset=299, backend="cpu")
     cache.append(key, key)
     cache.attend(tiny, slopes, scale=0.25)
+leaves = [keys.clone().requires_grad_() for _ in range(3)]
+out = alibi_attention(*leaves, slopes, scale=1e30, backend="cpu")
+forgetful = HorizonCache()
+forgetful.append(keys, keys)
+forgetful.attend(tiny, slopes, scale=0.25)
 assert library.feenableexcept(0x1d) != -1  # invalid, by zero, overflow, underflow
 alibi_attention(tiny, keys, keys, slopes, scale=0.25, query_offset=299, backend="cpu")
 cache.append(key, key)
 cache.attend(tiny, slopes, scale=0.25)
+out.backward(keys)
+forgetful.append(key, key)
+forgetful.attend(tiny, slopes, scale=0.25)
 library.fedisableexcept(0x1d)
 print("alive")
 """

@@ -474,6 +474,10 @@ def expect_same_books(one: HorizonCache, other: HorizonCache) -> None:
     assert torch.equal(mine.evicted, theirs.evicted)
     assert (mine.checked, mine.violations, mine.sink_reads) == (theirs.checked, theirs.violations, theirs.sink_reads)
     torch.testing.assert_close(mine.by_head, theirs.by_head, rtol=1e-4, atol=0.0)
+    if isinstance(one._judge, Audit) and isinstance(other._judge, Audit):
+        for name in ("nats", "largest", "worst"):
+            found, want = (getattr(each._judge.auditor, name) for each in (one, other))
+            torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -648,3 +652,48 @@ def test_after_an_interrupt_between_rings_the_cache_says_so(monkeypatch: pytest.
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"^cache: expected one whose last change came to its end"):
         cache.append(*tokens(1, seed=1, batch=1))
+
+
+def test_steps_go_the_short_way_where_no_window_is_full_yet(taken: list[str]) -> None:
+    """Slopes so flat that heads are not dealt out among rings for thousands of tokens."""
+    cache, slopes = HorizonCache(), torch.full((4,), 0.004)
+    for number in range(30):
+        cache.append(*tokens(64, seed=number, batch=1))
+        cache.attend(queries(64, seed=number, batch=1), slopes)
+    assert cache.length > 1024
+    for number in range(100):
+        before = len(taken)
+        cache.append(*tokens(1, seed=number, batch=1))
+        cache.attend(queries(1, seed=number, batch=1), slopes)
+        # The first of a shape is described.
+        assert number < 3 or taken[before:] == ["append", "attend"]
+    assert cache.certificate().evicted.max() == 0
+
+
+@pytest.mark.parametrize("way", ["strided", "padded", "window", "pickled"])
+def test_a_cache_that_forgets_comes_out_the_same_in_other_ways(way: str) -> None:
+    short, long = HorizonCache(), HorizonCache()
+    slopes = torch.tensor([0.5, 0.4, 0.02, 0.015])
+    falling = torch.stack([slopes, slopes], 1)[:, 0] if way == "strided" else slopes
+    batch, options = (2 if way == "padded" else 1), ({"window": (700, 0)} if way == "window" else {})
+    for number in range(60 + 60):
+        count = 64 if number < 60 else 1
+        key, value = tokens(count, seed=number, batch=batch)
+        query = queries(count, seed=number, batch=batch)
+        if way == "strided":
+            query = query.transpose(2, 3).contiguous().transpose(2, 3) if number % 2 else query[:, :, :, ::1]
+        mask = None
+        if way == "padded" and number == 0:
+            mask = torch.ones(2, 64, dtype=torch.bool)
+            mask[0, :30] = False
+        if way == "pickled" and number % 40 == 39:
+            short = pickle.loads(pickle.dumps(short))
+        short.append(key, value, key_mask=mask)
+        found = short.attend(query, falling, **options)
+        with pytest.MonkeyPatch.context() as patch:
+            long_ways(patch)
+            long.append(key, value, key_mask=mask)
+            want = long.attend(query, falling, **options)
+        assert torch.equal(found.nan_to_num(7.0), want.nan_to_num(7.0))
+    expect_same_books(short, long)
+    assert short.certificate().evicted.max() > 0

@@ -351,7 +351,7 @@ def test_mpt_runs_beyond_max_seq_len():
 
 @pytest.mark.parametrize(
     ("name", "set_to", "without"),
-    [("qk_ln", True, False), ("prefix_lm", True, False), ("attn_uses_sequence_id", True, False),
+    [("qk_ln", True, False), ("qk_gn", True, False), ("rope", True, False), ("prefix_lm", True, False),
      ("sliding_window_size", 4, -1)],
 )  # fmt: skip
 def test_an_mpt_of_which_transformers_leaves_a_part_out_is_refused(name: str, set_to: object, without: object):
@@ -577,7 +577,7 @@ def test_attention_weights_are_refused(kind: str):
     ("version", "message"),
     [
         ("4.57.1", rf"expected a tested version.*{TESTED_VERSIONS[-1]}.*found 4\.57\.1"),
-        (None, r"pip install '\.\[transformers\]' in a checkout"),
+        (None, r"pip install -c constraints.txt '\.\[transformers\]' in a checkout"),
     ],
 )
 def test_untested_versions_are_refused(version: str | None, message: str):

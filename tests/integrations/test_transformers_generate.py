@@ -502,8 +502,15 @@ def test_a_cache_that_generation_would_fill_with_the_whole_text_again_and_again_
     model = enable(small(kind, use_cache=False), falcon_rounding=False)
     ids = tokens(1, 9)
     options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    with pytest.raises(ValueError, match=r"^use_cache: expected True where past_key_values are given, got False"):
+    with pytest.raises(
+        ValueError, match=r"^use_cache: expected True .* got False: the cache holds 9 tokens and gets 10"
+    ):
         model.generate(ids, past_key_values=make(model), **options)
+    # A call that continues a cache is no such thing.
+    with torch.no_grad():
+        want, cache = model(tokens(1, 20)).logits[:, 12:], make(model)
+        model(tokens(1, 20)[:, :12], past_key_values=cache)
+        torch.testing.assert_close(model(tokens(1, 20)[:, 12:], past_key_values=cache).logits, want, rtol=0, atol=1e-4)
     cache = make(model)
     out = model.generate(ids, past_key_values=cache, use_cache=True, **options)
     assert cache.get_seq_length() == 11

@@ -456,16 +456,34 @@ def test_a_checkpoint_remembers_the_slopes(kind: str, tmp_path: Path) -> None:
     assert any(trap.code == "replaced" for trap in seen.traps)
     # Others may be given; and without them it is as it was.
     replace_positions(loaded, alibi_slopes(4))
-    assert loaded.config.alibi_positions == {"slopes": alibi_slopes(4).tolist()}
+    assert loaded.config.alibi_positions == {"slopes": alibi_slopes(4).tolist(), "causal": kind == "llama"}
+    # What is undone is as it was: here as it was loaded.
     disable(loaded)
-    assert not hasattr(loaded.config, "alibi_positions")
+    assert loaded.config.alibi_positions == model.config.alibi_positions
+    disable(model)
+    assert not hasattr(model.config, "alibi_positions")
 
 
-@pytest.mark.parametrize("held", [3, {"slopes": "steep"}, {"slopes": [1.0, 2.0]}, {}])
+def test_a_failed_call_leaves_what_an_earlier_one_did() -> None:
+    model, ids = small("llama"), tokens(1, 12)
+    want = logits(replace_positions(model, torch.tensor([0.7, 0.2, 0.1, 0.03])), ids)
+    remembered = model.config.alibi_positions
+    with pytest.raises(ValueError, match=r"slopes: expected shape \(4,\)"):
+        replace_positions(model, torch.zeros(5))
+    assert torch.equal(logits(model, ids), want)
+    assert model.config.alibi_positions == remembered
+
+
+@pytest.mark.parametrize(
+    "held",
+    [3, {"slopes": "steep"}, {"slopes": [1.0, 2.0]}, {}, {"slopes": [1.0, 2.0, 3.0, 1e300]}, {"slopes": [10**400] * 4}],
+)
 def test_what_is_remembered_and_makes_no_sense_is_refused(held: object) -> None:
     model = small("llama")
     model.config.alibi_positions = held
-    with pytest.raises(ValueError, match=r"slopes: expected|alibi_positions: expected"):
+    with pytest.raises(ValueError, match=r"^model.config.alibi_positions: expected"):
         replace_positions(model)
     assert model.config.alibi_positions == held
+    with pytest.raises(ValueError, match=r"^alibi_positions"):
+        describe({**model.config.to_dict(), "alibi_positions": held})
     replace_positions(model, alibi_slopes(4))

@@ -19,6 +19,7 @@ from alibi_attention import (
     KVCache,
     alibi_attention,
     alibi_slopes,
+    certify,
     explain_backends,
     merge_attention,
     scale_slopes,

@@ -50,7 +50,7 @@ class Audit(Drafted):
         self._center = self._query_center(store)
         self._held: tuple[tuple[int, int | None], ...] = ()
         # By query head, as `_follow_rings` finds them.
-        self._least = self._evicted = slopes
+        self._least = self._evicted = torch.zeros_like(slopes)
         per_head("window", options.window or (1.0,), store.center.shape[1], slopes.device)
 
     def _query_center(self, store: Store) -> Tensor:
@@ -86,7 +86,10 @@ class Audit(Drafted):
         # Where windows were given too: the audit's grid of norms is made from the largest seen.
         learns = any(ring.start == 0 for ring in store.rings)
         shortly = check_window(call["window"])[0] == UNBOUNDED and self._is_readable(query, lse)
-        verdict = (self._verdict_shortly if shortly else self._verdict)(query, lse, position, learns, call["window"])
+        if shortly:
+            verdict = self._verdict_shortly(query, lse, position, learns)
+        else:
+            verdict = self._verdict(query, lse, position, learns, call["window"])
         if verdict is None:
             return out, lse
         self.excess = verdict.excess
@@ -116,14 +119,15 @@ class Audit(Drafted):
     def _is_readable(self, query: Tensor, lse: Tensor) -> bool:
         """Whether the compiled library can give the verdict."""
         return (
-            is_ordinary(query) and is_ordinary(lse) and nothing_listens() and readable(query, query, self._store.center)
+            is_ordinary(query)
+            and is_ordinary(lse)
+            and lse.is_contiguous()
+            and nothing_listens()
+            and readable(query, query, self._store.center)
         )
 
-    def _verdict_shortly(
-        self, query: Tensor, lse: Tensor, position: int, learns: bool, window: tuple[int | None, int | None] | None
-    ) -> Verdict | None:
-        """The same in one call: of the last bits alone it may be of another opinion."""
-        del window  # unbounded
+    def _verdict_shortly(self, query: Tensor, lse: Tensor, position: int, learns: bool) -> Verdict | None:
+        """The same in one call, without a window: of the last bits alone it may be of another opinion."""
         store, auditor = self._store, self.auditor
         self._follow_rings()
         return audit(

@@ -96,8 +96,9 @@ class HorizonCache:
         self._scale: float | None = None
         self._judge: Audit | Caps | None = None
         self._is_settled = False
-        # Where windows were found last.
+        # Where windows were found last; and before heads were dealt out among rings, the position to find them at next.
         self._settled_at = 0
+        self._deals_from: float = 2 * PIECE
         # While tokens are moved where they lie: an interrupt then leaves some moved and some not.
         self._is_torn = False
 
@@ -204,7 +205,7 @@ class HorizonCache:
     def _may_settle(self, store: Store) -> bool:
         if self._is_settled:
             return store.length - self._settled_at >= PIECE and any(ring.start == 0 for ring in store.rings)
-        return store.length >= 2 * PIECE
+        return store.length >= self._deals_from
 
     def _settle(self, store: Store, judge: Audit | Caps) -> None:
         """Find the windows; those of rings that are not full yet are found again, from more."""
@@ -213,7 +214,9 @@ class HorizonCache:
         position = store.length
         reaches = judge.reaches(store)
         if not self._is_settled:
-            if position < dealt_from(reaches):
+            # What rows ask for only grows, so it will not be sooner.
+            self._deals_from = dealt_from(reaches)
+            if position < self._deals_from:
                 return
             store.deal(group_heads(reaches))
             self._is_settled = True

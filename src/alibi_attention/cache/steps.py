@@ -76,8 +76,8 @@ class Steps:
         self._places = (
             [(t.data_ptr(), t.stride(2) * t.element_size()) for t in (key, value, norms)] if self._is_open else []
         )
-        rows = key.shape[0], key.shape[1] if heads is None else of
-        self._like = key.dtype, rows, key.shape[3], value.shape[3]
+        heads_in = key.shape[0], key.shape[1] if heads is None else of
+        self._like = key.dtype, heads_in, key.shape[3], value.shape[3]
         self._appends: dict[Any, PreparedAppend] = {}
         self._attends: dict[Any, Any] = {}
 
@@ -112,7 +112,7 @@ class Steps:
         return None if at + key.shape[2] > held_key.shape[2] else prepared
 
     def put(self, prepared: PreparedAppend, key: Tensor, value: Tensor, at: int, known: Known | None = None) -> None:
-        """Put tokens in their place as `find_append` has it, and enter them in what is known. Takes no memory."""
+        """Put tokens in their place as `find_append` has it, and enter them in what is known."""
         prepared.run(key, value, at, known)
         # For a graph of queries that has saved what is held.
         increment_version(self._buffers[0])
@@ -120,14 +120,14 @@ class Steps:
 
     def _fits(self, key: Tensor, value: Tensor) -> bool:
         """Whether new tokens are as those held; what is wrong with them otherwise is said on the long way."""
-        dtype, rows, head_dim, value_dim = self._like
+        dtype, heads_in, head_dim, value_dim = self._like
         return (
             key.dtype is dtype
             and value.dtype is dtype
             and key.dim() == 4
             and key.shape[2] > 0
-            and key.shape == (*rows, key.shape[2], head_dim)
-            and value.shape == (*rows, key.shape[2], value_dim)
+            and key.shape == (*heads_in, key.shape[2], head_dim)
+            and value.shape == (*heads_in, key.shape[2], value_dim)
             and key.shape[2] <= _MANY
             and key.stride(3) == 1
             and value.stride(3) == 1
@@ -238,14 +238,14 @@ def attend_to_parts(
     """
     if query.shape[0] != 1 or slopes.dim() != 1 or not are_open(query, slopes, scale, window, tolerance, backend):
         return None
-    options, head, found = (scale, window, tolerance, backend), 0, []
+    options, begin, found = (scale, window, tolerance, backend), 0, []
     for part in parts:
-        heads = slice(head, head + part.heads)
+        heads = slice(begin, begin + part.heads)
         call = part.steps._find(query, slopes, part.first, part.end, options, heads)
         if call is None:
             return None
-        found.append((call.prepared, part.steps._held(part.first, part.end), head))
-        head += part.heads
+        found.append((call.prepared, part.steps._held(part.first, part.end), begin))
+        begin += part.heads
     value_dim = parts[0].steps._like[3]
     out = torch.empty(1, query.shape[1], query.shape[2], value_dim, dtype=query.dtype)
     lse = torch.empty(query.shape[:3], dtype=torch.float32)

@@ -126,7 +126,7 @@ class Store(Drafted):
     def step(self, key: Tensor, value: Tensor) -> Callable[[], None] | None:
         """`append` of a few tokens for which nothing goes or moves, not in a draft; None where it has to be that.
 
-        What is returned writes them, once, and takes no memory.
+        What is returned writes them, once.
         """
         if self.length < self.most_padding + BLOCK_K or not may_be_put(key, value):
             return None

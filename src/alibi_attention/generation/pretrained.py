@@ -53,11 +53,14 @@ def _refuse_code(path: Path, transformers: Any) -> None:
     except (OSError, ValueError):
         # Said better by who reads the rest.
         return
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or "auto_map" not in config or kind in transformers.CONFIG_MAPPING:
+    if not isinstance(config, dict) or "auto_map" not in config:
         return
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in transformers.CONFIG_MAPPING:
+        return
+    name = f"model_type {kind!r}, whose" if kind is not None else "without a model_type, whose"
     raise LabError(
-        "source", expected="a model whose code is in Transformers", got=f"{path} ({kind}, whose code is in the folder)",
+        "source", expected="a model whose code is in Transformers", got=f"{path} ({name} code is in the folder)",
         remedy="it is not run; BLOOM, MPT and Falcon with alibi=true are taken",
     )  # fmt: skip
 

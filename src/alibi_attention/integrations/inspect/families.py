@@ -35,6 +35,7 @@ from alibi_attention.slopes import SlopeScheme, alibi_slopes
 Config = Mapping[str, Any]
 
 _MOST_BIAS = 126.0  # what alibi_slopes takes
+_STEEPEST = 3e38
 
 
 class _Shape(NamedTuple):
@@ -63,11 +64,11 @@ def describe(config: object) -> AlibiModel:
     if not isinstance(config, Mapping):
         raise ValueError(f"config: expected a JSON object, got {type(config).__name__}")
     check_depth(config)
+    if "alibi_positions" in config:
+        return _read_replaced(config)
     inner = config.get("text_config")
     if isinstance(inner, Mapping):
         return describe(inner)
-    if isinstance(config.get("alibi_positions"), Mapping):
-        return _read_replaced(config)
     if _data2vec(config) is not None:
         return _read_data2vec(config)
     kind = str(config.get("model_type", "")).lower()
@@ -242,18 +243,17 @@ def _read_replaced(config: Config) -> AlibiModel:
     """A model whose own positions `replace_positions` switched off."""
     name = str(config.get("model_type") or "unnamed")
     heads = number(config, *_ANY.heads, most=MOST_HEADS)
-    given = config["alibi_positions"].get("slopes")
-    if (
-        not isinstance(given, list)
-        or len(given) != heads
-        or not all(isinstance(each, (int, float)) and math.isfinite(each) for each in given)
-    ):
+    remembered = part(config, "alibi_positions") or {}
+    given = remembered.get("slopes")
+    numbers = [each for each in given if type(each) in (int, float)] if isinstance(given, list) else []
+    if len(numbers) != heads or numbers != given or not all(-_STEEPEST < each < _STEEPEST for each in numbers):
         raise ValueError(
-            f"alibi_positions.slopes: expected {heads} numbers, one for each head, got {given!r}; mend the "
-            "configuration"
+            f"alibi_positions.slopes: expected {heads} numbers that float32 can hold, one for each head, got {given!r}"
+            "; mend the configuration"
         )
-    kv_heads, causal = number(config, "num_key_value_heads", default=heads), "bert" not in name
-    slopes = torch.tensor(given, dtype=torch.float32)
+    kv_heads = number(config, "num_key_value_heads", default=heads)
+    causal = flag(remembered, "causal", True, inside="alibi_positions.")
+    slopes = torch.tensor([float(each) for each in numbers])
     model = _model(
         config, f"{name} by replace_positions", _ANY, kv_heads=kv_heads, kv_key="num_key_value_heads", causal=causal,
         slopes=slopes,

@@ -11,7 +11,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, BloomGelu, 
 from transformers.models.falcon.modeling_falcon import FalconAttention
 from transformers.models.mpt.modeling_mpt import MptAttention, MptBlock
 
-from alibi_attention.integrations.transformers.attention import attend, give_slopes, refuse_idle_cache, refuse_weights
+from alibi_attention.integrations.transformers.attention import attend, give_slopes, refuse_fed_again, refuse_weights
 from alibi_attention.integrations.transformers.masks import key_mask_of
 from alibi_attention.slopes import alibi_slopes
 
@@ -41,7 +41,7 @@ class ALiBiBloomAttention(BloomAttention):  # type: ignore[misc]
     ) -> tuple[Tensor, None]:
         """As BloomAttention; no weights are returned."""
         refuse_weights(output_attentions)
-        refuse_idle_cache(layer_past, use_cache)
+        refuse_fed_again(layer_past, self.layer_idx, hidden_states.shape[1], use_cache)
         context = attend(
             self, list(self._reshape(self.query_key_value(hidden_states))), cache=layer_past,
             attention_mask=attention_mask, scale=self.inv_norm_factor,
@@ -122,10 +122,12 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
                 "model.config.attn_config.alibi: expected True, got False: the checkpoint says it was trained without "
                 "ALiBi (Transformers applies it all the same). Where that is a mistake, set it to True"
             )
+        # That several texts in a row were kept apart in training (attn_uses_sequence_id) is nothing to one text.
         for name, without, trained in (
             ("qk_ln", False, "norms of queries and keys"),
+            ("qk_gn", False, "norms of queries and keys by head"),
+            ("rope", False, "rotary positions"),
             ("prefix_lm", False, "a prefix attended both ways"),
-            ("attn_uses_sequence_id", False, "several texts in a row kept apart"),
             ("sliding_window_size", -1, "attention to the nearest tokens alone"),
         ):
             found = getattr(attention, name, without)
@@ -162,14 +164,14 @@ class ALiBiMptBlock(MptBlock):  # type: ignore[misc]
     """MptBlock, which alone is told that attention weights are wanted, and whether the cache is used."""
 
     def forward(
-        self, *arguments: Any, layer_past: Any = None, use_cache: bool = False, output_attentions: bool = False,
-        **options: Any,
+        self, hidden_states: Tensor, *arguments: Any, layer_past: Any = None, use_cache: bool = False,
+        output_attentions: bool = False, **options: Any,
     ) -> Any:  # fmt: skip
         """As MptBlock; refuses weights, which are never formed."""
         refuse_weights(output_attentions)
-        refuse_idle_cache(layer_past, use_cache)
+        refuse_fed_again(layer_past, self.attn.layer_idx, hidden_states.shape[1], use_cache)
         return super().forward(
-            *arguments, layer_past=layer_past, use_cache=use_cache, output_attentions=output_attentions,
+            hidden_states, *arguments, layer_past=layer_past, use_cache=use_cache, output_attentions=output_attentions,
             **options,
         )  # fmt: skip
 
@@ -212,7 +214,7 @@ class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
     ) -> tuple[Tensor, None]:
         """As FalconAttention; no weights are returned."""
         refuse_weights(output_attentions)
-        refuse_idle_cache(layer_past, use_cache)
+        refuse_fed_again(layer_past, self.layer_idx, hidden_states.shape[1], use_cache)
         heads = [part.transpose(1, 2) for part in self._heads(self.query_key_value(hidden_states))]
         if self.reproduces_rounding:
             past = 0 if layer_past is None else layer_past.get_seq_length(self.layer_idx)

@@ -29,13 +29,13 @@ from alibi_attention.integrations.transformers.packing import (
     try_packing,
     watch_packing,
 )
-from alibi_attention.problem import check_slopes, check_tensor
+from alibi_attention.problem import check_finite_slopes, check_slopes, check_tensor
 from alibi_attention.slopes import alibi_slopes
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _BEFORE = "_alibi_before"
-# What a checkpoint's config.json remembers: {"slopes": [one number a head]}.
+# What a checkpoint's config.json remembers: {"slopes": [one number a head], "causal": whether attention is}.
 REMEMBERED = "alibi_positions"
 # Tables of learned positions, by the names Transformers gives them.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"}
@@ -70,15 +70,13 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     part = _only_part(model)
     config = part.config
     held = getattr(config, REMEMBERED, None)
-    if config._attn_implementation == GENERAL and vars(part).get(_BEFORE) is not None:
-        restore_positions(model)
     heads = config.num_attention_heads
     if slopes is not None:
         check_tensor("slopes", slopes)
         slopes = slopes.detach().to("cpu", copy=True)
+        check_slopes(slopes, 1, heads)
     else:
-        slopes = alibi_slopes(heads) if held is None else _remembered(held)
-    check_slopes(slopes, 1, heads)
+        slopes = alibi_slopes(heads) if held is None else _remembered(held, heads)
     before = config._attn_implementation
     layers = [module for module in part.modules() if _dispatches(module)]
     if not layers:
@@ -86,6 +84,13 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
             f"model: expected attention layers that ask Transformers for their attention by name, "
             f"got a {type(part).__name__} without any"
         )
+    remembered = {"slopes": slopes.flatten().tolist(), "causal": all(layer.is_causal for layer in layers)}
+    if before == GENERAL and vars(part).get(_BEFORE) is not None:
+        # They are off already.
+        for layer in layers:
+            give_slopes(layer, slopes)
+        setattr(config, REMEMBERED, remembered)
+        return model
     name = before if before not in (GENERAL, None) else "sdpa"
     config._attn_implementation_internal = name
     try:
@@ -97,7 +102,7 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
         found = [*_switch_off(part)]
         for layer in layers:
             give_slopes(layer, slopes)
-        vars(part)[_BEFORE] = name
+        vars(part)[_BEFORE] = name, held
         config._attn_implementation_internal = TRIED
         ignores = _ignores_positions(part) and _ignores_positions(part, _FAR)
         deaf = [layer for layer in layers if heard(layer) is None]
@@ -117,25 +122,26 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
         with _in_evaluation(part):
             try_packing(part, layers, _probe(part))
         config._attn_implementation_internal = GENERAL
-        setattr(config, REMEMBERED, {"slopes": slopes.flatten().tolist()})
+        setattr(config, REMEMBERED, remembered)
     except BaseException:
         restore_positions(model)
-        if held is not None:
-            setattr(config, REMEMBERED, held)
         config._attn_implementation_internal = before
         raise
     return model
 
 
-def _remembered(held: Any) -> Tensor:
+def _remembered(held: Any, heads: int) -> Tensor:
     """The slopes of a configuration."""
     try:
-        return torch.tensor(held["slopes"], dtype=torch.float32)
-    except (TypeError, KeyError, ValueError):
+        slopes = torch.tensor(held["slopes"], dtype=torch.float32)
+        check_slopes(slopes, 1, heads)
+        check_finite_slopes(slopes)
+    except (TypeError, KeyError, ValueError, RuntimeError, OverflowError):
         raise ValueError(
-            f'model.config.{REMEMBERED}: expected {{"slopes": [one number for each head]}}, got {held!r}; pass slopes, '
-            "or mend the configuration"
+            f'model.config.{REMEMBERED}: expected {{"slopes": [{heads} numbers, one for each head]}}, got {held!r}; '
+            "pass slopes, or mend the configuration"
         ) from None
+    return slopes
 
 
 def restore_positions(model: nn.Module) -> None:
@@ -143,8 +149,10 @@ def restore_positions(model: nn.Module) -> None:
     for part in model.modules():
         if not isinstance(part, PreTrainedModel) or _BEFORE not in vars(part):
             continue
-        part.config._attn_implementation_internal = vars(part).pop(_BEFORE)
+        part.config._attn_implementation_internal, held = vars(part).pop(_BEFORE)
         vars(part.config).pop(REMEMBERED, None)
+        if held is not None:
+            setattr(part.config, REMEMBERED, held)
         for module in part.modules():
             remove_hooks(module, *_HOOKS)
             heard(module)
