@@ -41,33 +41,76 @@ extern const Kernels kernels_amx;
 
 namespace {
 
+// What a thread's floating point does: where it rounds to, what it flushes, what it traps.
+#if defined(__SSE2__)
+using Mode = unsigned;
+constexpr Mode kFlushing = 0x1f80 | 0x8040;
+Mode current_mode() {
+    return _mm_getcsr();
+}
+void set_mode(Mode mode) {
+    _mm_setcsr(mode);
+}
+#elif defined(__aarch64__)
+using Mode = uint64_t;
+constexpr Mode kFlushing = Mode(1) << 24;
+Mode current_mode() {
+    Mode mode;
+    asm volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+}
+void set_mode(Mode mode) {
+    asm volatile("msr fpcr, %0" : : "r"(mode));
+}
+#else
+// No switch is known here: denormals cost time and change nothing.
+using Mode = int;
+constexpr Mode kFlushing = 0;
+Mode current_mode() {
+    return 0;
+}
+void set_mode(Mode) {}
+#endif
+
 // A denormal costs a hundred cycles and holds nothing a sum would notice: the tails of a softmax are full of them.
 // Whatever else the caller has set, rounding in another direction, exceptions that trap, is put aside with it: in every
 // thread of a team, and for what the calling thread does alone.
 class FlushDenormals {
  public:
-#if defined(__SSE2__)
-    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80 | 0x8040); }
-    ~FlushDenormals() { _mm_setcsr(saved_); }
-
- private:
-    unsigned saved_;
-#elif defined(__aarch64__)
-    FlushDenormals() {
-        asm volatile("mrs %0, fpcr" : "=r"(saved_));
-        asm volatile("msr fpcr, %0" : : "r"(uint64_t(1) << 24));
-    }
-    ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
-
- private:
-    uint64_t saved_;
-#else
-    // No switch is known here: denormals cost time and change nothing.
-    FlushDenormals() = default;
-#endif
+    FlushDenormals() : saved_(current_mode()) { set_mode(kFlushing); }
+    ~FlushDenormals() { set_mode(saved_); }
     FlushDenormals(const FlushDenormals&) = delete;
     FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ protected:
+    Mode saved_;
 };
+
+// The same around a whole call, whose caller's mode is known meanwhile.
+class Within : FlushDenormals {
+ public:
+    Within() : before_(caller_) { caller_ = &saved_; }
+    ~Within() { caller_ = before_; }
+
+    // Threads are born with the mode of whoever needs them first, and keep it for all that is not ours.
+    class Outside {
+     public:
+        Outside() {
+            if (caller_) set_mode(*caller_);
+        }
+        ~Outside() {
+            if (caller_) set_mode(kFlushing);
+        }
+        Outside(const Outside&) = delete;
+        Outside& operator=(const Outside&) = delete;
+    };
+
+ private:
+    const Mode* before_;
+    static thread_local const Mode* caller_;
+};
+
+thread_local const Mode* Within::caller_ = nullptr;
 
 constexpr size_t kLine = 64;
 constexpr int kSlots = 1;
@@ -216,6 +259,7 @@ void run_team(int64_t threads, void (*body)(void*, int64_t), void* context) {
         body(context, 0);
         return;
     }
+    const Within::Outside outside;
 #if defined(ALIBI_THREADS_PTHREAD)
     // For the thread sanitizer, which does not see inside an OpenMP runtime.
     pthread_t others[64];
@@ -292,27 +336,27 @@ static const alibi::Kernels& kernels_for(const alibi::Call& call) {
 ALIBI_EXPORT int64_t alibi_forward(const alibi::Call* call) {
     if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
     if (!is_sound(*call)) return alibi::kWrongShape;
-    const alibi::FlushDenormals flush;
+    const alibi::Within within;
     return kernels_for(*call).forward(*call);
 }
 
 ALIBI_EXPORT int64_t alibi_backward(const alibi::Call* call) {
     if (call->size != sizeof(alibi::Call)) return alibi::kWrongSize;
     if (!is_sound(*call)) return alibi::kWrongShape;
-    const alibi::FlushDenormals flush;
+    const alibi::Within within;
     return kernels_for(*call).backward(*call);
 }
 
 ALIBI_EXPORT int64_t alibi_append(const alibi::Append* call) {
     if (call->size != sizeof(alibi::Append)) return alibi::kWrongSize;
     if (call->kv_heads <= 0 || call->head_dim <= 0 || call->value_dim <= 0) return alibi::kWrongShape;
-    const alibi::FlushDenormals flush;
+    const alibi::Within within;
     return alibi::chosen->kernels->append(*call);
 }
 
 ALIBI_EXPORT int64_t alibi_audit(const alibi::Audit* call) {
     if (call->size != sizeof(alibi::Audit)) return alibi::kWrongSize;
     if (call->kv_heads <= 0 || call->heads % call->kv_heads != 0) return alibi::kWrongShape;
-    const alibi::FlushDenormals flush;
+    const alibi::Within within;
     return alibi::chosen->kernels->audit(*call);
 }

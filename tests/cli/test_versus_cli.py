@@ -132,7 +132,7 @@ def test_the_whole_table(alibi: Invoke, runs: dict[str, Path]) -> None:
         (["--repeats=0"], "error: --repeats: expected 1 to 1000, got 0\n  such as --repeats 15\n"),
         (["--bare=none.so"], "error: --bare: expected the kernels without the bias, got none.so (no such file)\n"
          "  build it with: make bare\n"),
-        (["--decoder=nowhere"], "error: --decoder: expected the folder of a run, got nowhere, which has no config.json"
+        (["--decoder=nowhere"], "error: --decoder: expected the folder of a run, got nowhere, which does not exist"
          "\n"),
         (["--table=none.json"], "error: --table: expected a comparison, got none.json (No such file or directory)\n"
          "  name a versus.json that alibi versus wrote\n"),

@@ -1,4 +1,5 @@
 """Train short, test long: one small decoder, several position methods, the same bytes.
 
-Needs the ``lab`` extra: ``pip install '.[lab]'`` in a checkout. The command line over it is ``alibi extrapolate``.
+Needs the ``lab`` extra: ``pip install -c constraints.txt '.[lab]'`` in a checkout. The command line over it
+is ``alibi extrapolate``.
 """

@@ -260,8 +260,8 @@ def _read_replaced(config: Config) -> AlibiModel:
     )  # fmt: skip
     scheme: SlopeScheme | None = None
     for each in ("geometric", "interleaved"):
-        if torch.allclose(slopes, alibi_slopes(heads, each)):  # type: ignore[arg-type]
-            scheme = each  # type: ignore[assignment]
+        if torch.allclose(slopes, alibi_slopes(heads, each)):
+            scheme = each
             break
     return known.add(replace(model, scheme=scheme, length=None, length_key=""), known.replaced(name))
 
