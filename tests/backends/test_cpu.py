@@ -443,6 +443,24 @@ def test_the_floating_point_mode_is_left_as_it_was(flush: bool, team: Callable[[
     assert torch.equal(found[0], found[1])
 
 
+FIRST = """
+import torch
+from alibi_attention import alibi_attention
+torch.set_num_threads(2)
+# Nothing before it is long enough for a second thread.
+generator = torch.Generator().manual_seed(0)
+query = torch.randn(1, 8, 400, 64, generator=generator)
+alibi_attention(query, query, query, tolerance=0.0, backend="cpu")
+small = torch.full((1 << 22,), 1e-40)
+print(bool((small * 1.0 == 0.0).any()))
+"""
+
+
+def test_threads_that_are_made_for_the_kernels_flush_nothing_else():
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+
+
 def everything(tensors: list[Tensor], slopes: Tensor) -> list[Tensor]:
     """What the kernels give of each kind of call: blocks and gradients, a step with a cache, its append and summary."""
     call = {"scale": 0.125, "backend": "cpu"}
