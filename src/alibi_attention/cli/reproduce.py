@@ -60,8 +60,8 @@ def paper(
 ) -> None:
     """Train short, test long as in Press, Smith and Lewis (2022): WikiText-103, 16 layers, 8 heads, width 1024.
 
-    Needs a GPU and the extra `data` (pip install -c constraints.txt '.\\[data]' in a checkout). Other settings go into a
-    --config file.
+    Needs a GPU and the extra `data` (pip install -c constraints.txt '.\\[data]' in a checkout). Other settings go into
+    a --config file.
     """
     del methods, length, eval_lengths, dataset, steps, batch_size, accumulate, device, devices, seed
     given = given_settings(context, ignored=("output", "resume", "config", "show"))
