@@ -550,7 +550,7 @@ bool appends(Case& c) {
     for (int64_t pair = 0; pair < pairs; ++pair) {
         const int64_t b = pair / call.kv_heads, h = pair % call.kv_heads, from = heads[static_cast<size_t>(h)];
         Sums most(static_cast<size_t>(tiles), -INFINITY);
-        double largest = 0.0, largest_finite = 0.0;
+        double largest = 0.0, largest_finite = -1.0;
         for (int64_t row = 0; row < room; ++row) {
             const int64_t token = row - before;
             const bool theirs = token >= 0 && token < call.k_len;
@@ -579,8 +579,10 @@ bool appends(Case& c) {
         if (known) {
             const size_t book = static_cast<size_t>(b * call.kv_heads + from);
             good &= farther[book] >= largest && (farther[book] <= largest * 1.002 + 1e-9 || largest == INFINITY);
+            // Where no key is finite none was entered.
             const double end = longest[book] - 2.0;
-            good &= end >= largest_finite && end <= largest_finite * 1.002 + 1e-9;
+            good &= largest_finite < 0.0 ? longest[book] == 0.0 : end >= largest_finite;
+            good &= end <= fmax(0.0, largest_finite) * 1.002 + 1e-9;
         }
         for (int64_t t = 0; t < tiles && kept; ++t) {
             const double found = norms[static_cast<size_t>(pair * tiles + t)], truth = most[static_cast<size_t>(t)];
@@ -678,7 +680,8 @@ bool audits(Case& c) {
                     mass = x != x || mass != mass ? NAN : fmax(mass, x);
                 }
                 const double truth = mass - slopes[head] * static_cast<double>(17 + i) - kept;
-                good &= isfinite(truth) ? near(excess[row], truth) : !(excess[row] < INFINITY);
+                // A kept mass without end leaves nothing that was lost.
+                good &= truth < INFINITY ? near(excess[row], truth) : !(excess[row] < INFINITY);
                 whole &= excess[row] < INFINITY;
                 own = fmax(own, excess[row]);
             }
