@@ -86,27 +86,22 @@ class FlushDenormals {
     Mode saved_;
 };
 
-// The same around a whole call, whose caller's mode is known meanwhile.
+// The same around a whole call, whose caller's mode is known meanwhile. Every entry point has one, and no call another.
 class Within : FlushDenormals {
  public:
-    Within() : before_(caller_) { caller_ = &saved_; }
-    ~Within() { caller_ = before_; }
+    Within() { caller_ = &saved_; }
+    ~Within() { caller_ = nullptr; }
 
     // Threads are born with the mode of whoever needs them first, and keep it for all that is not ours.
     class Outside {
      public:
-        Outside() {
-            if (caller_) set_mode(*caller_);
-        }
-        ~Outside() {
-            if (caller_) set_mode(kFlushing);
-        }
+        Outside() { set_mode(*caller_); }
+        ~Outside() { set_mode(kFlushing); }
         Outside(const Outside&) = delete;
         Outside& operator=(const Outside&) = delete;
     };
 
  private:
-    const Mode* before_;
     static thread_local const Mode* caller_;
 };
 
@@ -254,11 +249,7 @@ void release_block(void* block) {
 }
 
 void run_team(int64_t threads, void (*body)(void*, int64_t), void* context) {
-    if (threads <= 1) {
-        FlushDenormals flush;
-        body(context, 0);
-        return;
-    }
+    if (threads <= 1) return body(context, 0);
     const Within::Outside outside;
 #if defined(ALIBI_THREADS_PTHREAD)
     // For the thread sanitizer, which does not see inside an OpenMP runtime.

@@ -41,7 +41,7 @@ def _tell_of_missing_kernels(problem: Problem) -> None:
     """
     global _told_of_missing_kernels
     why = _BACKENDS["cpu"].why_not(problem)
-    if _told_of_missing_kernels or why is None or why != native.load():
+    if why is None or why != native.load():
         return
     _told_of_missing_kernels = True
     warnings.warn(f"alibi_attention: {why}", RuntimeWarning, stacklevel=3)

@@ -302,6 +302,11 @@ class ExperimentConfig(BaseModel):
         return self.eval_lengths[-1]
 
 
+def nearest_setting(name: str) -> str | None:
+    """The setting that a name which is none may have been meant for."""
+    return next(iter(difflib.get_close_matches(name, ExperimentConfig.model_fields, n=1)), None)
+
+
 def make_config(values: Mapping[str, Any]) -> ExperimentConfig:
     """`ExperimentConfig` from plain values.
 
@@ -323,8 +328,8 @@ def make_config(values: Mapping[str, Any]) -> ExperimentConfig:
         name = str(first["loc"][0]) if first["loc"] else "configuration"
         if first["type"] == "extra_forbidden":
             known = ", ".join(ExperimentConfig.model_fields)
-            near = difflib.get_close_matches(name, ExperimentConfig.model_fields, n=1)
-            remedy = f"{near[0]} is meant? Known are {known}" if near else f"known are {known}"
+            near = nearest_setting(name)
+            remedy = f"{near} is meant? Known are {known}" if near else f"known are {known}"
             raise LabError(name, expected="a known setting", got="this name", remedy=remedy) from None
         expected = first["msg"].removeprefix("Input should be ")
         remedy = "choose one of these" if first["type"] == "literal_error" else "give such a value"

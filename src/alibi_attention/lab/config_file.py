@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alibi_attention.lab.config import JOINED, ExperimentConfig, make_config
+from alibi_attention.lab.config import JOINED, ExperimentConfig, make_config, nearest_setting
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import write_text
 
@@ -47,8 +46,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     for name in values:
         setting = str(name).replace("-", "_")
         if setting not in ExperimentConfig.model_fields:
-            near = difflib.get_close_matches(setting, ExperimentConfig.model_fields, n=1)
-            remedy = f"{near[0]} is meant?" if near else "`alibi extrapolate --help` has them as flags"
+            near = nearest_setting(setting)
+            remedy = f"{near} is meant?" if near else "`alibi extrapolate --help` has them as flags"
             raise LabError("config", expected="known settings", got=f"{name} in {path}", remedy=remedy)
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     for name in (*JOINED, *_PATHS):
