@@ -1,12 +1,10 @@
 // Backward: probabilities are recomputed from the lse over the tiles that forward kept.
 //
-// One thread at a time owns a run of query blocks of one key head and adds their shares of the key and value gradients
-// to sums of its own; sums are added up in a fixed order at the end. Where no earlier run of the key head reaches,
-// these sums are the gradients themselves, if they can hold them. No two threads ever add to one number, so a result
-// depends on the number of threads at most.
+// A thread takes query blocks of one key head at a time; where the gradients of keys and values are added up meanwhile,
+// so that no two threads add to one number, is the affair of shares.h.
 #pragma once
 
-#include "stream.h"
+#include "shares.h"
 
 namespace alibi {
 namespace ALIBI_TARGET {
@@ -35,40 +33,6 @@ struct BackwardSpace {
     alignas(64) float mean[kBlock];   // flow . out - gradient of lse
     alignas(64) float slope[kBlock];  // sums of grad_scores * distance
     bool finite;                      // whether all of query_rows and flow_rows is
-};
-
-// A run of blocks of the query heads that share a key head, numbered head by head.
-struct Share {
-    int64_t batch, kv_head, first, end;
-    int64_t low, high;  // the tiles it reaches
-    int64_t split;      // those from here on no earlier run of the key head reaches, and they are added up in place
-    float* grad_key;    // [keys of the tiles before `split`][padded head_dim]: sums of its own
-    float* grad_value;
-    float* key_place;  // the gradients themselves, [keys][head_dim]; met from `split` on alone
-    float* value_place;
-    unsigned char* touched;  // by tile from `low`: whether the sums hold anything yet
-    int64_t cost;
-
-    float* key_sums(int64_t tile, int64_t stride) const {
-        return tile < split ? grad_key + (tile - low) * kTile * stride : key_place + tile * kTile * stride;
-    }
-    float* value_sums(int64_t tile, int64_t stride) const {
-        return tile < split ? grad_value + (tile - low) * kTile * stride : value_place + tile * kTile * stride;
-    }
-    bool holds(int64_t tile) const { return low <= tile && tile < high && touched[tile - low]; }
-};
-
-struct Backward {
-    const Call* call;
-    int64_t blocks;
-    int64_t key_stride, value_stride;  // padded head_dim and value_dim
-    Share* shares;
-    int64_t number_of_shares;
-    int64_t* first_share;  // (batch * kv heads + 1)
-    const int32_t* order;  // of the shares, the longest work first, so that what is left at the end is short
-    double* slope_parts;   // (batch, heads, blocks)
-    bool failed;
-    int64_t next;
 };
 
 // What a tile adds to the gradients, by the matrix unit.
@@ -235,10 +199,11 @@ static void retrace(
 }
 
 static void backward_block(
-    const Backward& run, BackwardSpace& space, const Share& share, int64_t head, int64_t number
+    const Backward& run, BackwardSpace& space, const Share& share, const Room& room, int64_t at
 ) {
     const Call& call = *run.call;
     Block block;
+    const int64_t head = head_of(run, share.kv_head, at), number = number_of(run, at);
     locate(block, call, share.batch, head, number);
     const int64_t row = (share.batch * call.heads + head) * call.q_len + block.first_row;
     const bool pairs = takes_pairs(call);
@@ -292,22 +257,15 @@ static void backward_block(
     const int32_t* plan = call.plan + ((share.batch * call.heads + head) * run.blocks + number) * kPlan;
     const int64_t first = plan[0], end = plan[1], apart = plan[2];
     for (int64_t t = apart >= 0 ? first - 1 : first; t < end; ++t) {
-        const int64_t at = t < first ? apart : t;
+        const int64_t tile_at = t < first ? apart : t;
         Tile tile;
-        enter_tile(tile, call, block, keys, at, t + 1 < end ? t + 1 : -1);
+        enter_tile(tile, call, block, keys, tile_at, t + 1 < end ? t + 1 : -1);
         if (!matrix) bring_keys(tile, call, keys);
         bring_values(tile, call, keys);
-        float* grad_key = share.key_sums(at, run.key_stride);
-        float* grad_value = share.value_sums(at, run.value_stride);
-        if (!share.touched[at - share.low]) {
-            const int64_t height = smallest(kTile, call.k_len - at * kTile);
-            __builtin_memset(grad_key, 0, static_cast<size_t>(height * run.key_stride) * 4);
-            __builtin_memset(grad_value, 0, static_cast<size_t>(height * run.value_stride) * 4);
-            share.touched[at - share.low] = 1;
-        }
+        const TileSums sums = touch(run, t < first ? share.apart : share.near, room, tile_at);
         by_kind(call, tile.masked, [&](auto kind) __attribute__((always_inline)) {
             retrace<decltype(kind)>(
-                space, call, block, tile, keys, grad_key, grad_value, run.key_stride, run.value_stride
+                space, call, block, tile, keys, sums.key, sums.value, run.key_stride, run.value_stride
             );
         });
     }
@@ -322,7 +280,7 @@ static void backward_block(
     run.slope_parts[(share.batch * call.heads + head) * run.blocks + number] = slope;
 }
 
-static void backward_member(void* context, int64_t) {
+static void backward_member(void* context, int64_t member) {
     Backward& run = *static_cast<Backward*>(context);
     const Call& call = *run.call;
     const int64_t key_dim = run.key_stride, value_dim = run.value_stride;
@@ -356,154 +314,15 @@ static void backward_member(void* context, int64_t) {
     space.products = matrix && call.dropout > 0.0 ? floats_at(memory, kTile * kBlock) : space.grad_scores;
     space.streamed = streams_rows(call) ? floats_at(memory, kStreamRows * key_dim) : nullptr;
     const MatrixUnit matrix_unit(matrix);
-    const int64_t group = call.heads / call.kv_heads;
+    const Room ring = ring_of(run, member);
     for (int64_t item = draw(run.next); item < run.number_of_shares; item = draw(run.next)) {
         const Share& share = run.shares[run.order[item]];
-        for (int64_t at = share.first; at < share.end; ++at)
-            backward_block(run, space, share, share.kv_head * group + at / run.blocks, at % run.blocks);
-    }
-}
-
-ALIBI_INLINE void add_rows(float* to, const float* from, int64_t count) {
-    for (int64_t i = 0; i < count; i += kWidth) store(to + i, load(to + i) + load(from + i));
-}
-
-// Adds up the shares of each tile of keys, in their order, and writes the tile.
-static void collect_member(void* context, int64_t) {
-    Backward& run = *static_cast<Backward*>(context);
-    const Call& call = *run.call;
-    const int64_t tiles = tiles_of(call), items = call.batch * call.kv_heads * tiles;
-    for (int64_t item = draw(run.next); item < items; item = draw(run.next)) {
-        const int64_t index = item / tiles, tile = item % tiles;
-        const int64_t first = tile * kTile, height = smallest(kTile, call.k_len - first);
-        const Share* sum = nullptr;
-        for (int64_t s = run.first_share[index]; s < run.first_share[index + 1]; ++s) {
-            const Share& share = run.shares[s];
-            if (!share.holds(tile)) continue;
-            if (!sum) {
-                sum = &share;
-                continue;
-            }
-            add_rows(
-                sum->key_sums(tile, run.key_stride), share.key_sums(tile, run.key_stride), height * run.key_stride
-            );
-            add_rows(
-                sum->value_sums(tile, run.value_stride), share.value_sums(tile, run.value_stride),
-                height * run.value_stride
-            );
+        const Room room = run.in_place ? gradients_of(call, share) : ring;
+        int64_t tile = share.near.own;
+        for (int64_t at = share.first; at < share.end; ++at) {
+            backward_block(run, space, share, room, at);
+            if (!run.in_place) tile = write_finished(run, share, ring, tile, at);
         }
-        const int64_t batch = index / call.kv_heads, kv_head = index % call.kv_heads;
-        for (int64_t j = first; j < first + height; ++j) {
-            char* key = const_cast<char*>(row_of(call.grad_key, call.type, batch, kv_head, j));
-            char* value = const_cast<char*>(row_of(call.grad_value, call.type, batch, kv_head, j));
-            if (!sum) {
-                __builtin_memset(key, 0, static_cast<size_t>(call.head_dim * element_size(call.type)));
-                __builtin_memset(value, 0, static_cast<size_t>(call.value_dim * element_size(call.type)));
-                continue;
-            }
-            const float* key_sum = sum->key_sums(tile, run.key_stride) + (j - first) * run.key_stride;
-            const float* value_sum = sum->value_sums(tile, run.value_stride) + (j - first) * run.value_stride;
-            write_row(key, call.type, key_sum, call.head_dim, static_cast<float>(call.scale));
-            write_row(value, call.type, value_sum, call.value_dim, 1.0f);
-        }
-    }
-}
-
-ALIBI_INLINE const int32_t* plan_of(const Backward& run, int64_t batch, int64_t kv_head, int64_t at) {
-    const int64_t head = kv_head * (run.call->heads / run.call->kv_heads) + at / run.blocks;
-    return run.call->plan + ((batch * run.call->heads + head) * run.blocks + at % run.blocks) * kPlan;
-}
-
-// Tiles that a block kept, and one for what it costs besides.
-ALIBI_INLINE int64_t cost_of(const int32_t* plan) {
-    return 1 + plan[1] - plan[0] + (plan[2] >= 0);
-}
-
-// At most this many runs of one key head: each costs sums of its own over the keys it reaches.
-constexpr int64_t kMostShares = 32;
-// Runs for each thread, so that all finish together.
-constexpr int64_t kSharesEach = 3;
-// Sums may take this many times the memory of the gradients of keys and values, or this many bytes: with many threads
-// runs are longer, and fewer.
-constexpr int64_t kMostSums = 4;
-constexpr int64_t kAlwaysSums = 256 << 20;
-
-// Whether the gradients can hold sums: they are float, and their rows whole vectors one after the other.
-ALIBI_INLINE bool adds_in_place(const Backward& run) {
-    const Call& call = *run.call;
-    return call.type == kFloat32 && call.head_dim == run.key_stride && call.value_dim == run.value_stride &&
-           call.grad_key.row_stride == run.key_stride && call.grad_value.row_stride == run.value_stride;
-}
-
-// Bytes of the sums of a run.
-ALIBI_INLINE int64_t sums_of(const Backward& run, const Share& share) {
-    return (share.split - share.low) * kTile * (run.key_stride + run.value_stride) * 4 + 2 * (64 + kGap);
-}
-
-struct Cutting {
-    int64_t shares, tiles, bytes;
-};
-
-// Cuts the work into about `wanted` runs of equal cost, or one for each key head where they are fewer. Writes them
-// where there is memory for them, and says how much they need.
-static Cutting cut(Backward& run, int64_t wanted, bool write) {
-    const Call& call = *run.call;
-    const int64_t heads = call.batch * call.kv_heads, each = call.heads / call.kv_heads * run.blocks;
-    const auto plan = [&](int64_t i, int64_t at) { return plan_of(run, i / call.kv_heads, i % call.kv_heads, at); };
-    const bool in_place = adds_in_place(run);
-    int64_t total = 0;
-    for (int64_t i = 0; i < heads; ++i)
-        for (int64_t at = 0; at < each; ++at) total += cost_of(plan(i, at));
-    Cutting found = {0, 0, 0};
-    for (int64_t i = 0; i < heads; ++i) {
-        int64_t mine = 0;
-        for (int64_t at = 0; at < each; ++at) mine += cost_of(plan(i, at));
-        const int64_t pieces = largest(1, smallest(smallest(kMostShares, each), (mine * wanted + total - 1) / total));
-        if (write) run.first_share[i] = found.shares;
-        int64_t done = 0, at = 0, reached = 0;
-        for (int64_t piece = 0; piece < pieces; ++piece) {
-            Share share = {};
-            share.batch = i / call.kv_heads;
-            share.kv_head = i % call.kv_heads;
-            share.first = at;
-            share.low = tiles_of(call);
-            for (; at < each && (piece == pieces - 1 || done * pieces < mine * (piece + 1)); ++at) {
-                const int32_t* tiles = plan(i, at);
-                done += cost_of(tiles);
-                share.cost += cost_of(tiles);
-                if (tiles[0] == tiles[1] && tiles[2] < 0) continue;
-                share.low = smallest(share.low, tiles[2] >= 0 ? tiles[2] : tiles[0]);
-                share.high = largest(share.high, tiles[1]);
-            }
-            share.end = at;
-            share.low = smallest(share.low, share.high);
-            share.split = in_place ? smallest(share.high, largest(share.low, reached)) : share.high;
-            reached = largest(reached, share.high);
-            found.tiles += share.high - share.low;
-            found.bytes += sums_of(run, share);
-            if (write) run.shares[found.shares] = share;
-            ++found.shares;
-        }
-    }
-    if (write) run.first_share[heads] = found.shares;
-    return found;
-}
-
-// Gives every share its sums.
-static void place_shares(Backward& run, char* memory, unsigned char* touched) {
-    const Call& call = *run.call;
-    for (int64_t s = 0; s < run.number_of_shares; ++s) {
-        Share& share = run.shares[s];
-        share.touched = touched;
-        touched += share.high - share.low;
-        share.key_place = reinterpret_cast<float*>(
-            const_cast<char*>(row_of(call.grad_key, call.type, share.batch, share.kv_head, 0))
-        );
-        share.value_place = reinterpret_cast<float*>(
-            const_cast<char*>(row_of(call.grad_value, call.type, share.batch, share.kv_head, 0))
-        );
-        share.grad_key = floats_at(memory, (share.split - share.low) * kTile * run.key_stride);
-        share.grad_value = floats_at(memory, (share.split - share.low) * kTile * run.value_stride);
     }
 }
 
@@ -521,62 +340,69 @@ static bool plan_is_sound(const Call& call) {
 
 static int64_t backward(const Call& call) {
     if (!plan_is_sound(call)) return kWrongPlan;
-    const int64_t threads = threads_for(call), heads = call.batch * call.kv_heads;
-    Backward run = {
-        &call,
-        blocks_of(call),
-        round_up(call.head_dim, kWidth),
-        round_up(call.value_dim, kWidth),
-        nullptr,
-        0,
-        nullptr,
-        nullptr,
-        nullptr,
-        false,
-        0
-    };
-    const int64_t enough = kMostSums * heads * call.k_len * (run.key_stride + run.value_stride) * 4;
+    const int64_t threads = threads_for(call), heads = call.batch * call.kv_heads, blocks = blocks_of(call);
+    Backward run = {};
+    run.call = &call;
+    run.blocks = blocks;
+    run.group = call.heads / call.kv_heads;
+    run.key_stride = round_up(call.head_dim, kWidth);
+    run.value_stride = round_up(call.value_dim, kWidth);
+    run.in_place = adds_in_place(run);
     int64_t wanted = threads > 1 ? kSharesEach * threads : 1;
-    Cutting cutting = cut(run, wanted, false);
-    while (wanted > 1 && cutting.bytes > largest(enough, kAlwaysSums)) {
-        wanted -= (wanted + 3) / 4;
-        cutting = cut(run, wanted, false);
-    }
-    run.number_of_shares = cutting.shares;
-    const int64_t share_bytes = round_up(run.number_of_shares * static_cast<int64_t>(sizeof(Share)), 64);
-    const int64_t index_bytes = round_up((heads + 1) * 8, 64),
-                  slope_bytes = round_up(call.batch * call.heads * run.blocks * 8, 64);
-    const int64_t touched_bytes = round_up(cutting.tiles, 64), order_bytes = round_up(run.number_of_shares * 4, 64);
-    char* memory = static_cast<char*>(take_block(
-        static_cast<size_t>(share_bytes + index_bytes + slope_bytes + 2 * order_bytes + touched_bytes + cutting.bytes)
-    ));
-    if (!memory) return kNoMemory;
-    char* at = memory;
+    const int64_t most_shares = smallest(heads + wanted, heads * kMostShares), numbers = heads * run.group * blocks;
+    const int64_t share_bytes = round_up(most_shares * static_cast<int64_t>(sizeof(Share)), 64);
+    const int64_t index_bytes = round_up((heads + 1) * 8, 64), slope_bytes = round_up(numbers * 8, 64);
+    const int64_t needed_bytes = round_up(numbers * 4, 64), order_bytes = round_up(most_shares * 4, 64);
+    char* const tables = static_cast<char*>(
+        take_block(static_cast<size_t>(share_bytes + index_bytes + slope_bytes + needed_bytes + 2 * order_bytes))
+    );
+    if (!tables) return kNoMemory;
+    char* at = tables;
     run.shares = reinterpret_cast<Share*>(at);
     at += share_bytes;
     run.first_share = reinterpret_cast<int64_t*>(at);
     at += index_bytes;
     run.slope_parts = reinterpret_cast<double*>(at);
     at += slope_bytes;
-    int32_t* order = reinterpret_cast<int32_t*>(at);
-    at += 2 * order_bytes;
-    __builtin_memset(at, 0, static_cast<size_t>(touched_bytes));
-    cut(run, wanted, true);
-    sort_indices(
-        order, reinterpret_cast<int32_t*>(reinterpret_cast<char*>(order) + order_bytes), run.number_of_shares,
-        [&](int32_t a, int32_t b) { return run.shares[a].cost > run.shares[b].cost; }
-    );
-    run.order = order;
-    place_shares(run, at + touched_bytes, reinterpret_cast<unsigned char*>(at));
-    run_team(threads, backward_member, &run);
-    run.next = 0;
-    run_team(threads, collect_member, &run);
-    for (int64_t pair = 0; pair < call.batch * call.heads; ++pair) {
-        double slope = 0.0;
-        for (int64_t n = 0; n < run.blocks; ++n) slope += run.slope_parts[pair * run.blocks + n];
-        call.grad_slopes[pair] = static_cast<float>(slope);
+    run.needed = reinterpret_cast<int32_t*>(at);
+    at += needed_bytes;
+    run.order = reinterpret_cast<int32_t*>(at);
+    at += order_bytes;
+    const int64_t enough = largest(kMostSums * heads * bytes_of_tiles(run, tiles_of(call)), kAlwaysSums);
+    Needs needs;
+    int64_t members, ring_bytes;
+    for (;; wanted -= (wanted + 3) / 4) {
+        needs = cut(run, wanted);
+        members = smallest(threads, run.number_of_shares);
+        ring_bytes = bytes_of_sums(run, needs.ring);
+        if (wanted == 1 || needs.bytes + members * ring_bytes <= enough) break;
     }
-    release_block(memory);
+    sort_indices(run.order, reinterpret_cast<int32_t*>(at), run.number_of_shares, [&](int32_t a, int32_t b) {
+        return run.shares[a].cost > run.shares[b].cost;
+    });
+    const int64_t touched_bytes = round_up(needs.tiles, 64);
+    char* const sums =
+        static_cast<char*>(take_block(static_cast<size_t>(touched_bytes + needs.bytes + members * ring_bytes)));
+    if (!sums) {
+        release_block(tables);
+        return kNoMemory;
+    }
+    __builtin_memset(sums, 0, static_cast<size_t>(touched_bytes));
+    place_shares(run, sums + touched_bytes, reinterpret_cast<unsigned char*>(sums));
+    run.rings = sums + touched_bytes + needs.bytes;
+    run.ring_tiles = needs.ring;
+    run_team(members, backward_member, &run);
+    if (!run.failed) {
+        run.next = 0;
+        run_team(threads, collect_member, &run);
+        for (int64_t pair = 0; pair < call.batch * call.heads; ++pair) {
+            double slope = 0.0;
+            for (int64_t n = 0; n < blocks; ++n) slope += run.slope_parts[pair * blocks + n];
+            call.grad_slopes[pair] = static_cast<float>(slope);
+        }
+    }
+    release_block(sums);
+    release_block(tables);
     return run.failed ? kNoMemory : kDone;
 }
 

@@ -166,6 +166,17 @@ void choose_decoding(Call& call, Random& random) {
     call.heads = call.kv_heads * (call.q_len > 9 ? 1 + random.below(2) : random.one_of(groups));
 }
 
+// A window that passes over many keys, whose gradients cannot hold sums: backward's ring goes round.
+void choose_passing(Call& call, Random& random) {
+    const int64_t dims[] = {8, 16, 34};
+    call.type = 1 + random.below(2);
+    call.batch = call.kv_heads = 1;
+    call.heads = 1 + random.below(3);
+    call.q_len = call.k_len = 600 + random.below(600);
+    call.head_dim = random.one_of(dims);
+    call.value_dim = random.one_of(dims);
+}
+
 void choose_ranges(Case& c, Random& random, bool causal) {
     Call& call = c.call;
     const bool shared = call.batch == 1 || random.below(2);
@@ -246,13 +257,14 @@ void make(Case& c, uint64_t number, int64_t threads) {
     call.size = sizeof call;
     call.threads = threads ? threads : 2 + random.below(7);
     choose_shape(call, random);
-    const bool decoding = random.below(3) == 0;
+    const bool passing = number % 16 == 11, decoding = !passing && random.below(3) == 0;
     if (decoding) choose_decoding(call, random);
+    if (passing) choose_passing(call, random);
     const bool causal = random.below(2);
     call.two_sided = !causal;
     call.offset = call.k_len - call.q_len;
-    call.window_left = random.below(3) ? -1 : random.below(80);
-    call.window_right = causal ? 0 : random.below(3) ? -1 : random.below(80);
+    call.window_left = !passing && random.below(3) ? -1 : random.below(80);
+    call.window_right = causal ? 0 : !passing && random.below(3) ? -1 : random.below(80);
     call.sink = random.below(4) != 0;
     call.learned_slopes = random.below(2);
     call.scale = (random.below(8) == 0 ? -1.0 : 1.0) / sqrt(static_cast<double>(call.head_dim));
@@ -260,7 +272,7 @@ void make(Case& c, uint64_t number, int64_t threads) {
     call.dropout = !decoding && random.below(4) == 0 ? 0.3 : 0.0;
     c.seed = static_cast<int64_t>(number) << 32 | 12345;
     call.seed = &c.seed;
-    if (random.below(3) == 0) choose_ranges(c, random, causal);
+    if (!passing && random.below(3) == 0) choose_ranges(c, random, causal);
     const int64_t rows = call.batch * call.heads * call.q_len;
     c.query.make(random, call.type, call.batch, call.heads, call.q_len, call.head_dim);
     c.key.make(random, call.type, call.batch, call.kv_heads, call.k_len, call.head_dim);

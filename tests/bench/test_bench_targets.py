@@ -332,6 +332,14 @@ def test_a_peer_of_an_older_file_is_not_lost(tmp_path: Path) -> None:
     assert "sdpa-row" not in slower
 
 
+def test_a_newer_file_without_the_peer_of_a_target_does_not_hide_it() -> None:
+    asked = trial(2048, [1.0], {"sdpa-row": [1.0]}, target_mean=[], target_also=[])
+    again = trial(2048, [1.0], {"sdpa": [9.0]}, target_mean=[], target_also=[])
+    ((where, wanted, found, verdict),) = target_table([asked, again]).rows
+    assert (where, wanted) == ("training-dense, D=64, 2K, against sdpa-row", "1.3x")
+    assert (found, verdict) == ("1.00x", "missed, one round")
+
+
 def test_every_table_can_be_made_of_every_case() -> None:
     trials = []
     for case in CASES.values():

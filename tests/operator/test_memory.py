@@ -6,13 +6,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from alibi_attention.backends import native
 
 _PROGRAM = """
 import sys, torch
 from alibi_attention import alibi_attention
 torch.set_num_threads(1)
-length, heads, dim, backward, tolerance, backend = (eval(a) for a in sys.argv[1:])
-tensors = [torch.randn(1, heads, length, dim, requires_grad=backward) for _ in range(3)]
+length, heads, dim, backward, tolerance, backend, dtype = (eval(a) for a in sys.argv[1:])
+tensors = [torch.randn(1, heads, length, dim, dtype=dtype, requires_grad=backward) for _ in range(3)]
 small = [t.detach()[:, :, :200].clone().requires_grad_(backward) for t in tensors]
 warm = alibi_attention(*small, backend=backend)
 if backward:
@@ -32,11 +35,16 @@ print((peak() - base) / 1024)
 """
 
 
-def _extra_megabytes(backend: str, length: int, backward: bool, tolerance: float | None = None) -> float:
-    arguments = [str(a) for a in (length, 8, 64, backward, tolerance)]
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, *arguments, repr(backend)], capture_output=True, text=True, check=False
-    )
+def _extra_megabytes(
+    backend: str,
+    length: int,
+    backward: bool,
+    tolerance: float | None = None,
+    dim: int = 64,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    arguments = [str(a) for a in (length, 8, dim, backward, tolerance, repr(backend), dtype)]
+    done = subprocess.run([sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False)
     if done.returncode == 3:
         pytest.skip("this system does not tell what memory was used at most")
     assert done.returncode == 0, done.stderr
@@ -56,3 +64,11 @@ def test_forward_at_16k(backend: str) -> None:
 def test_forward_and_backward_at_8k(backend: str) -> None:
     """Output and gradients are 64 MB, a full bias 2.1 GB; every tile computed."""
     assert 60 < _extra_megabytes(backend, 8192, backward=True, tolerance=0.0) < 64 + _allowed(backend)
+
+
+@pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled library is not installed")
+@pytest.mark.parametrize(("dtype", "dim"), [(torch.bfloat16, 64), (torch.float32, 70)])
+def test_sums_that_gradients_cannot_hold_follow_the_horizon(dtype: torch.dtype, dim: int) -> None:
+    """16 bits, or rows that are no whole vectors: sums of all keys would take 128 MB, or 160."""
+    results = 4 * 8 * 32768 * dim * dtype.itemsize / 2**20
+    assert results - 8 < _extra_megabytes("cpu", 32768, backward=True, dim=dim, dtype=dtype) < results + 64

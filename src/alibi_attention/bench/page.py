@@ -39,7 +39,7 @@ Trials = Sequence[TrialResult]
 
 def latest(results: Sequence[Results]) -> list[TrialResult]:
     """The trials of all files, each size once: as the newest file that has it measured to the end."""
-    return list({(trial.case, trial.head_dim, trial.keys): trial for trial in complete(results)}.values())
+    return _newest(complete(results))
 
 
 def complete(results: Sequence[Results]) -> list[TrialResult]:
@@ -47,6 +47,21 @@ def complete(results: Sequence[Results]) -> list[TrialResult]:
     against other peers."""
     ordered = sorted(results, key=lambda each: str(each.machine["date"]))
     return [trial for each in ordered for trial in each.trials if trial.complete]
+
+
+def _newest(trials: Trials) -> list[TrialResult]:
+    return list({(trial.case, trial.head_dim, trial.keys): trial for trial in trials}.values())
+
+
+def _newest_against_peers(trials: Trials) -> list[Comparison]:
+    """What a call takes unasked against every peer of every size: each as the newest file that has the peer there."""
+    found = {
+        (trial.case, trial.head_dim, trial.keys, each.peer.name): each
+        for trial in trials
+        for each in comparisons(trial)
+        if each.ours.default
+    }
+    return list(found.values())
 
 
 def fill(page: Path, results: Sequence[Results]) -> list[str]:
@@ -277,15 +292,10 @@ def _peers(trials: Trials, cases: Mapping[str, str]) -> Table:
 
 def _slower(trials: Trials) -> Table:
     """Every size at which a peer is faster than what a call takes unasked, by the newest file that has it there."""
-    newest = {
-        (trial.case, trial.head_dim, trial.keys, each.peer.name): each
-        for trial in trials
-        for each in comparisons(trial)
-        if each.ours.default
-    }
     rows = [
-        [f"{each.trial.title}, D = {head_dim}, {short(keys)} tokens", each.peer.title, _cell(each)]
-        for (_, head_dim, keys, _), each in newest.items()
+        [f"{trial.title}, D = {trial.head_dim}, {short(trial.keys)} tokens", each.peer.title, _cell(each)]
+        for each in _newest_against_peers(trials)
+        for trial in [each.trial]
         if each.slower
     ]
     return Table("", ["", "than", "our speed"], rows or [["nowhere in these files", NONE, NONE]], labels=2)
@@ -306,17 +316,18 @@ def _files(results: Sequence[Results]) -> Table:
 
 
 def target_table(trials: Trials) -> Table:
-    """Every target, what was found, and the verdict."""
+    """Every target, what was found, and the verdict: against a peer by the newest file that has it there, else by the
+    newest that has the size."""
     rows = []
-    for trial in trials:
-        for each in comparisons(trial):
-            if each.target is not None:
-                where = f"{trial.case}, D={trial.head_dim}, {short(trial.keys)}, against {each.peer.name}"
-                rows.append([where, f"{each.target:g}x", _cell(each), each.verdict])
+    for each in _newest_against_peers(trials):
+        if each.target is not None:
+            trial = each.trial
+            where = f"{trial.case}, D={trial.head_dim}, {short(trial.keys)}, against {each.peer.name}"
+            rows.append([where, f"{each.target:g}x", _cell(each), each.verdict])
     for mean in means(trials):
         where = f"{mean.case}, D={mean.head_dim}, geometric mean, against {mean.peer}"
         rows.append([where, f"{mean.target:g}x", _ratio(mean.ratio), mean.verdict])
-    rows += [[each.where, each.asked, each.found, each.verdict] for each in judgements(trials)]
+    rows += [[each.where, each.asked, each.found, each.verdict] for each in judgements(_newest(trials))]
     return Table("", ["target", "asked", "found", "verdict"], rows, labels=4)
 
 
@@ -337,5 +348,5 @@ TABLES: dict[str, Callable[[Trials], Table]] = {
     "targets": target_table,
 }
 # These take all trials there are: a size may have been measured once more against other peers.
-OF_PEERS = {"peers", "peers-horizon", "slower"}
+OF_PEERS = {"peers", "peers-horizon", "slower", "targets"}
 FILE_TABLES: dict[str, Callable[[Sequence[Results]], Table]] = {"files": _files}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alibi_attention.bench.compare import against_us, refusals
 from alibi_attention.bench.errors import BenchError
-from alibi_attention.bench.page import fill, latest, switches, target_table
+from alibi_attention.bench.page import complete, fill, latest, switches, target_table
 from alibi_attention.bench.results import Results, TrialResult, read_results
 from alibi_attention.bench.tables import (
     Table,
@@ -85,7 +85,7 @@ def fill_page(files: Sequence[Path], page: Path) -> tuple[list[Path], dict[Path,
 
 def targets_text(found: Sequence[tuple[Path, Results]]) -> str:
     """Every target of all files with its verdict, in one table; of what was measured twice the last."""
-    table = target_table(latest([results for _, results in found]))
+    table = target_table(complete([results for _, results in found]))
     return f"## Targets\n\n{table.markdown()}" if table.rows else ""
 
 

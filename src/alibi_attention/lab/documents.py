@@ -107,8 +107,8 @@ def open_dataset(config: ExperimentConfig) -> Any:
             whole = {"train": found} if isinstance(found, datasets.Dataset) else found
         else:
             whole = datasets.load_dataset(name, config.dataset_config or None)
-    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
-        # StopIteration is how the package says that there is no row.
+    except Exception as error:
+        # The package lets through whatever its readers and the network beneath it raise; StopIteration is no row.
         why = " ".join(str(error.__cause__ or error).split()) or "no rows"
         remedy = "give a name on the hub that this machine can reach, or the path of a local copy"
         if is_file:
