@@ -19,6 +19,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cpu_cases import Case, arguments_of, flows_of, random_case, run, run_on_threads
+from peak_memory import peak_of
 
 from alibi_attention import KVCache, alibi_attention, alibi_slopes, reference
 from alibi_attention.backends import native
@@ -635,26 +636,14 @@ def test_a_decoding_step_has_the_gradients_of_the_reference():
 
 def test_the_sums_of_backward_are_bounded_however_many_threads_there_are():
     # 32 runs for each of 8 heads would take 650 MB of sums.
-    code = """
-import sys, torch
+    before = """
+import torch
 from alibi_attention import alibi_attention
 torch.get_num_threads = lambda: 64
 query = torch.randn(1, 8, 1600, 16, requires_grad=True)
 key = torch.randn(1, 8, 20000, 16, requires_grad=True)
 out = alibi_attention(query, key, key, is_causal=False, tolerance=0.0, backend="cpu")
-def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-try:
-    open("/proc/self/clear_refs", "w").write("5")
-    before = peak()
-except OSError:
-    sys.exit(3)
-torch.autograd.grad(out.sum(), (query, key))
-print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
-    if done.returncode == 3 or not Path("/proc/self/clear_refs").exists():
-        pytest.skip("this system does not tell what memory was used at most")
-    assert done.returncode == 0, done.stderr
+    peak = peak_of(before, "torch.autograd.grad(out.sum(), (query, key))")
     # The gradients themselves, and the workspaces of threads, are another 50 MB.
-    assert int(done.stdout) < (256 + 80) << 10
+    assert peak < 256 + 80

@@ -2,37 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from peak_memory import peak_of
 
 from alibi_attention.backends import native
-
-_PROGRAM = """
-import sys, torch
-from alibi_attention import alibi_attention
-torch.set_num_threads(1)
-length, heads, dim, backward, tolerance, backend, dtype = (eval(a) for a in sys.argv[1:])
-tensors = [torch.randn(1, heads, length, dim, dtype=dtype, requires_grad=backward) for _ in range(3)]
-small = [t.detach()[:, :, :200].clone().requires_grad_(backward) for t in tensors]
-warm = alibi_attention(*small, backend=backend)
-if backward:
-    warm.sum().backward()
-def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-try:
-    # What a process has used at most begins with what its parent had, and is set back here.
-    open("/proc/self/clear_refs", "w").write("5")
-except OSError:
-    sys.exit(3)
-base = peak()
-out = alibi_attention(*tensors, backend=backend, tolerance=tolerance)
-if backward:
-    out.backward(out.detach())
-print((peak() - base) / 1024)
-"""
 
 
 def _extra_megabytes(
@@ -43,12 +17,22 @@ def _extra_megabytes(
     dim: int = 64,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    arguments = [str(a) for a in (length, 8, dim, backward, tolerance, repr(backend), dtype)]
-    done = subprocess.run([sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode == 3:
-        pytest.skip("this system does not tell what memory was used at most")
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
+    before = f"""
+import torch
+from alibi_attention import alibi_attention
+torch.set_num_threads(1)
+tensors = [torch.randn(1, 8, {length}, {dim}, dtype={dtype}, requires_grad={backward}) for _ in range(3)]
+small = [t.detach()[:, :, :200].clone().requires_grad_({backward}) for t in tensors]
+warm = alibi_attention(*small, backend={backend!r})
+if {backward}:
+    warm.sum().backward()
+"""
+    measured = f"""
+out = alibi_attention(*tensors, backend={backend!r}, tolerance={tolerance})
+if {backward}:
+    out.backward(out.detach())
+"""
+    return peak_of(before, measured)
 
 
 def _allowed(backend: str) -> int:
