@@ -69,10 +69,10 @@ lint: $(tools) ## ruff and mypy (strict), clang-format and clang-tidy, alone
 	$(BIN)/clang-tidy --quiet csrc/kernel.cpp -- $(tidy_aarch64)
 	$(if $(tidy_avx512),$(BIN)/clang-tidy --quiet csrc/kernel.cpp -- $(tidy_flags) $(tidy_avx512))
 
-# What runs in the kernels. Errors, plans of Python and what torch makes of the operator are the same under all.
+# What runs in the kernels. Errors, forecasts and what torch makes of the operator are the same under all.
 kernel_tests := $(wildcard tests/backends/test_cpu*.py) tests/backends/test_auditing.py \
-	$(addprefix tests/operator/test_,conformance.py extremes.py horizon.py) \
-	$(addprefix tests/cache/test_,kv_cache.py horizon_cache.py steps.py)
+	$(addprefix tests/operator/test_,conformance.py extremes.py horizon.py memory.py) \
+	$(addprefix tests/cache/test_,kv_cache.py horizon_cache.py horizon_audit.py steps.py)
 loaded = $(BIN)/python -c "from alibi_attention.backends import native; print(native.load().isa)"
 
 # The suite itself runs with the best there is.

@@ -254,7 +254,7 @@ static void backward_block(
     space.finite = all_finite(space.query_rows, run.key_stride, block.rows, run.key_stride) &&
                    all_finite(space.flow_rows, run.value_stride, block.rows, run.value_stride);
     const KeyHead keys = key_head(call, share.batch, share.kv_head, space.key_stage, space.value_stage);
-    const int32_t* plan = call.plan + ((share.batch * call.heads + head) * run.blocks + number) * kPlan;
+    const int32_t* plan = plan_of(run, share.batch, share.kv_head, at);
     const int64_t first = plan[0], end = plan[1], apart = plan[2];
     for (int64_t t = apart >= 0 ? first - 1 : first; t < end; ++t) {
         const int64_t tile_at = t < first ? apart : t;
@@ -368,6 +368,7 @@ static int64_t backward(const Call& call) {
     at += needed_bytes;
     run.order = reinterpret_cast<int32_t*>(at);
     at += order_bytes;
+    int32_t* const spare = reinterpret_cast<int32_t*>(at);
     const int64_t enough = largest(kMostSums * heads * bytes_of_tiles(run, tiles_of(call)), kAlwaysSums);
     Needs needs;
     int64_t members, ring_bytes;
@@ -377,7 +378,7 @@ static int64_t backward(const Call& call) {
         ring_bytes = bytes_of_sums(run, needs.ring);
         if (wanted == 1 || needs.bytes + members * ring_bytes <= enough) break;
     }
-    sort_indices(run.order, reinterpret_cast<int32_t*>(at), run.number_of_shares, [&](int32_t a, int32_t b) {
+    sort_indices(run.order, spare, run.number_of_shares, [&](int32_t a, int32_t b) {
         return run.shares[a].cost > run.shares[b].cost;
     });
     const int64_t touched_bytes = round_up(needs.tiles, 64);

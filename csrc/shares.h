@@ -1,9 +1,10 @@
 // Backward's work cut into shares, and the sums in which they add up the gradients of keys and values.
 //
 // A share is a run of query blocks of one key head. Over tiles of keys that other shares reach too it keeps sums of its
-// own, which are added together in a fixed order at the end. Tiles that it has to itself are added up
-// - in the gradients, if they can hold sums: there those that only later shares reach count too, whose sums come later;
-// - or else in a ring, as long as there are tiles asked for at one time, and written once no later block asks for them.
+// own, which are added together in a fixed order at the end. A tile that it has to itself is added up
+// - in the gradients, if they can hold sums; a tile that only later shares reach besides is, too, and theirs come to
+// it;
+// - or else in a ring, from which a tile is written as soon as no later block of the share reaches it.
 // No two threads ever add to one number, so a result depends on the number of threads at most; and what is needed
 // besides the gradients is the overlap of shares and a ring a thread, however many keys there are.
 #pragma once
@@ -32,9 +33,11 @@ struct Share {
     // that keys are done with as the blocks go on, and of use to all heads at about the same time.
     int64_t batch, kv_head, first, end;
     int64_t cost;
-    KeySums near;           // of the ranges of tiles that blocks kept,
-    KeySums apart;          // and of the tiles they kept apart
-    int64_t live;           // tiles of a ring
+    KeySums near;  // of the ranges of tiles that blocks kept
+    // Of the tiles they kept apart, from the first such tile to the last, and all kept: forward names but one, that of
+    // a sequence's first key.
+    KeySums apart;
+    int64_t live;           // how many of its own tiles are asked for at one time, at most
     const int32_t* needed;  // by block from `first`: the lowest tile that its range or a later one's has
 };
 
@@ -131,8 +134,10 @@ ALIBI_INLINE void widen(KeySums& sums, int64_t first, int64_t end) {
 // Which tiles each share of a key head has to itself, and how many of them are asked for at one time.
 static void find_own(const Backward& run, Share* shares, int64_t count) {
     int64_t reached = 0;
-    // What is kept apart has sums of its own, which can be added to gradients but not to what is written.
-    for (int64_t s = 0; s < count && !run.in_place; ++s) reached = largest(reached, shares[s].apart.high);
+    if (!run.in_place) {
+        // What is kept apart has sums of its own, which can be added to gradients but not to what is written.
+        for (int64_t s = 0; s < count; ++s) reached = largest(reached, shares[s].apart.high);
+    }
     for (int64_t s = 0; s < count; ++s) {
         KeySums& near = shares[s].near;
         near.own = smallest(near.high, largest(near.low, reached));
@@ -205,7 +210,7 @@ static Needs cut(Backward& run, int64_t wanted) {
         for (int64_t piece = 0; piece < pieces; ++piece) {
             const Share& share = shares[piece];
             found.tiles += share.near.tiles() + share.apart.tiles();
-            found.bytes += bytes_of_sums(run, share.near.kept() + share.apart.kept());
+            found.bytes += bytes_of_sums(run, share.near.kept()) + bytes_of_sums(run, share.apart.kept());
             found.ring = largest(found.ring, share.live);
         }
     }
@@ -220,11 +225,12 @@ static void place_shares(const Backward& run, char* memory, unsigned char* touch
         share.near.touched = touched;
         share.apart.touched = touched + share.near.tiles();
         touched += share.near.tiles() + share.apart.tiles();
-        const TileSums kept = sums_in(run, memory, share.near.kept() + share.apart.kept());
-        share.near.key = kept.key;
-        share.near.value = kept.value;
-        share.apart.key = kept.key + share.near.kept() * kTile * run.key_stride;
-        share.apart.value = kept.value + share.near.kept() * kTile * run.value_stride;
+        KeySums* const both[] = {&share.near, &share.apart};
+        for (KeySums* sums : both) {
+            const TileSums kept = sums_in(run, memory, sums->kept());
+            sums->key = kept.key;
+            sums->value = kept.value;
+        }
     }
 }
 
@@ -310,6 +316,7 @@ static void collect_member(void* context, int64_t) {
                 if (!sums->holds(tile)) continue;
                 written |= !run.in_place && !sums->keeps(tile);
                 if (written) continue;
+                // The room matters only where sums are added up in place: all others that are left are kept.
                 const TileSums part = sums_at(run, *sums, gradients_of(call, share), tile);
                 if (whole.key) {
                     add_rows(whole.key, part.key, height * run.key_stride);

@@ -22,20 +22,22 @@ ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-1
 
 def random_range(rng: random.Random, style: str, share: float, tiles: int) -> tuple[int, int]:
     """First and end tile of a block that stands at a share of the sequence."""
-    if style == "anywhere" or rng.random() < 0.05:
+    if style == "anywhere":
         first = rng.randint(0, tiles)
         return first, rng.randint(first, tiles)
     here = min(tiles - 1, int(share * tiles))
-    return max(0, here - rng.randint(0, 4)), min(tiles, here + 1 + (rng.randint(0, 2) if style == "both ways" else 0))
+    return max(0, here - rng.randint(0, 2)), min(tiles, here + 1 + (rng.randint(0, 1) if style == "both ways" else 0))
 
 
 def fill_plan(rng: random.Random, plan: Tensor, tiles: int) -> None:
     """Ranges that follow the blocks, as windows do, or lie anywhere; empty ones; tiles apart, one or any before."""
-    style, sinks = rng.choice(["window", "window", "both ways", "anywhere"]), rng.choice(["none", "first", "any"])
+    style, sinks = rng.choice(["window", "both ways", "anywhere"]), rng.choice(["none", "first", "any"])
+    strays = rng.choice([0.0, 0.0, 0.05])
     blocks = plan.shape[2]
     for head in plan.flatten(0, 1):
         for block, numbers in enumerate(head):
-            first, end = random_range(rng, style, block / blocks, tiles)
+            stray = rng.random() < strays
+            first, end = random_range(rng, "anywhere" if stray else style, block / blocks, tiles)
             if rng.random() < 0.1:
                 end = first
             apart = -1
@@ -57,14 +59,14 @@ def kept_by(plan: Tensor, q_len: int, k_len: int) -> Tensor:
     return kept
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
-@pytest.mark.parametrize("number", range(8))
-def test_gradients_over_any_plan(number: int, dtype: torch.dtype, threads: int) -> None:
+@pytest.mark.parametrize("number", range(10))
+def test_gradients_over_any_plan(number: int, dtype: torch.dtype) -> None:
+    """Of keys enough that a ring goes round on two threads as well."""
     rng = random.Random(number)
-    batch, kv_heads, group = rng.choice([(1, 1, 1), (1, 2, 1), (2, 1, 3), (1, 2, 4)])
+    batch, kv_heads, group = rng.choice([(1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 1, 3)])
     heads, key_dim, value_dim = kv_heads * group, rng.choice([8, 16, 20, 32]), rng.choice([8, 16, 24])
-    q_len, k_len = rng.randint(600, 1400), rng.randint(600, 1400)
+    q_len, k_len = rng.randint(1500, 2200), rng.randint(1500, 2200)
 
     def tensor(*size: int) -> Tensor:
         return torch.randn(size, dtype=torch.float64).to(dtype)
@@ -82,14 +84,8 @@ def test_gradients_over_any_plan(number: int, dtype: torch.dtype, threads: int) 
     out, lse, plan = torch.ops.alibi_attention.forward(*call)
     blocks = plan.view(batch, heads, -1, PLAN)
     fill_plan(rng, blocks, -(-k_len // BLOCK_K))
-    grad_out, grad_lse = tensor(*out.shape), torch.randn_like(lse)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        got = torch.ops.alibi_attention.backward(grad_out, grad_lse, *call[:4], out, lse, plan, *call[4:])
-    finally:
-        torch.set_num_threads(before)
-
+    grads_in = grad_out, grad_lse = tensor(*out.shape), torch.randn_like(lse)
+    saved = (*call[:4], out, lse, plan, *call[4:])
     wide = [t.double() for t in (query, key, value, out, grad_out)]
     query, key, value, out, grad_out = wide
     key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
@@ -100,7 +96,14 @@ def test_gradients_over_any_plan(number: int, dtype: torch.dtype, threads: int) 
     grads = weights * (grad_out @ value.mT - mean.unsqueeze(-1))
     of_groups = [t.unflatten(1, (kv_heads, group)).sum(2) for t in (grads.mT @ query, weights.mT @ grad_out)]
     expected = (key_dim**-0.5 * grads @ key, key_dim**-0.5 * of_groups[0], of_groups[1])
-    for mine, truth in zip(got[:3], expected, strict=True):
-        assert float((mine.double() - truth).abs().max() / truth.abs().max()) <= ROUNDING[dtype]
     slope = -(grads * distance).sum((0, 2, 3))
-    assert float((got[3].double() - slope).abs().max() / slope.abs().max()) <= 1e-4
+    before = torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            got = torch.ops.alibi_attention.backward(grads_in[0], grads_in[1], *saved)
+        finally:
+            torch.set_num_threads(before)
+        for mine, truth in zip(got[:3], expected, strict=True):
+            assert float((mine.double() - truth).abs().max() / truth.abs().max()) <= ROUNDING[dtype], threads
+        assert float((got[3].double() - slope).abs().max() / slope.abs().max()) <= 1e-4, threads

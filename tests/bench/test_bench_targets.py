@@ -18,6 +18,7 @@ from alibi_attention.bench.inputs import make_inputs
 from alibi_attention.bench.limits import judgements
 from alibi_attention.bench.ours import computed_tiles, make_ours
 from alibi_attention.bench.page import TABLES, fill, latest, target_table
+from alibi_attention.bench.report import targets_text
 from alibi_attention.bench.results import Entry, Results, TrialResult
 from alibi_attention.bench.run import Bench
 from alibi_attention.bench.timing import Samples, Settings
@@ -332,12 +333,27 @@ def test_a_peer_of_an_older_file_is_not_lost(tmp_path: Path) -> None:
     assert "sdpa-row" not in slower
 
 
-def test_a_newer_file_without_the_peer_of_a_target_does_not_hide_it() -> None:
+def test_a_newer_file_without_the_peer_of_a_target_does_not_hide_it(tmp_path: Path) -> None:
     asked = trial(2048, [1.0], {"sdpa-row": [1.0]}, target_mean=[], target_also=[])
     again = trial(2048, [1.0], {"sdpa": [9.0]}, target_mean=[], target_also=[])
-    ((where, wanted, found, verdict),) = target_table([asked, again]).rows
-    assert (where, wanted) == ("training-dense, D=64, 2K, against sdpa-row", "1.3x")
-    assert (found, verdict) == ("1.00x", "missed, one round")
+    files = [run([again], "2001"), run([asked], "2000")]
+    page = tmp_path / "page.md"
+    page.write_text("<!-- numbers: targets -->\n<!-- end of numbers -->\n", encoding="utf-8")
+    fill(page, files)
+    line = "| training-dense, D=64, 2K, against sdpa-row | 1.3x | 1.00x | missed, one round |\n"
+    assert line in page.read_text(encoding="utf-8")
+    assert line in targets_text([(page, each) for each in files])
+
+
+def test_a_newer_file_without_what_a_limit_asks_for_does_not_hide_it() -> None:
+    measured = trial(1024, [1.0], {}, case="memory", limits={"memory": 64e6}, target_mean=[])
+    measured.entries[0].memory, measured.entries[0].outputs = 3_000_000, 1_000_000
+    timed = replace(measured, entries=[replace(measured.entries[0], memory=None)])
+    for trials in ([measured, timed], [timed, measured]):
+        (row,) = target_table(trials).rows
+        assert row[-2:] == ["2.0 MB at the peak beyond inputs and outputs", "met"]
+    ((*_, verdict),) = target_table([timed]).rows
+    assert verdict == "untested"
 
 
 def test_every_table_can_be_made_of_every_case() -> None:

@@ -39,10 +39,22 @@ _FILES = {
 }
 
 
+def _environment(folder: Path, endpoint: str) -> dict[str, str]:
+    """Nothing of what this user has set or in store, and no hub and no proxy but what is here."""
+    theirs = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_OFFLINE", "NO_PROXY")
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not (name.upper().startswith(theirs) or name.upper().endswith("_PROXY"))
+    }
+    return own | {
+        "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "ALIBI_CACHE": str(folder / "cache"), "COLUMNS": "200", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
 def _extrapolate(folder: Path, endpoint: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`alibi extrapolate` in a process that knows no other hub, and nothing of what this user has in store."""
-    variables = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "COLUMNS": "200"}
-    variables |= {"ALIBI_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", **environment}
+    variables = _environment(folder, endpoint) | environment
     command = [sys.executable, "-m", "alibi_attention.cli", "extrapolate", "--methods", "alibi", "--length", "16"]
     command += ["--eval-lengths", "32", "--layers", "1", "--heads", "2", "--width", "16", "--steps", "2", *arguments]
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
@@ -80,19 +92,33 @@ def test_what_the_hub_does_not_have_is_said_in_a_line(tmp_path: Path) -> None:
         assert "Traceback" not in message
 
 
-def test_a_network_that_fails_in_its_own_words_is_no_crash(
-    tiny: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class ConnectError(Exception):
-        """As httpx has it: no OSError."""
+class ConnectError(Exception):
+    """As httpx has it: no OSError."""
 
+
+@pytest.mark.parametrize(
+    ("message", "cause", "told"),
+    [
+        ("[Errno 111] Connection refused", None, "[Errno 111] Connection refused"),
+        ("could not reach it", ConnectError("no route\n to host"), "no route to host"),
+        ("could not reach it", ConnectError(), "could not reach it"),
+        ("", None, "ConnectError"),
+    ],
+)
+def test_a_network_that_fails_in_its_own_words_is_no_crash(
+    tiny: Callable[..., ExperimentConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    message: str,
+    cause: Exception | None,
+    told: str,
+) -> None:
     def fails(*_: object, **__: object) -> None:
-        raise ConnectError("[Errno 111] Connection refused")
+        raise ConnectError(message) from cause
 
     monkeypatch.setattr("datasets.load_dataset", fails)
     with pytest.raises(LabError) as error:
         load_corpus(tiny(text=(), dataset="team/chapters"))
     assert str(error.value) == (
-        "dataset: expected a data set that can be read, got team/chapters ([Errno 111] Connection refused); give a "
-        "name on the hub that this machine can reach, or the path of a local copy"
+        f"dataset: expected a data set that can be read, got team/chapters ({told}); give a name on the hub that this "
+        "machine can reach, or the path of a local copy"
     )

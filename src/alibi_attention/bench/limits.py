@@ -40,6 +40,13 @@ def judgements(trials: Sequence[TrialResult]) -> list[Judgement]:
     return told
 
 
+def has_what_is_asked(trial: TrialResult) -> bool:
+    """Whether a trial has measured what its limits are about."""
+    timed = trial.default is not None and trial.default.seconds is not None
+    needs_time = trial.limits.keys() - {"memory"}
+    return (timed or not needs_time) and ("memory" not in trial.limits or beyond(trial) is not None)
+
+
 def _size(trial: TrialResult) -> tuple[str, int, str]:
     return trial.case, trial.head_dim, trial.dtype
 

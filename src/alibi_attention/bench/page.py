@@ -22,7 +22,7 @@ from alibi_attention.bench.case import short
 from alibi_attention.bench.cases import CASES
 from alibi_attention.bench.compare import Comparison, comparisons, means
 from alibi_attention.bench.errors import BenchError
-from alibi_attention.bench.limits import beyond, judgements, per_product, per_tile, per_token
+from alibi_attention.bench.limits import beyond, has_what_is_asked, judgements, per_product, per_tile, per_token
 from alibi_attention.bench.results import Results, TrialResult
 from alibi_attention.bench.summary import Ratio, times
 from alibi_attention.bench.tables import NONE, Table, milliseconds
@@ -49,8 +49,14 @@ def complete(results: Sequence[Results]) -> list[TrialResult]:
     return [trial for each in ordered for trial in each.trials if trial.complete]
 
 
-def _newest(trials: Trials) -> list[TrialResult]:
-    return list({(trial.case, trial.head_dim, trial.keys): trial for trial in trials}.values())
+def _newest(trials: Trials, counts: Callable[[TrialResult], bool] = lambda _: True) -> list[TrialResult]:
+    """Of every size the last that counts, or else the first."""
+    found: dict[tuple[str, int, int], TrialResult] = {}
+    for trial in trials:
+        size = (trial.case, trial.head_dim, trial.keys)
+        if size not in found or counts(trial):
+            found[size] = trial
+    return list(found.values())
 
 
 def _newest_against_peers(trials: Trials) -> list[Comparison]:
@@ -290,12 +296,15 @@ def _peers(trials: Trials, cases: Mapping[str, str]) -> Table:
     return Table("", ["", *map(short, lengths)], rows)
 
 
+def _size_in_words(trial: TrialResult) -> str:
+    return f"{trial.title}, D = {trial.head_dim}, {short(trial.keys)} tokens"
+
+
 def _slower(trials: Trials) -> Table:
     """Every size at which a peer is faster than what a call takes unasked, by the newest file that has it there."""
     rows = [
-        [f"{trial.title}, D = {trial.head_dim}, {short(trial.keys)} tokens", each.peer.title, _cell(each)]
+        [_size_in_words(each.trial), each.peer.title, _cell(each)]
         for each in _newest_against_peers(trials)
-        for trial in [each.trial]
         if each.slower
     ]
     return Table("", ["", "than", "our speed"], rows or [["nowhere in these files", NONE, NONE]], labels=2)
@@ -316,8 +325,7 @@ def _files(results: Sequence[Results]) -> Table:
 
 
 def target_table(trials: Trials) -> Table:
-    """Every target, what was found, and the verdict: against a peer by the newest file that has it there, else by the
-    newest that has the size."""
+    """Every target, what was found, and the verdict, by the newest file that has at that size what is asked about."""
     rows = []
     for each in _newest_against_peers(trials):
         if each.target is not None:
@@ -327,7 +335,9 @@ def target_table(trials: Trials) -> Table:
     for mean in means(trials):
         where = f"{mean.case}, D={mean.head_dim}, geometric mean, against {mean.peer}"
         rows.append([where, f"{mean.target:g}x", _ratio(mean.ratio), mean.verdict])
-    rows += [[each.where, each.asked, each.found, each.verdict] for each in judgements(_newest(trials))]
+    rows += [
+        [each.where, each.asked, each.found, each.verdict] for each in judgements(_newest(trials, has_what_is_asked))
+    ]
     return Table("", ["target", "asked", "found", "verdict"], rows, labels=4)
 
 

@@ -107,9 +107,11 @@ def open_dataset(config: ExperimentConfig) -> Any:
             whole = {"train": found} if isinstance(found, datasets.Dataset) else found
         else:
             whole = datasets.load_dataset(name, config.dataset_config or None)
+    except MemoryError:
+        raise
     except Exception as error:
-        # The package lets through whatever its readers and the network beneath it raise; StopIteration is no row.
-        why = " ".join(str(error.__cause__ or error).split()) or "no rows"
+        # The package lets through whatever its readers and the network beneath it raise.
+        why = _reason(error)
         remedy = "give a name on the hub that this machine can reach, or the path of a local copy"
         if is_file:
             remedy = "see that it holds rows of named columns, written as its suffix says"
@@ -127,6 +129,14 @@ def open_dataset(config: ExperimentConfig) -> Any:
         remedy = f"choose from {', '.join(columns)}"
         raise LabError("text_column", expected=f"a column of {name}", got=repr(config.text_column), remedy=remedy)
     return whole
+
+
+def _reason(error: Exception) -> str:
+    """In a line what the package datasets stumbled over: the cause, where it has words."""
+    if isinstance(error, StopIteration):
+        return "no rows"
+    told = (" ".join(str(each).split()) for each in (error.__cause__, error) if each is not None)
+    return next(filter(None, told), type(error).__name__)
 
 
 def saved_to_disk(name: str) -> bool:
