@@ -314,9 +314,11 @@ static void backward_member(void* context, int64_t member) {
     space.products = matrix && call.dropout > 0.0 ? floats_at(memory, kTile * kBlock) : space.grad_scores;
     space.streamed = streams_rows(call) ? floats_at(memory, kStreamRows * key_dim) : nullptr;
     const MatrixUnit matrix_unit(matrix);
-    const Room ring = ring_of(run, member);
+    Room ring = ring_of(run, member);
     for (int64_t item = draw(run.next); item < run.number_of_shares; item = draw(run.next)) {
         const Share& share = run.shares[run.order[item]];
+        // No longer than must be, so that it stays in the nearest cache that holds it.
+        ring.capacity = share.live;
         const Room room = run.in_place ? gradients_of(call, share) : ring;
         int64_t tile = share.near.own;
         for (int64_t at = share.first; at < share.end; ++at) {
