@@ -639,7 +639,7 @@ def test_a_decoding_step_has_the_gradients_of_the_reference():
     [("float32", "is_causal=False"), ("bfloat16", "is_causal=False"), ("bfloat16", "window=(8000, 0)")],
 )
 def test_the_sums_of_backward_are_bounded_however_many_threads_there_are(dtype: str, options: str):
-    # 32 runs for each of 8 heads would take 650 MB of sums, or with rings for 64 threads some 300.
+    # 32 runs for each of 8 heads would take 650 MB of sums; windows at the seams have rings for 64 threads beside them.
     before = f"""
 import torch
 from alibi_attention import alibi_attention

@@ -84,7 +84,7 @@ def fill_page(files: Sequence[Path], page: Path) -> tuple[list[Path], dict[Path,
 
 
 def targets_text(found: Sequence[tuple[Path, Results]]) -> str:
-    """Every target of all files with its verdict, in one table; of what was measured twice the last."""
+    """Every target of all files with its verdict, in one table: by the newest file that can judge it."""
     table = target_table(complete([results for _, results in found]))
     return f"## Targets\n\n{table.markdown()}" if table.rows else ""
 
