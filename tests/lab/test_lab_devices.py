@@ -35,6 +35,9 @@ def alibi(*arguments: str) -> subprocess.Popen[bytes]:
 def finish(running: subprocess.Popen[bytes]) -> None:
     _, errors = running.communicate(timeout=300)
     assert running.returncode == 0, errors.decode()
+    # Nothing of the engine's: neither its announcements nor warnings about its inside.
+    for word in (b"distributed", b"deprecated", b"Trainer", b"Warning"):
+        assert word not in errors, errors.decode()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")

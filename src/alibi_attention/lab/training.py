@@ -35,6 +35,7 @@ BETAS = (0.9, 0.99)
 MOMENTUM = 0.99
 LOG_EVERY = 10
 
+_LIGHTNING_LOGGERS = (logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.fabric"))
 _LIGHTNING_INSIDE = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
 
 
@@ -122,6 +123,11 @@ class _Keeper(L.Callback):
         self._losses: list[Tensor] = []
         self._last_loss: Tensor | None = None
         self._logged = (start, self._began)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Unpickled, so in a process of its own: Lightning is as talkative there as if nobody had asked it to be quiet.
+        _hush()
+        self.__dict__.update(state)
 
     @property
     def seconds(self) -> float:
@@ -309,16 +315,22 @@ def _load(checkpoint: Path, decoder: Decoder) -> tuple[dict[str, Tensor], int, f
         raise LabError("resume", expected="a state of this configuration", got=got, remedy=remedy) from None
 
 
+def _hush() -> None:
+    """No announcements of Lightning's, and no warnings about its own inside that nobody here can act on."""
+    for logger in _LIGHTNING_LOGGERS:
+        logger.setLevel(logging.ERROR)
+    for message in _LIGHTNING_INSIDE:
+        warnings.filterwarnings("ignore", message=message)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's announcements, and without warnings about its own inside that nobody here can act on."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hushed, and afterwards as before."""
+    levels = [logger.level for logger in _LIGHTNING_LOGGERS]
     try:
         with warnings.catch_warnings():
-            for message in _LIGHTNING_INSIDE:
-                warnings.filterwarnings("ignore", message=message)
+            _hush()
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(_LIGHTNING_LOGGERS, levels, strict=True):
+            logger.setLevel(level)
