@@ -344,7 +344,7 @@ def quality(**changes: Any) -> Trained:
     trained.usable = [
         Usable("alibi", "ALiBi", "1,024", "256 (253 away)"),
         Usable("alibi:ntk", "ALiBi, NTK", "1,024", "1,024 (1,021 away)"),
-        Usable("rope", "RoPE", "256", "does not reach 253: 28%"),
+        Usable("rope", "RoPE", "256", "not recalled from 253: 28%"),
         Usable("rope:pi", "RoPE, position interpolation", "256"),
         Usable("rope:yarn", "RoPE, YaRN", "512", "256 (253 away)"),
         Usable("nope", "NoPE"),
@@ -367,7 +367,7 @@ def test_rows_of_trained_models() -> None:
     usable = "usable length by perplexity, decoder, sliding window"
     assert row(found, f"{usable} |") == ["1,024", "256", "—"]
     assert row(found, f"{usable}, scaled")[1] == "256 with position interpolation; 512 with YaRN"
-    assert row(found, "usable length by recall, decoder |") == ["256 (253 away)", "does not reach 253: 28%", "—"]
+    assert row(found, "usable length by recall, decoder |") == ["256 (253 away)", "not recalled from 253: 28%", "—"]
     assert row(found, "usable length by recall, decoder, scaled") == [
         "1,024 (1,021 away) with NTK", "256 (253 away) with YaRN", "—",
     ]  # fmt: skip

@@ -147,9 +147,25 @@ def test_parts_of_a_seed_are_one_run(runs: list[Path], tmp_path: Path) -> None:
         timeless = {"train_seconds": 0.0, "eval_seconds": 0.0}
         results = [[each.model_copy(update=timeless) for each in run.results] for run in (mine, theirs)]
         assert results[0] == results[1]
+    # Which part was computed where is not forgotten.
+    parted = next(run for run in found if run.config.seed == 1)
+    assert sorted(str(session["methods"]) for session in parted.sessions) == ["['alibi']", "['learned']"]
     with pytest.raises(LabError, match=r"^runs: expected the same methods and variants of every seed, got learned of "
                        r"seed 0 alone, not of seed 1; add"):  # fmt: skip
         read_runs([parts[1], *(root for root in runs if root.name == "seed-0")])
+
+
+def test_verdicts_are_by_the_rules_of_today(runs: list[Path], tmp_path: Path) -> None:
+    """Whatever a run of before has written down: they follow from its scores."""
+    shutil.copytree(runs[0], tmp_path / "run")
+    for path, of in ((tmp_path / "run" / "alibi" / "result.json", "result"), (tmp_path / "run" / "results.json", "")):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        for evaluation in (value[of] if of else value["results"][0])["evaluations"]:
+            evaluation["usable_by_recall"] |= {"learned": True, "length": 128, "distance": 125}
+            evaluation["usable_by_perplexity"] |= {"length": 64}
+        path.write_text(json.dumps(value), encoding="utf-8")
+    for path in (tmp_path / "run", tmp_path / "run" / "results.json"):
+        assert read_runs([path])[0].results == read_runs([runs[0]])[0].results
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema_version": 99}', None])

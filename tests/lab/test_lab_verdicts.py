@@ -105,10 +105,10 @@ def recalls(*cells: tuple[int, int, int]) -> list[RecallScore]:
 
 
 # Of 32, 22 are surely half.
-GOOD = (256, 32, 32), (256, 253, 22), (512, 32, 0), (512, 509, 29)
+GOOD = (256, 32, 32), (256, 253, 22), (512, 32, 22), (512, 509, 29)
 
 
-def test_usable_by_recall_looks_at_the_farthest() -> None:
+def test_usable_by_recall_looks_at_every_distance() -> None:
     found = usable_by_recall(recalls(*GOOD), 256)
     assert found == RecallVerdict(nearest=32, nearest_share=1.0, learned=True, length=512, distance=509)
     assert found.words == "512 (509 away)"
@@ -116,10 +116,18 @@ def test_usable_by_recall_looks_at_the_farthest() -> None:
     found = usable_by_recall(more, 256)
     assert found is not None
     assert (found.length, found.failed_distance, found.failed_share) == (512, 1021, 21 / 32)
+    # The beginning of the window known, and not its middle: the worst distance is told.
+    middle = recalls(*GOOD, (1024, 32, 32), (1024, 128, 21), (1024, 253, 9), (1024, 512, 10), (1024, 1021, 32))
+    found = usable_by_recall(middle, 256)
+    assert found is not None
+    assert (found.length, found.failed_distance, found.failed_share) == (512, 253, 9 / 32)
     unasked = RecallScore(length=1024, distance=1021, asked=0, recalled=0, note="ends")
     found = usable_by_recall([*recalls(*GOOD), unasked], 256)
     assert found is not None
     assert (found.length, found.failed_distance, found.failed_share) == (512, 1021, None)
+    found = usable_by_recall([*recalls(*GOOD, (1024, 32, 0)), unasked], 256)
+    assert found is not None
+    assert (found.failed_distance, found.failed_share) == (1021, None)
     assert usable_by_recall([], 256) is None
     assert usable_by_recall([unasked], 256) is None
 
@@ -129,10 +137,10 @@ def test_what_was_not_learned_is_not_what_does_not_reach() -> None:
     assert short is not None
     assert short.learned
     assert short.length is None
-    assert short.words == "does not reach 253: 25%"
+    assert short.words == "not recalled from 253: 25%"
     unsure = usable_by_recall(recalls((256, 32, 28), (256, 253, 20)), 256)
     assert unsure is not None
-    assert unsure.words == "does not surely reach 253: 62%"
+    assert unsure.words == "not surely recalled from 253: 62%"
     # What a longer window happens to recall does not help.
     never = usable_by_recall(recalls((128, 32, 28), (256, 32, 8), (256, 253, 8), (512, 32, 28), (512, 509, 28)), 256)
     assert never is not None

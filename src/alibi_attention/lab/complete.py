@@ -31,7 +31,8 @@ class Run:
     Attributes:
         root: its folder, or its file.
         config, results, start: as kept there; ``start`` has the corpus and the environment of the beginning.
-        sessions: where each process worked on it, in their order.
+        sessions: where each process worked on it, in their order; of a run put together of parts with the methods of
+            the part, ``methods``.
         looks: what `alibi dissect` saw, by the name of the evaluation.
     """
 
@@ -89,9 +90,9 @@ def _read_file(path: Path) -> Run:
         value: dict[str, Any] = read_json(path)
         if value["schema_version"] == SCHEMA_VERSION:
             start = {name: value[name] for name in ("schema_version", "config", "corpus", "environment")}
-            results = [MethodResult.model_validate(result) for result in value["results"]]
-            looks = {name: Inside.model_validate(look) for name, look in value.get("inside", {}).items()}
             config, sessions = make_config(value["config"]), list(value["sessions"])
+            results = [MethodResult.model_validate(result).judged(config) for result in value["results"]]
+            looks = {name: Inside.model_validate(look) for name, look in value.get("inside", {}).items()}
             if tuple(result.method for result in results) == config.methods and start["corpus"]["fingerprint"]:
                 return Run(path, config, results, start, sessions, looks)
     except LabError:
@@ -148,8 +149,9 @@ def _put_together(parts: Sequence[Run]) -> Run:
     config = first.config.model_copy(
         update={"methods": tuple(result.method for result in results), "variants": tuple(variants)}
     )
-    # Of several processes at a time, by when each began.
-    sessions = sorted((each for part in parts for each in part.sessions), key=lambda each: str(each.get("date", "")))
+    # Of several processes at a time, by when each began; with what each worked on, where a part does not know already.
+    worked = ({"methods": list(part.config.methods), **each} for part in parts for each in part.sessions)
+    sessions = sorted(worked, key=lambda each: str(each.get("date", "")))
     looks = {name: look for part in parts for name, look in part.looks.items()}
     return Run(first.root, config, results, first.start, sessions, looks)
 

@@ -36,7 +36,7 @@ from alibi_attention.lab.schema import SCHEMA_VERSION
 from alibi_attention.lab.scores import Evaluation
 from alibi_attention.lab.tables import markdown_table
 from alibi_attention.lab.training import train
-from alibi_attention.lab.verdicts import usable_by_perplexity, usable_by_recall
+from alibi_attention.lab.verdicts import judge
 
 
 def start_experiment(
@@ -321,11 +321,7 @@ def _evaluate(
         seconds += kept.seconds
     found |= {"name": name, "title": full_title(name), "objective": config.objective}
     found |= {"unigram_bits": held_out_of(corpus).unigram_bits()}
-    evaluation = Evaluation.model_validate(found)
-    by_loss = usable_by_perplexity([evaluation], config.length)
-    by_recall = usable_by_recall(evaluation.recall, config.length, taught=config.recall_share > 0.0)
-    verdict = {"usable_by_perplexity": by_loss, "usable_by_recall": by_recall}
-    return evaluation.model_copy(update=verdict), seconds
+    return judge(Evaluation.model_validate(found), config), seconds
 
 
 def _evaluate_protocol(

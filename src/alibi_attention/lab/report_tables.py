@@ -46,8 +46,8 @@ def _verdicts(lines: Sequence[Line], config: ExperimentConfig, unit: str) -> Tab
         "By perplexity: the longest length up to which the change in bits per byte since the trained length, with the "
         f"upper end of its 95% interval over documents{' and seeds' if several else ''}, stays within {SLACK:.0%}; not "
         "learned: no better there than the tokens' frequencies. By recall: the longest length up to which surely "
-        f"{RECALLED:.0%} of the values told at the farthest distance tested in it are recalled, by the lower end of "
-        "the 95% interval, and that distance; not learned: not even at the nearest "
+        f"{RECALLED:.0%} of the values are recalled from every distance tested in it, by the lower end of the 95% "
+        "interval, and the farthest of these distances; not learned: not even from the nearest "
         f"distance inside the trained length, so that nothing is said of distance. {NONE}: not measured. A flat "
         "perplexity alone does not show that the context is used."
     )

@@ -40,6 +40,7 @@ from alibi_attention.lab.files import is_partial, read_json, write_json, write_t
 from alibi_attention.lab.lock import locked
 from alibi_attention.lab.schema import SCHEMA_VERSION, brought_up_to_date
 from alibi_attention.lab.scores import Evaluation, RecallScore, Score
+from alibi_attention.lab.verdicts import judge
 
 _AGAIN = "delete this file and --resume: only what it held is done again"
 
@@ -69,6 +70,10 @@ class MethodResult(BaseModel):
     evaluations: tuple[Evaluation, ...]
     train_seconds: float
     eval_seconds: float
+
+    def judged(self, config: ExperimentConfig) -> MethodResult:
+        """With the verdicts of this version's rules: an older one may have had others."""
+        return self.model_copy(update={"evaluations": tuple(judge(each, config) for each in self.evaluations)})
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -225,7 +230,7 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return MethodResult.model_validate(self._read_part(path)["result"])
+            return MethodResult.model_validate(self._read_part(path)["result"]).judged(self.read_config())
         except (ValidationError, KeyError):
             raise LabError("run", expected="a result of this version", got=str(path), remedy=_AGAIN) from None
 

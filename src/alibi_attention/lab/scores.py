@@ -109,8 +109,8 @@ class RecallVerdict(BaseModel):
         nearest, nearest_share: the shortest distance tested inside the trained length, and the share recalled there.
         learned: whether that counts as recalling. A model that does not recall what is near says nothing of distance.
         length, distance: the longest usable length, and the farthest distance tested in it; None where there is none.
-        failed_distance, failed_share: the farthest distance tested in the first length that is not usable, and the
-            share recalled there; None where all are usable, the share also where positions end earlier.
+        failed_distance, failed_share: the distance recalled least in the first length that is not usable, and the share
+            recalled there; None where all are usable, the share also where positions end earlier.
         taught: whether there were such values in training at all.
     """
 
@@ -132,7 +132,7 @@ class RecallVerdict(BaseModel):
         if self.length is None:
             share = "" if self.failed_share is None else f": {self.failed_share:.0%}"
             surely = "surely " if (self.failed_share or 0.0) >= RECALLED else ""
-            return f"does not {surely}reach {self.failed_distance:,}{share}"
+            return f"not {surely}recalled from {self.failed_distance:,}{share}"
         return f"{self.length:,} ({self.distance:,} away)"
 
     @property

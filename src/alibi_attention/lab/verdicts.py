@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.pairs import paired_difference
 from alibi_attention.lab.scores import (
     Evaluation,
@@ -72,12 +73,13 @@ def _mean(scores: Sequence[Score]) -> float | None:
 
 
 def usable_by_recall(scores: Sequence[RecallScore], train_length: int, *, taught: bool = True) -> RecallVerdict | None:
-    """The longest evaluated length within which values are recalled from far away, under one seed.
+    """The longest evaluated length within which values are recalled, wherever they were told, under one seed.
 
-    That is: in windows of this and of every shorter evaluated length, surely at least half of the values told at the
-    farthest distance tested in that window are recalled, by the lower end of the 95% interval. Where this does not hold
-    at the nearest distance, in windows of the trained length (or the shortest evaluated), the task was not learned, and
-    nothing is said of distance. ``taught`` is whether there were such values in training.
+    That is: in windows of this and of every shorter evaluated length, surely at least half of the values told at each
+    distance tested in that window are recalled, by the lower end of the 95% interval. A model may know the beginning
+    of a window and not its middle, so the farthest distance alone does not decide. Where this does not hold at the
+    nearest distance, in windows of the trained length (or the shortest evaluated), the task was not learned, and nothing
+    is said of distance. ``taught`` is whether there were such values in training.
 
     Returns:
         The verdict; None where nothing could be asked.
@@ -93,12 +95,21 @@ def usable_by_recall(scores: Sequence[RecallScore], train_length: int, *, taught
     found["learned"] = first.surely
     if first.surely:
         for length in lengths:
-            farthest = by_length[length][-1]
-            if not farthest.surely:
-                found |= {"failed_distance": farthest.distance, "failed_share": farthest.share}
+            failed = [score for score in by_length[length] if not score.surely]
+            if failed:
+                # The one recalled least; before all, one that could not be asked.
+                worst = min(failed, key=lambda score: -1.0 if score.share is None else score.share)
+                found |= {"failed_distance": worst.distance, "failed_share": worst.share}
                 break
-            found |= {"length": length, "distance": farthest.distance}
+            found |= {"length": length, "distance": by_length[length][-1].distance}
     return RecallVerdict.model_validate(found)
+
+
+def judge(evaluation: Evaluation, config: ExperimentConfig) -> Evaluation:
+    """An evaluation with the verdicts its scores come to, whatever was written there."""
+    by_loss = usable_by_perplexity([evaluation], config.length)
+    by_recall = usable_by_recall(evaluation.recall, config.length, taught=config.recall_share > 0.0)
+    return evaluation.model_copy(update={"usable_by_perplexity": by_loss, "usable_by_recall": by_recall})
 
 
 def median_verdict(verdicts: Sequence[RecallVerdict | None]) -> RecallVerdict | None:

@@ -34,7 +34,7 @@ def notes(found: Comparison) -> list[str]:
     if any(each.by_loss or each.by_recall for trained in found.trained for each in trained.usable):
         lines.append(
             "Usable lengths are by the rules in docs/lab-reference.md. By perplexity: to which the loss stays that of "
-            "the trained length. By recall: within which values are recalled from as far away as was tested, by the "
+            "the trained length. By recall: within which values are recalled from every distance tested, by the "
             "median seed. A flat loss is no evidence that the context is used."
         )
     return lines
