@@ -136,6 +136,9 @@ def test_the_whole_table(alibi: Invoke, runs: dict[str, Path]) -> None:
          "\n"),
         (["--table=none.json"], "error: --table: expected a comparison, got none.json (No such file or directory)\n"
          "  name a versus.json that alibi versus wrote\n"),
+        (["--table=none.json", "--page=page.md", "--head-dim=32"],
+         "error: --head-dim: expected only --output and --page beside --table, which measures nothing\n"
+         "  leave it out, or --table to measure anew\n"),
     ],
 )  # fmt: skip
 def test_bad_input(alibi: Invoke, arguments: list[str], text: str) -> None:

@@ -163,3 +163,22 @@ def test_show_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert result.exit_code == 0
     assert "\ncutoffs: [20000, 60000]\n" in result.output
     assert not any(tmp_path.iterdir())
+
+
+def test_show_of_a_run_computes_nothing(local_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "smaller.yaml").write_text(SMALLER, encoding="utf-8")
+    root = tmp_path / "run"
+    arguments = [
+        "reproduce", "paper", "--output", str(root), "--config", str(tmp_path / "smaller.yaml"), "--dataset",
+        str(local_copy), "--device=cpu", "--steps=2", "--batch-size=2", "--length=16", "--eval-lengths=16",
+        "--methods=alibi",
+    ]  # fmt: skip
+    assert CliRunner().invoke(app, arguments, prog_name="alibi").exit_code == 0
+    for name in ("results.json", "alibi/result.json"):
+        (root / name).unlink()
+    result = CliRunner().invoke(
+        app, ["reproduce", "paper", f"--output={root}", "--resume", "--show"], prog_name="alibi"
+    )
+    assert result.exit_code == 0, result.output
+    assert "\nlength: 16\n" in result.output
+    assert not (root / "results.json").exists()

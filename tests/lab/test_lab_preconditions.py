@@ -33,6 +33,29 @@ def test_cuda_is_refused_without_a_gpu(tiny: MakeConfig, tmp_path: Path, monkeyp
     )
 
 
+def test_a_run_below_its_own_text_is_refused(
+    texts: Path, tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it writes would be text the next time it is read: such a run could never be continued."""
+    monkeypatch.chdir(texts)
+    config = tiny(text=(".",))
+    with pytest.raises(LabError) as error:
+        start_experiment(config, Path("runs/extrapolate"))
+    assert str(error.value) == (
+        "output: expected a folder outside the text in ., got runs/extrapolate, where all that the run writes would "
+        f"become text; name another, such as ../{texts.name}-run, or give the folders of text alone"
+    )
+    assert not Path("runs").exists()
+    with pytest.raises(LabError, match=r"^output: expected a folder outside the text in"):
+        start_experiment(tiny(text=(str(tmp_path / "other"),), held_out_text=(str(texts),)), texts / "run")
+    # Hidden folders are no text; nor is what lies beside.
+    start_experiment(config, Path(".runs/one"))
+    resume_experiment(Path(".runs/one"))
+    with pytest.raises(LabError, match=r"^output: expected a folder outside the text in"):
+        reevaluate_experiment(Path(".runs/one"), Path("again"), {"eval_tokens": 64})
+    start_experiment(config, tmp_path / "beside")
+
+
 def test_recall_without_room_is_refused_before_training(tiny: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(LabError) as error:
         start_experiment(tiny(protocols=("recall",), length=4, eval_lengths=(4, 6)), tmp_path / "run")

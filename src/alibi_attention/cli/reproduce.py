@@ -55,7 +55,7 @@ def paper(
     devices: Annotated[int, typer.Option(help="GPUs that share every batch.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the initial weights and the batches.")] = 0,
     show: Annotated[
-        bool, typer.Option("--show", help="Print the configuration and the differences, and exit.")
+        bool, typer.Option("--show", help="Print the configuration (--resume: the run's) and differences, and exit.")
     ] = False,
 ) -> None:
     """Train short, test long as in Press, Smith and Lewis (2022): WikiText-103, 16 layers, 8 heads, width 1024.
@@ -72,16 +72,17 @@ def paper(
         from rich.console import Console
 
         from alibi_attention.lab.config_file import read_settings
-        from alibi_attention.lab.experiment import resume_experiment, start_experiment
+        from alibi_attention.lab.experiment import read_as_started, resume_experiment, start_experiment
         from alibi_attention.lab.paper import differences, paper_config
         from alibi_attention.lab.progress import Progress
+        from alibi_attention.lab.runs import RunFolder
 
         settings = {**(read_settings(config) if config else {}), **given}
         console = Console()
-        if resume:
+        if resume and not show:
             print_results(resume_experiment(output, Progress(console), expected=settings), output)
             return
-        experiment = paper_config(settings)
+        experiment = read_as_started(RunFolder(output), settings) if resume else paper_config(settings)
         console.print(
             "Not as in the paper:", *(f"  - {text}" for text in differences(experiment)), sep="\n", soft_wrap=True
         )

@@ -30,6 +30,7 @@ def _option(panel: str, text: str, **more: Any) -> Any:
 
 
 def versus(
+    context: typer.Context,
     methods: Annotated[
         str, _option(_COMPARED, "Position methods, joined by commas; or all.", metavar="NAMES")
     ] = "alibi,rope",
@@ -96,6 +97,7 @@ def versus(
         from alibi_attention.lab.files import write_text
 
         if table is not None:
+            _refuse_measuring(context)
             if output is not None and output.exists():
                 raise refuse("--output", f"expected a new folder, got {output}, which exists", "choose another")
             found = read_comparison(table)
@@ -116,6 +118,15 @@ def versus(
         if table is None and stopped is not None:
             typer.echo("Stopped. What was measured until then is in both, marked incomplete.", err=True)
             raise typer.Exit(128 + stopped)
+
+
+def _refuse_measuring(context: typer.Context) -> None:
+    """What says how to measure says nothing of a table that was measured before."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in ("table", "output", "page") and source is not None and source.name == "COMMANDLINE":
+            complaint = "expected only --output and --page beside --table, which measures nothing"
+            raise refuse(f"--{name.replace('_', '-')}", complaint, "leave it out, or --table to measure anew")
 
 
 def _trained(decoders: list[Path], encoders: list[Path]) -> list[Trained]:

@@ -26,6 +26,7 @@ from alibi_attention.lab.preconditions import (
     check_models,
     check_recall,
     refuse_idle,
+    refuse_output_in_text,
     refuse_unreachable,
     remarks,
 )
@@ -59,6 +60,7 @@ def start_experiment(
     """
     folder = RunFolder(root)
     folder.refuse_existing()
+    refuse_output_in_text(config, root)
     check_machine(config)
     refuse_idle(config)
     refuse_unreachable(config)
@@ -166,6 +168,7 @@ def reevaluate_experiment(
         got = f"{root}, which is no name of one"
         raise LabError("output", expected="a new folder by its name", got=got, remedy="name one, such as runs/again")
     folder.refuse_existing()
+    refuse_output_in_text(config, root)
     check_machine(config, trains=False)
     refuse_idle(config, changes)
     refuse_unreachable(config)

@@ -4,6 +4,7 @@ cannot be, settings that would tell nothing."""
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from alibi_attention.lab.model import build_decoder
 from alibi_attention.lab.passages import RecallMixer, alphabet_of
 from alibi_attention.lab.positions import DecoderShape, position_methods, split_name
 from alibi_attention.lab.protocols import held_out_of, protocol_lengths
+from alibi_attention.lab.reading import left_out
 from alibi_attention.lab.recall import askable_distances
 from alibi_attention.lab.training import learning_rate_factor
 
@@ -28,6 +30,26 @@ UNTAUGHT = (
 
 # What a setting of evaluation is of.
 _OF_PROTOCOLS = {"stride": "sliding", "recall_trials": "recall"}
+
+
+def refuse_output_in_text(config: ExperimentConfig, root: Path) -> None:
+    """Refuse a run folder below its own text: what the run writes would be text, and the run another one.
+
+    Hidden folders are no text.
+    """
+    here = root.resolve()
+    data = [config.dataset] if config.dataset else []
+    for text in (*config.text, *config.held_out_text, *data):
+        folder = Path(text).resolve()
+        if folder.is_dir() and here.is_relative_to(folder):
+            if any(left_out(name) for name in here.relative_to(folder).parts):
+                continue
+            raise LabError(
+                "output",
+                expected=f"a folder outside the text in {text}",
+                got=f"{root}, where all that the run writes would become text",
+                remedy=f"name another, such as {Path('..', folder.name + '-run')}, or give the folders of text alone",
+            )
 
 
 def check_recall(config: ExperimentConfig, corpus: Corpus) -> None:

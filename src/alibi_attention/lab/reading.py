@@ -118,6 +118,11 @@ class Reader:
                 yield Document(f"{name}/{number}", data[start:end])
 
 
+def left_out(folder: str) -> bool:
+    """Whether a folder of this name is passed by: it is hidden, or holds installed packages."""
+    return folder in _SKIPPED_FOLDERS or folder.startswith(".")
+
+
 def text_files(folder: Path, suffixes: tuple[str, ...] = (), passed_over: Counter[str] | None = None) -> list[Path]:
     """Files below a folder in a fixed order; hidden ones and installed packages are left out.
 
@@ -133,7 +138,7 @@ def text_files(folder: Path, suffixes: tuple[str, ...] = (), passed_over: Counte
     found = []
     for parent, folders, files in os.walk(folder, onerror=note):
         # Pruned in place: os.walk then neither enters nor lists them, and goes through the rest in a fixed order.
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not left_out(name))
         counted.update("links to folders" for name in folders if Path(parent, name).is_symlink())
         for name in sorted(files):
             path = Path(parent, name)

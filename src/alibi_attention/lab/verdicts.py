@@ -78,8 +78,8 @@ def usable_by_recall(scores: Sequence[RecallScore], train_length: int, *, taught
     That is: in windows of this and of every shorter evaluated length, surely at least half of the values told at each
     distance tested in that window are recalled, by the lower end of the 95% interval. A model may know the beginning
     of a window and not its middle, so the farthest distance alone does not decide. Where this does not hold at the
-    nearest distance, in windows of the trained length (or the shortest evaluated), the task was not learned, and nothing
-    is said of distance. ``taught`` is whether there were such values in training.
+    nearest distance, in windows of the trained length (or the shortest evaluated), the task was not learned, and
+    nothing is said of distance. ``taught`` is whether there were such values in training.
 
     Returns:
         The verdict; None where nothing could be asked.

@@ -57,6 +57,7 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
     yield Check("decoding, padded", decoding.decode_padded)
     for dtype in DTYPES:
         yield Check(f"positions near 2^20, {_name(dtype)}", partial(shapes.far_positions, dtype))
+    yield Check("rows 34 million elements apart", shapes.rows_far_apart)
     for dtype in DTYPES[::2] if quick else DTYPES:
         yield Check(f"dropout, {_name(dtype)}", partial(options.dropout, dtype), cost=14)
     yield Check("dropout masks are those of the common generator", options.dropout_masks, cost=2)

@@ -80,8 +80,11 @@ def offsets(device: str) -> None:
 def not_finite(device: str) -> None:
     """A NaN or an infinity reaches whoever sees it, and nobody else in its tile, forward and backward."""
     few = {"heads": 2, "kv_heads": 1, "head_dim": 16, "slopes": (0.3, 0.01)}
-    for name, row, poison in (("value", 70, torch.nan), ("key", 140, torch.nan), ("query", 100, torch.nan),
-                              ("grad_out", 20, torch.inf)):  # fmt: skip
+    cases = (
+        ("value", 70, torch.nan), ("key", 140, torch.nan), ("key", 140, torch.inf), ("query", 100, torch.nan),
+        ("query", 100, -torch.inf), ("grad_out", 20, torch.inf),
+    )  # fmt: skip
+    for name, row, poison in cases:
         # Rows before the poisoned one and behind it share what one program looks at.
         call = make_call(device, q_len=150, **few)
         getattr(call, name)[0, 0, row, 3] = poison

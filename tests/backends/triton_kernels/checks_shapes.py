@@ -60,6 +60,19 @@ def far_positions(dtype: torch.dtype, device: str) -> None:
     within("position 2^20 costs more than fp32 must", (out.double() - near.double()).abs().max(), limit)
 
 
+def rows_far_apart(device: str) -> None:
+    """A pool of tokens with room for many layers each: within a tile of 64 rows lie more than 2^31 elements."""
+    step, few = 34_200_000, {"heads": 1, "kv_heads": 1, "head_dim": 16, "slopes": (0.1,), "dtype": torch.float16}
+    pool = torch.empty(64 * step, dtype=torch.float16, device=device)
+    for q_len in (64, 1):
+        call = make_call(device, q_len=q_len, k_len=64, **few)
+        for slot, name in enumerate(("query", "key", "value", "grad_out")):
+            tensor = getattr(call, name)
+            there = pool.as_strided(tensor.shape, (step, step, step, 1), slot * 16)
+            setattr(call, name, there.copy_(tensor))
+        compare(call)
+
+
 def groups(kv_heads: int, device: str) -> None:
     slopes = tuple(alibi_slopes(6).tolist())
     compare(make_call(device, batch=2, heads=6, kv_heads=kv_heads, q_len=70, slopes=slopes, layout="padded"))

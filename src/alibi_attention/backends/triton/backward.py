@@ -178,8 +178,8 @@ def query_kernel(
     keys = key + batch.to(tl.int64) * key_batch + key_head_index.to(tl.int64) * key_head
     values = value + batch.to(tl.int64) * value_batch + key_head_index.to(tl.int64) * value_head
     column = tl.arange(0, block_n)
-    key_tile = keys + column[None, :] * key_row + element[:, None]
-    value_tile = values + column[None, :] * value_row + value_element[:, None]
+    key_tile = keys + column.to(tl.int64)[None, :] * key_row + element[:, None]
+    value_tile = values + column.to(tl.int64)[None, :] * value_row + value_element[:, None]
     key_inside = (element < head_dim)[:, None]
     value_inside = (value_element < value_dim)[:, None]
 
@@ -228,7 +228,8 @@ def query_kernel(
     )
     if learned:
         # The gradients of a row's scores add up to that of its lse: the way to its nearest key is common to them.
-        has_mass = sees & (row_shift != INF)
+        # A row whose lse is +inf has a mean that is no number, and one without mass, whose shift is the same, 0.
+        has_mass = sees & ((row_shift != INF) | (row_mean != 0.0))
         stray = tl.abs(position - near.to(tl.int64)).to(tl.float32)
         row_grad_lse = tl.load(grad_lse + flat, mask=has_mass, other=0.0)
         total = tl.sum(tl.where(has_mass, lean + row_grad_lse * stray, 0.0), 0)

@@ -219,8 +219,8 @@ def key_kernel(
         flat = pair.to(tl.int64) * q_len
         queries = query + batch.to(tl.int64) * query_batch + head.to(tl.int64) * query_head
         flows = grad_out + batch.to(tl.int64) * flow_batch + head.to(tl.int64) * flow_head
-        query_tile = queries + index[:, None] * query_row + element[None, :]
-        flow_tile = flows + index[:, None] * flow_row + value_element[None, :]
+        query_tile = queries + index.to(tl.int64)[:, None] * query_row + element[None, :]
+        flow_tile = flows + index.to(tl.int64)[:, None] * flow_row + value_element[None, :]
         query_inside = (element < head_dim)[None, :]
         flow_inside = (value_element < value_dim)[None, :]
         entry = ranges

@@ -83,8 +83,8 @@ def split_kernel(
         keys = key + batch.to(tl.int64) * key_batch + kv_head.to(tl.int64) * key_head
         values = value + batch.to(tl.int64) * value_batch + kv_head.to(tl.int64) * value_head
         column = tl.arange(0, block_n)
-        key_tile = keys + column[None, :] * key_row + element[:, None]
-        value_tile = values + column[:, None] * value_row + value_element[None, :]
+        key_tile = keys + column.to(tl.int64)[None, :] * key_row + element[:, None]
+        value_tile = values + column.to(tl.int64)[:, None] * value_row + value_element[None, :]
         for tile in range(first - extra, last):
             start = tl.where(tile < first, apart + (tile - first + extra) * block_n, base + tile * block_n)
             limit = tl.where(tile < first, tl.minimum(apart + PLAN_KEYS, base), end)

@@ -152,8 +152,8 @@ def forward_kernel(
     keys = key + batch.to(tl.int64) * key_batch + key_head_index.to(tl.int64) * key_head
     values = value + batch.to(tl.int64) * value_batch + key_head_index.to(tl.int64) * value_head
     column = tl.arange(0, block_n)
-    key_tile = keys + column[None, :] * key_row + element[:, None]
-    value_tile = values + column[:, None] * value_row + value_element[None, :]
+    key_tile = keys + column.to(tl.int64)[None, :] * key_row + element[:, None]
+    value_tile = values + column.to(tl.int64)[:, None] * value_row + value_element[None, :]
     key_inside = (element < head_dim)[:, None]
     value_inside = (value_element < value_dim)[None, :]
 
