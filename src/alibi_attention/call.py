@@ -57,6 +57,7 @@ def call_arguments(
     check_options(is_causal, backend)
     if autocast and autocast_is_on(query.device.type):
         query, key, value = _autocast(query), _autocast(key), _autocast(value)
+    learned_slopes = slopes is not None and _are_learned(slopes)
     if slopes is None:
         slopes = preset_slopes(int(query.shape[1]), query.device)
     else:
@@ -90,8 +91,20 @@ def call_arguments(
         query, key, value, slopes.to(compute_dtype(query.dtype)),
         offsets, key_mask, cu_seqlens, cu_seqlens_k, seed, key_center, key_norms, is_causal,
         scale, offset, window_left, window_right, dropout_p, tolerance,
-        slopes.requires_grad and torch.is_grad_enabled(), backend or "",
+        learned_slopes, backend or "",
     )  # fmt: skip
+
+
+def _are_learned(slopes: Tensor) -> bool:
+    """Whether the horizon has to mind the gradient of slopes, too: it is what keys far away matter most to.
+
+    A tensor of torch.func's vmap does not tell whether it is differentiated outside of it; it may be.
+    """
+    if not torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return slopes.requires_grad
+    return slopes.requires_grad or bool(torch._C._functorch.is_functorch_wrapped_tensor(slopes))
 
 
 _PRESETS: dict[tuple[int, torch.device], Tensor] = {}
@@ -101,7 +114,7 @@ def preset_slopes(num_heads: int, device: torch.device) -> Tensor:
     """`alibi_slopes` on a device, made once: making them takes longer than a small call."""
     # A mode, such as one of fake tensors, may take no other tensors than those made under it.
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return alibi_slopes(num_heads).to(device)
+        return _slopes_made_there(num_heads, device) if device.type == "cuda" else alibi_slopes(num_heads).to(device)
     found = _PRESETS.get((num_heads, device))
     if found is None:
         # An inference tensor could not be saved for a backward pass later on.
@@ -111,6 +124,12 @@ def preset_slopes(num_heads: int, device: torch.device) -> Tensor:
             # Not a fake or a functional one, which belongs to whoever is tracing.
             _PRESETS[num_heads, device] = found
     return found
+
+
+def _slopes_made_there(num_heads: int, device: torch.device) -> Tensor:
+    """The same numbers, for graphs: those that copy them from the host in every call make the stream wait each time."""
+    head = torch.arange(1, num_heads + 1, dtype=torch.float64, device=device)
+    return torch.exp2(-8.0 * head / num_heads).to(torch.float32)
 
 
 def problem_of(query: Tensor, key: Tensor, value: Tensor, *call: Any) -> tuple[Problem, str | None]:

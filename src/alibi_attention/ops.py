@@ -118,7 +118,9 @@ class _Attention(torch.autograd.Function):
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
         tensors = (grad_out, grad_lse, query, key, value, slopes, out, lse, plan)
-        grads = _run(_Gradients, _backward_op, (*tensors, *optional, *ctx.call))
+        # Whether slopes are learned was not known of every call: not under vmap, nor of one that was exported.
+        call = (*ctx.call[:-2], ctx.needs_input_grad[3], ctx.call[-1])
+        grads = _run(_Gradients, _backward_op, (*tensors, *optional, *call))
         return (*grads, *(None for _ in range(len(optional) + len(ctx.call))))
 
     @staticmethod

@@ -90,9 +90,20 @@ def default_tolerance(dtype: torch.dtype) -> float:
     return 2.0**-53 if dtype == torch.float64 else 2.0**-24
 
 
-def values_can_be_read(device: torch.device) -> bool:
-    """Whether looking at values costs no synchronisation; ALIBI_DEBUG=1 accepts the cost on any device."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+def values_can_be_read(where: Tensor | torch.device) -> bool:
+    """Whether looking at values costs no synchronisation; ALIBI_DEBUG=1 accepts the cost on any device.
+
+    Args:
+        where: the tensor in question; or a device, for tensors that are still to be made: under a transform of
+            torch.func these have no values, while one that the transform does not wrap has.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    device = where.device if isinstance(where, Tensor) else where
+    if isinstance(where, Tensor):
+        if torch._C._functorch.is_functorch_wrapped_tensor(where):
+            return False
+    elif torch._C._are_functorch_transforms_active():
         return False
     if any(torch._C._get_dispatch_mode(mode) is not None for mode in _WITHOUT_VALUES):
         return False
@@ -267,7 +278,7 @@ def check_options(is_causal: object, backend: object) -> None:
 
 def check_finite_slopes(slopes: Tensor, compute: torch.dtype = torch.float32) -> None:
     """``compute`` is what they are computed with, which may hold less than their own dtype does."""
-    if not values_can_be_read(slopes.device):
+    if not values_can_be_read(slopes):
         return
     if not slopes.dtype.is_floating_point:
         # Said by who looks at dtypes.
@@ -318,7 +329,7 @@ def check_query_offset(offset: int | Tensor, batch: int, device: torch.device) -
         )
     if offset.device != device:
         raise ValueError(f"query_offset: expected the device of query, {device}, got {offset.device}; move it there")
-    if values_can_be_read(device) and offset.dtype == torch.int64:
+    if values_can_be_read(offset) and offset.dtype == torch.int64:
         farthest = offset.tolist()
         if any(abs(each) > FURTHEST for each in farthest):
             raise ValueError(f"query_offset: expected at most 2^40 either way, got {farthest}; distances count from 0")
@@ -334,7 +345,7 @@ def check_key_mask(key_mask: Tensor, batch: int, k_len: int, device: torch.devic
         )
     if key_mask.device != device:
         raise ValueError(f"key_mask: expected the device of query, {device}, got {key_mask.device}; move it there")
-    if values_can_be_read(device):
+    if values_can_be_read(key_mask):
         steps = torch.diff(key_mask.to(torch.int8), dim=1, prepend=key_mask.new_zeros(batch, 1).to(torch.int8))
         holed = ((steps == 1).sum(1) > 1).nonzero().flatten().tolist()
         if holed:
@@ -383,7 +394,7 @@ def check_packed(
                 f"{name}: expected int32 of shape (sequences + 1,), cumulative lengths from 0, "
                 f"got {bounds.dtype} of shape {_shape(bounds)}; convert them with .to(torch.int32)"
             )
-        if values_can_be_read(bounds.device):
+        if values_can_be_read(bounds):
             ends = bounds.tolist()
             if ends[0] != 0 or ends[-1] != length or any(b < a for a, b in itertools.pairwise(ends)):
                 raise ValueError(

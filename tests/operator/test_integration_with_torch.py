@@ -10,8 +10,11 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alibi_attention import ALiBiAttention, alibi_attention, alibi_slopes
+from alibi_attention.call import _slopes_made_there, preset_slopes
 
 
 def _leaves(*shape: int, requires_grad: bool = True) -> tuple[Tensor, ...]:
@@ -209,6 +212,82 @@ def test_func_grad_and_vmap(any_backend: str) -> None:
         torch.testing.assert_close(each, torch.func.grad(loss)(one, slopes))
     with pytest.raises((RuntimeError, NotImplementedError)):
         torch.func.hessian(loss)(query, slopes)
+
+
+def test_learned_slopes_under_vmap_have_their_gradients(any_backend: str) -> None:
+    """Inside of vmap a tensor does not say that it is differentiated outside."""
+    query, key, value = _leaves(1, 4, 20, 16, requires_grad=False)
+    slopes = torch.stack([alibi_slopes(4), 2.0 * alibi_slopes(4)])
+
+    def loss(m: Tensor) -> Tensor:
+        return alibi_attention(query, key, value, m, backend=any_backend).sin().sum()
+
+    leaf = slopes.clone().requires_grad_()
+    torch.stack([loss(m) for m in leaf]).sum().backward()
+    assert leaf.grad is not None
+    batched = slopes.clone().requires_grad_()
+    torch.func.vmap(loss)(batched).sum().backward()
+    found = {
+        "vmap": batched.grad,
+        "grad of vmap": torch.func.grad(lambda m: torch.func.vmap(loss)(m).sum())(slopes),
+        "vmap of grad": torch.func.vmap(torch.func.grad(loss))(slopes),
+        "jacrev": torch.func.jacrev(lambda m: torch.func.vmap(loss)(m).sum())(slopes),
+    }
+    for name, grad in found.items():
+        torch.testing.assert_close(grad, leaf.grad, msg=lambda told, name=name: f"{name}: {told}")
+
+
+def test_an_exported_call_has_the_gradients_of_its_slopes(any_backend: str) -> None:
+    """It may be exported with slopes that nobody learns, and be trained afterwards."""
+
+    class Attention(torch.nn.Module):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
+            return alibi_attention(query, key, value, slopes, backend=any_backend)
+
+    tensors = _leaves(1, 4, 20, 16, requires_grad=False)
+    exported = torch.export.export(Attention(), (*tensors, alibi_slopes(4))).module()
+    grads = []
+    for module in (Attention(), exported):
+        slopes = alibi_slopes(4).requires_grad_()
+        module(*tensors, slopes).sin().sum().backward()
+        grads.append(slopes.grad)
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.vmap])
+def test_values_that_no_transform_wraps_are_checked_under_it(transform: Any) -> None:
+    query, key, value = _leaves(1, 4, 20, 16, requires_grad=False)
+    holed = torch.ones(1, 20, dtype=torch.bool)
+    holed[:, 5:9] = False
+    bounds = torch.tensor([0, 10, 5000], dtype=torch.int32)
+    inputs = query.expand(3, *query.shape) if transform is torch.func.vmap else query
+    for options, message in (({"key_mask": holed}, "key_mask: .* got holes"), ({"cu_seqlens": bounds}, "cu_seqlens:")):
+        with pytest.raises(ValueError, match=message):
+            transform(lambda q, options=options: alibi_attention(q, key, value, **options).sum())(inputs)
+    # Of wrapped ones nothing is known.
+    torch.func.vmap(lambda mask: alibi_attention(query, key, value, key_mask=mask))(holed.expand(3, 1, 20))
+
+
+def test_preset_slopes_of_a_graph_for_a_gpu_are_made_there() -> None:
+    """Bitwise the same; one that copied them from the host in every call would make the stream wait each time."""
+    for heads in range(1, 200):
+        assert torch.equal(_slopes_made_there(heads, torch.device("cpu")), alibi_slopes(heads)), heads
+    with FakeTensorMode(), _Devices() as seen:
+        assert preset_slopes(12, torch.device("cuda")).shape == (12,)
+    assert seen.found == {"cuda"}
+
+
+class _Devices(TorchDispatchMode):
+    """Notes where every tensor that is made lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.found.add(made.device.type)
+        return made
 
 
 def test_gradients_only_where_asked() -> None:

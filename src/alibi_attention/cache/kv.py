@@ -195,7 +195,7 @@ class KVCache:
 
         A look at the last column held is enough.
         """
-        if not values_can_be_read(key_mask.device):
+        if not values_can_be_read(key_mask):
             return
         before = key_mask.new_full((key_mask.shape[0], 1), self._length > 0)
         if self._mask is not None and self._length:

@@ -190,7 +190,7 @@ def check_cumulative(
             )
         if not isinstance(longest, (int, torch.SymInt)) or isinstance(longest, bool):
             raise ValueError(f"max_seqlen_{which}: expected an integer, got {longest!r}")
-        if values_can_be_read(cumulative.device):
+        if values_can_be_read(cumulative):
             ends = cumulative.tolist()
             lengths = [b - a for a, b in itertools.pairwise(ends)]
             if ends[0] != 0 or ends[-1] != total or min(lengths) < 0:
@@ -246,7 +246,7 @@ def check_cache(
             )
         return None
     _check_per_row("cache_batch_idx", cache_batch_idx, q)
-    if values_can_be_read(q.device) and not 0 <= int(cache_batch_idx.min()) <= int(cache_batch_idx.max()) < len(
+    if values_can_be_read(cache_batch_idx) and not 0 <= int(cache_batch_idx.min()) <= int(cache_batch_idx.max()) < len(
         k_cache
     ):
         raise ValueError(
