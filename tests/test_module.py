@@ -198,6 +198,23 @@ def test_own_slopes_and_printing() -> None:
     )
 
 
+def test_the_weights_of_a_multihead_attention_go_over() -> None:
+    mha = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    module = ALiBiAttention(32, 4, slopes=torch.zeros(4), is_causal=False, bias=True)
+    torch.nn.init.normal_(mha.in_proj_bias)
+    state = {f"out_proj.{name}": each for name, each in mha.out_proj.state_dict().items()}
+    for part, weight, bias in zip("qkv", mha.in_proj_weight.chunk(3), mha.in_proj_bias.chunk(3), strict=True):
+        state |= {f"{part}_proj.weight": weight, f"{part}_proj.bias": bias}
+    module.load_state_dict(state)
+    x, padding = torch.randn(2, 9, 32), torch.zeros(2, 9, dtype=torch.bool)
+    padding[1, 6:] = True
+    want = mha(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+    torch.testing.assert_close(module(x, key_mask=~padding), want)
+    assert "bias=True" in repr(module)
+    with pytest.raises(ValueError, match=r"^bias: expected True or False, got 1"):
+        ALiBiAttention(32, 4, bias=1)
+
+
 def test_compiles_as_one_graph() -> None:
     module = ALiBiAttention(32, 4)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -12,6 +12,7 @@ from alibi_attention.backends.blocked import BlockedBackend
 from alibi_attention.backends.cpu import CpuBackend
 from alibi_attention.backends.definition import ReferenceBackend
 from alibi_attention.backends.triton import TritonBackend
+from alibi_attention.backends.triton.device import missing as triton_missing
 from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.problem import Problem
 
@@ -35,13 +36,15 @@ _told_of_missing_kernels = False
 
 
 def _tell_of_missing_kernels(problem: Problem) -> None:
-    """Once, where another backend serves for want of the compiled library alone.
+    """Once, where another backend serves for want of the compiled library alone, or of a Triton that will do.
 
-    An installation without a compiler succeeds, and what then serves is several times slower.
+    An installation without a compiler succeeds, and so does one beside an older Triton; what then serves is several
+    times slower.
     """
     global _told_of_missing_kernels
-    why = _BACKENDS["cpu"].why_not(problem)
-    if why is None or why != native.load():
+    name, missing = ("cpu", native.load()) if problem.device.type == "cpu" else ("triton", triton_missing())
+    why = _BACKENDS[name].why_not(problem)
+    if why is None or why != missing:
         return
     _told_of_missing_kernels = True
     warnings.warn(f"alibi_attention: {why}", RuntimeWarning, stacklevel=3)
@@ -59,7 +62,7 @@ def choose(problem: Problem, name: str | None) -> Backend:
     wanted = [name] if name is not None else [n for n in _BACKENDS if n not in _CHOSEN_BY_NAME_ONLY]
     for candidate in wanted:
         if _BACKENDS[candidate].why_not(problem) is None:
-            if name is None and candidate != "cpu" and not _told_of_missing_kernels:
+            if name is None and candidate == "blocked" and not _told_of_missing_kernels:
                 _tell_of_missing_kernels(problem)
             return _BACKENDS[candidate]
     listing = "\n".join(f"  {n}: {why or 'can run it'}" for n, why in reasons(problem).items())

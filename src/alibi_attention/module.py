@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from alibi_attention.cache import HorizonCache, KVCache
 from alibi_attention.call import autocast_is_on
 from alibi_attention.ops import alibi_attention
-from alibi_attention.problem import check_slopes, check_tensor, is_integer, is_number
+from alibi_attention.problem import check_flag, check_slopes, check_tensor, is_integer, is_number
 from alibi_attention.slopes import alibi_slopes
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ class ALiBiAttention(nn.Module):
         q, k, v = q_proj(x), k_proj(x), v_proj(x)           split into heads
         out     = out_proj(concat_h softmax(q_h k_h^T / sqrt(d) - m_h |i - j|) v_h)
 
-    The four projections have no bias and are created in the order q_proj, k_proj, v_proj, out_proj, so a seed gives
-    the weights of four nn.Linear made in that order. Preset slopes are float32 whatever the dtype of the module, and no
-    part of the state dict; learned slopes are the parameter ``slopes``, or ``log_slopes`` where they are kept positive,
-    float32 too, and left out of weight decay by `weight_decay_groups`.
+    The four projections are created in the order q_proj, k_proj, v_proj, out_proj, so a seed gives the weights of four
+    nn.Linear made in that order; unless asked for they have no bias. Preset slopes are float32 whatever the dtype of
+    the module, and no part of the state dict; learned slopes are the parameter ``slopes``, or ``log_slopes`` where they
+    are kept positive, float32 too, and left out of weight decay by `weight_decay_groups`.
 
     Args:
         embed_dim: E, a multiple of num_heads.
@@ -43,6 +43,7 @@ class ALiBiAttention(nn.Module):
         slopes: (num_heads,) float32 to use, or the initial value of learned ones; `alibi_slopes(num_heads)` by default.
         learned_slopes: True makes the slopes a parameter, "positive" their logarithm, so that no step can turn a fall
             into a rise.
+        bias: whether the projections add a learned bias, as nn.MultiheadAttention's do by default.
         device, dtype: of the projections, as in nn.Linear; slopes are float32 on the same device.
 
     Attributes:
@@ -50,7 +51,7 @@ class ALiBiAttention(nn.Module):
         slopes: (num_heads,) float32, nats per token; `head_slopes` gives them however they are kept.
         log_slopes: (num_heads,) float32, in place of ``slopes`` with learned_slopes="positive".
         head_dim: E / H.
-        embed_dim, num_heads, num_kv_heads, dropout, is_causal, learned_slopes: as given.
+        embed_dim, num_heads, num_kv_heads, dropout, is_causal, learned_slopes, bias: as given.
 
     Raises:
         ValueError: for sizes that do not divide, a probability outside [0, 1), or slopes of another shape or dtype.
@@ -68,6 +69,7 @@ class ALiBiAttention(nn.Module):
         is_causal: bool = True,
         slopes: Tensor | None = None,
         learned_slopes: bool | Literal["positive"] = False,
+        bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -90,11 +92,12 @@ class ALiBiAttention(nn.Module):
         if not (is_number(dropout) and 0.0 <= dropout < 1.0):
             raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
-        self.head_dim = embed_dim // num_heads
+        check_flag("bias", bias)
+        self.head_dim, self.bias = embed_dim // num_heads, bias
         self.dropout, self.is_causal, self.learned_slopes = dropout, is_causal, learned_slopes
 
         def linear(out_features: int) -> nn.Linear:
-            return nn.Linear(embed_dim, out_features, bias=False, device=device, dtype=dtype)
+            return nn.Linear(embed_dim, out_features, bias=bias, device=device, dtype=dtype)
 
         kv_dim = num_kv_heads * self.head_dim
         self.q_proj = linear(embed_dim)
@@ -142,9 +145,9 @@ class ALiBiAttention(nn.Module):
         Args:
             x: (batch, seq_len, embed_dim).
             key_mask: (batch, seq_len) bool, True for tokens and False for padding (left or right).
-            cache: what came before, to which x is appended: x then continues the sequences the cache holds. Where
-                attending fails it is without x again; caches of layers before this one have theirs, and are cropped
-                before a step is repeated.
+            cache: what came before, to which x is appended: x then continues the sequences the cache holds. If
+                attending fails, x is taken out of this cache again. Caches of earlier layers still hold theirs: crop
+                them before repeating the step.
 
         Returns:
             (batch, seq_len, embed_dim). Rows of padding hold no meaningful value.
@@ -232,6 +235,8 @@ class ALiBiAttention(nn.Module):
         if self.dropout > 0.0:
             parts["dropout"] = self.dropout
         parts |= {"is_causal": self.is_causal, "learned_slopes": self.learned_slopes}
+        if self.bias:
+            parts["bias"] = True
         return ", ".join(f"{name}={value}" for name, value in parts.items())
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from alibi_attention import alibi_attention, dispatch
+from alibi_attention import alibi_attention, dispatch, explain_backends
 from alibi_attention.backends import native
+from alibi_attention.backends.triton import device
+from alibi_attention.problem import Problem
 
 
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler here")
@@ -114,6 +116,25 @@ def test_whoever_goes_without_the_kernels_is_told_once(monkeypatch: pytest.Monke
             alibi_attention(query, query, query)
         # Where warnings are errors a second call works all the same.
         torch.testing.assert_close(alibi_attention(query, query, query), want)
+
+
+def test_whoever_has_a_gpu_and_no_triton_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = "needs Triton 3.6 or later, found 3.5.0: pip install"
+    monkeypatch.setattr(device, "missing", lambda: missing)
+    monkeypatch.setattr(dispatch, "triton_missing", lambda: missing)
+    monkeypatch.setattr(device, "target", lambda _: "sm_90")
+    monkeypatch.setattr(dispatch, "_told_of_missing_kernels", False)
+    seen: list[Problem] = []
+    monkeypatch.setattr(dispatch, "reasons", lambda problem: seen.append(problem) or {})
+    explain_backends(*torch.randn(3, 1, 1, 8, 8))
+    on_a_gpu = seen[0]._replace(device=torch.device("cuda"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch.choose(on_a_gpu._replace(dtype=torch.float64), None)
+        dispatch.choose(on_a_gpu, "blocked")
+        with pytest.raises(RuntimeWarning, match=r"^alibi_attention: needs Triton 3\.6 or later, found 3\.5\.0"):
+            dispatch.choose(on_a_gpu, None)
+        assert dispatch.choose(on_a_gpu, None).name == "blocked"
 
 
 @pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled kernels are missing")

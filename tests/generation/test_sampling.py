@@ -63,6 +63,11 @@ def test_numbers_out_of_range(options: dict[str, float], message: str) -> None:
 def test_logits_that_are_no_numbers() -> None:
     with pytest.raises(LabError, match="source: expected a model whose logits are numbers, got NaN or infinity"):
         Sampling().choose(torch.tensor([0.0, math.nan]), torch.Generator())
+    with pytest.raises(LabError, match="source: expected a model whose logits are numbers, got NaN or infinity"):
+        Sampling().choose(torch.tensor([0.0, math.inf]), torch.Generator())
+    # What is ruled out is no fault; and a temperature that float32 takes for 0 is none either.
+    for temperature in (1.0, 1e-300, 5e-324):
+        assert Sampling(temperature=temperature).choose(torch.tensor([-math.inf, 3.0]), torch.Generator()) == 1
 
 
 def test_bytes_become_whole_characters() -> None:

@@ -94,6 +94,9 @@ def test_refusals(values: dict[str, Any], text: str) -> None:
         {"weight_decay": float("nan")},
         {"weight_decay": float("inf")},
         {"steps": 1.5},
+        {"steps": 10**25},
+        {"batch_size": 10**25},
+        {"eval_lengths": (256, 10**25)},
     ],
 )
 def test_refuses_what_is_no_proper_number(values: dict[str, Any]) -> None:
@@ -169,6 +172,14 @@ def test_written_file_gives_the_same_configuration(tmp_path: Path) -> None:
         ("- 3", "config: expected settings by name, got {path}, which holds list; write one setting a line, such as "
          "`length: 256`"),
         ("lenght: 3", "config: expected known settings, got lenght in {path}; length is meant?"),
+        ("length: 16\nsteps: 2\nlength: 32", "config: expected a YAML file, got {path} (length comes twice in "
+         '"<unicode string>", line 3, column 1: length: 32 ^); write one setting a line, such as `length: 256`'),
+        ("mask-share: 0.2\nmask_share: 0.3", "config: expected each setting once, got mask-share and mask_share in "
+         "{path}; leave one of them out"),
+        ("text: 2024", "text: expected names of files and folders, got 2024 in {path}; put a name that YAML takes for "
+         "something else into quotes"),
+        ("held-out-text: [a, 3.5]", "held_out_text: expected names of files and folders, got 3.5 in {path}; put a name "
+         "that YAML takes for something else into quotes"),
         ("3: 4", "config: expected known settings, got 3 in {path}; `alibi extrapolate --help` has them as flags"),
         ("length: short", "length: expected a valid integer, unable to parse string as an integer, got 'short'; "
          "give such a value"),

@@ -123,10 +123,16 @@ def test_dissect_run(tiny: Callable[..., ExperimentConfig], tmp_path: Path) -> N
     labels = [label.get_text() for label in draw_mass(inside).axes[0].get_xticklabels()]
     assert labels == ["0", "1", "2\u20133", "4\u20137", "8\u201315", "16\u201331"]
     with pytest.raises(LabError) as error:
-        dissect_run(root, "learned", (16, 32), tmp_path / "other", mass_length=16)
+        dissect_run(root, "learned", None, tmp_path / "other", mass_length=32)
     assert str(error.value) == (
         "lengths: expected at most 16, where the positions of learned end, got 32; ask for shorter lengths"
     )
+    # What is of the horizon alone, and has defaults that a short text need not reach.
+    inside, _ = dissect_run(root, "learned", None, tmp_path / "other", mass_length=16)
+    assert (inside.horizon, inside.tolerance) == ((), None)
+    for options, name in (({"lengths": (16,)}, "lengths"), ({"tolerance": 0.1}, "tolerance")):
+        with pytest.raises(LabError, match=rf"^{name}: expected nothing for learned, which has no horizon"):
+            dissect_run(root, "learned", folder=tmp_path / "other", mass_length=16, **options)
     with pytest.raises(LabError, match=r"^lengths: expected at most the [\d,]+ tokens of held-out text, got 100,000; "):
         dissect_run(root, "alibi", (100_000,), tmp_path / "other", mass_length=16)
     with pytest.raises(LabError, match=r"^lengths: expected ascending lengths of at least 1, got 64,32 and a mass"):
@@ -152,7 +158,7 @@ def test_each_layer_is_told(tiny: Callable[..., ExperimentConfig], tmp_path: Pat
     start_experiment(tiny(methods=("alibi", "rope"), layers=3, eval_lengths=(16,)), tmp_path / "run")
     progress = Counting()
     dissect_run(tmp_path / "run", "alibi:ntk", (16, 32), tmp_path / "look", mass_length=16, progress=progress)
-    dissect_run(tmp_path / "run", "rope", (16, 32), tmp_path / "look", mass_length=16, progress=progress)
+    dissect_run(tmp_path / "run", "rope", None, tmp_path / "look", mass_length=16, progress=progress)
     assert progress.bars == {"ALiBi, NTK scaling: looking inside": [9, 9], "RoPE: looking inside": [3, 3]}
 
 

@@ -434,7 +434,7 @@ def test_what_is_inside_is_reported(runs: list[Path], tmp_path: Path) -> None:
     roots = [tmp_path / root.name for root in runs]
     dissect_run(tmp_path / "seed-1", "alibi", (64, 128), mass_length=64)
     dissect_run(tmp_path / "seed-0", "alibi:ntk", (64, 128), mass_length=64, tolerance=1e-3)
-    dissect_run(tmp_path / "seed-0", "learned", (16,), mass_length=32)
+    dissect_run(tmp_path / "seed-0", "learned", mass_length=32)
     text = write_report(roots, tmp_path / "report").read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []

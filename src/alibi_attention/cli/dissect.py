@@ -22,8 +22,13 @@ def dissect(
     run: Annotated[Path, typer.Argument(help="Folder of a run whose models are trained.", show_default=False)],
     method: Annotated[str, typer.Option(help="Position method, or method:variant.")] = "alibi",
     lengths: Annotated[
-        str, typer.Option(help="Lengths at which the horizon is certified, joined by commas.", metavar="LENGTHS")
-    ] = "1024,2048,4096,8192",
+        str | None,
+        typer.Option(
+            help="Lengths at which the horizon is certified, joined by commas.",
+            metavar="LENGTHS",
+            show_default="1024,2048,4096,8192 for ALiBi",
+        ),
+    ] = None,
     mass_length: Annotated[
         int, typer.Option(help="Length at which attention mass is added up by distance.", **COUNT)
     ] = 1024,
@@ -39,7 +44,7 @@ def dissect(
     Writes inside.json and figures (PNG and SVG); alibi report shows what lies in the run's own folder. The certificate
     is about each layer's attention on this text.
     """
-    asked = whole_numbers("--lengths", lengths)
+    asked = None if lengths is None else whole_numbers("--lengths", lengths)
     if tolerance is not None and not 0.0 <= tolerance < 1.0:
         complaint = f"expected a share of a row's mass from 0 up to, not including, 1, got {tolerance}"
         raise refuse("--tolerance", complaint, "leave it out for 2^-24, what float32 rounds by")

@@ -58,8 +58,7 @@ def study(
     """Every method and variant that differs, by every protocol, under several seeds, and the report.
 
     A study trains at width 256 with 16 sequences a step, learning rate 0.002 and bf16, and half of its sequences have
-    values to recall in them. Settings that have no flag here are those of alibi extrapolate, in a file
-    for --config.
+    values to recall in them. Any other setting of alibi extrapolate can be put into a file and given by --config.
 
     Ctrl-C, or the end of --minutes, stops after the step at hand, or in an evaluation, whose finished lengths are kept;
     the same command goes on from there.

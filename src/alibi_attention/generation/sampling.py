@@ -43,7 +43,8 @@ class Sampling:
             LabError: for logits that are not numbers.
         """
         logits = logits.float().cpu()
-        if bool(logits.isnan().any()) or not bool(logits.isfinite().any()):
+        # That of NaN is NaN. Of an infinity beside numbers nothing could be drawn either.
+        if not bool(logits.amax().isfinite()):
             raise LabError(
                 "source", expected="a model whose logits are numbers", got="NaN or infinity",
                 remedy="its weights may be damaged, or its dtype too small: try --dtype float32",
@@ -54,8 +55,9 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(vocabulary,) float32, what tokens are drawn by where the temperature is above 0."""
-        # Less the maximum first: a tiny temperature must not turn large logits into infinities.
-        logits = (logits - logits.amax()) / self.temperature
+        # Less the maximum first: a tiny temperature must not turn large logits into infinities. It may be too small for
+        # float32, which would divide by 0.
+        logits = ((logits - logits.amax()).double() / self.temperature).float()
         if 0 < self.top_k < len(logits):
             top = logits.topk(self.top_k)
             logits = torch.full_like(logits, -torch.inf).scatter(0, top.indices, top.values)

@@ -17,6 +17,23 @@ _HEAD = "# Every setting of this run: `alibi extrapolate --config THIS_FILE --ou
 _PATHS = ("text", "held_out_text")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that comes twice, of which YAML's own takes the last."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    names: list[Any] = []
+    for key, _ in node.value:
+        name = loader.construct_object(key)
+        if name in names:
+            raise yaml.constructor.ConstructorError(None, None, f"{name} comes twice", key.start_mark)
+        names.append(name)
+    return loader.construct_mapping(node)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
 def read_config_file(path: Path, flags: Mapping[str, Any] | None = None) -> ExperimentConfig:
     """A validated configuration from a YAML file; ``flags`` take precedence over what it says.
 
@@ -33,7 +50,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     remedy = "write one setting a line, such as `length: 256`"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise LabError("config", expected="a file that can be read", got=f"{path} ({error})", remedy="check its name"
                        ) from None  # fmt: skip
@@ -43,8 +60,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         got = f"{path}, which holds {'nothing' if values is None else type(values).__name__}"
         raise LabError("config", expected="settings by name", got=got, remedy=remedy)
+    seen: dict[str, Any] = {}
     for name in values:
         setting = str(name).replace("-", "_")
+        if setting in seen:
+            got = f"{seen[setting]} and {name} in {path}"
+            raise LabError("config", expected="each setting once", got=got, remedy="leave one of them out")
+        seen[setting] = name
         if setting not in ExperimentConfig.model_fields:
             near = nearest_setting(setting)
             remedy = f"{near} is meant?" if near else "`alibi extrapolate --help` has them as flags"
@@ -57,6 +79,11 @@ def read_settings(path: Path) -> dict[str, Any]:
             values[name] = [] if values[name] is None else values[name] if whole else [values[name]]
     for name in _PATHS:
         if name in values:
+            wrong = [each for each in values[name] if not isinstance(each, str)]
+            if wrong:
+                remedy = "put a name that YAML takes for something else into quotes"
+                got = f"{wrong[0]!r} in {path}"
+                raise LabError(name, expected="names of files and folders", got=got, remedy=remedy)
             values[name] = [str((path.parent / text).resolve()) for text in values[name]]
     if isinstance(values.get("dataset"), str):
         values["dataset"] = _path_or_name(values["dataset"], path.parent)

@@ -13,7 +13,8 @@ from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import read_json, write_json
 from alibi_attention.lab.inside import Inside, inside_work, look_inside
 from alibi_attention.lab.inside_figures import save_inside_figures
-from alibi_attention.lab.positions import full_title, split_name
+from alibi_attention.lab.positions import full_title, position_methods, split_name
+from alibi_attention.lab.positions.alibi import Alibi
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.runs import RunFolder
 from alibi_attention.lab.schema import SCHEMA_VERSION
@@ -21,9 +22,12 @@ from alibi_attention.lab.trained import load_trained, read_run
 
 _FILE = "inside.json"
 
+LENGTHS = (1024, 2048, 4096, 8192)
+"""Where the horizon is certified by default."""
+
 
 def dissect_run(
-    root: Path, name: str, lengths: Sequence[int], folder: Path | None = None, *, mass_length: int,
+    root: Path, name: str, lengths: Sequence[int] | None = None, folder: Path | None = None, *, mass_length: int,
     tolerance: float | None = None, progress: Progress | None = None,
 ) -> tuple[Inside, Path]:  # fmt: skip
     """Look inside one method of a run, on the beginning of its held-out text, and write what is found.
@@ -31,7 +35,8 @@ def dissect_run(
     Args:
         root: of the run.
         name: ``"alibi"`` or ``"alibi:ntk"``.
-        lengths, mass_length, tolerance: as in `look_inside`.
+        lengths, mass_length, tolerance: as in `look_inside`. The first and the last are of the horizon, which ALiBi's
+            methods have alone: `LENGTHS` by default, and refused for others.
         folder: gets ``inside.json`` and the figures; by default the run's own, where `alibi report` finds them.
         progress: told of the corpus, and of each layer; silent by default.
 
@@ -41,11 +46,19 @@ def dissect_run(
     Raises:
         LabError: for a run, a method or lengths that cannot be used.
     """
+    method, variant = split_name(name)
+    has_horizon = issubclass(position_methods()[method], Alibi) if method in position_methods() else True
+    if not has_horizon:
+        for argument, given in (("lengths", lengths), ("tolerance", tolerance)):
+            if given is not None:
+                expected = f"nothing for {full_title(name)}, which has no horizon to certify"
+                got = given if argument == "tolerance" else ",".join(map(str, lengths or ()))
+                raise LabError(argument, expected=expected, got=f"{got}", remedy="leave it out")
+    lengths = LENGTHS if lengths is None else lengths
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1 or mass_length < 1:
         got = ",".join(map(str, lengths)) + f" and a mass length of {mass_length}"
         remedy = "such as 1024,2048,4096"
         raise LabError("lengths", expected="ascending lengths of at least 1", got=got, remedy=remedy)
-    method, variant = split_name(name)
     folder = folder or RunFolder(root).inside(method, variant)
     if read_run(RunFolder(root)).objective != "next":
         expected = "a decoder, whose attention is looked at by how far back it goes"
@@ -55,7 +68,8 @@ def dissect_run(
     progress = progress or Progress()
     corpus = load_corpus(RunFolder(root).read_config(older=True), progress)
     RunFolder(root).refuse_changed_corpus(corpus)
-    tokens = torch.from_numpy(corpus.held_out[: max(*lengths, mass_length)].astype(np.int64))
+    lengths = lengths if has_horizon else ()
+    tokens = torch.from_numpy(corpus.held_out[: max((*lengths, mass_length))].astype(np.int64))
     with progress:
         progress.start(f"{full_title(name)}: looking inside", total=inside_work(decoder, lengths), unit="")
         inside = look_inside(

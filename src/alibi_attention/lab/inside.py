@@ -110,7 +110,8 @@ def look_inside(
         decoder: in evaluation mode.
         method: its name, for the record.
         tokens: (n,) int64, at least as long as the longest length.
-        lengths: at which the horizon is certified, ascending; tiles are kept for the longest.
+        lengths: at which the horizon is certified, ascending; tiles are kept for the longest. None for a method that
+            has no horizon.
         mass_length: at which attention mass is added up; the time grows with its square, memory with itself.
         variant: of the position method.
         tolerance: of the certificate; rounding level by default.
@@ -119,7 +120,7 @@ def look_inside(
     Raises:
         LabError: for a text or positions too short.
     """
-    longest = max(*lengths, mass_length)
+    longest = max((*lengths, mass_length))
     if len(tokens) < longest:
         remedy = "ask for shorter lengths, or use a larger corpus"
         raise LabError("lengths", expected=f"at most the {len(tokens):,} tokens of held-out text", got=f"{longest:,}",

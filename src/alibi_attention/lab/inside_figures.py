@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alibi_attention.lab.figures import MARKERS, save_figure
-from alibi_attention.lab.inside import Inside, Tiles
+from alibi_attention.lab.inside import Horizon, Inside, Tiles
 
 NARROW = 4.6
 """Inches: the width of what is drawn for a phone."""
@@ -82,7 +83,7 @@ def draw_horizon(inside: Inside, unit: str = "tokens", *, narrow: bool = False) 
             cells = [cell for cell in inside.horizon if (cell.layer, cell.head) == (layer, head)]
             windows = [cell.mean_window for cell in cells]
             look = {"color": colours[head], "marker": MARKERS[head % len(MARKERS)], "markersize": 4}
-            axes.plot(lengths, windows, label=f"m = {cells[0].slope:.3g}", **look)
+            axes.plot(lengths, windows, label=_slopes_of(cells), **look)
         axes.plot(lengths, every, color="#888888", linestyle=":", label="all keys")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
@@ -107,6 +108,14 @@ def draw_horizon(inside: Inside, unit: str = "tokens", *, narrow: bool = False) 
 def every_key(length: int, block: int) -> float:
     """Keys that blocks of queries need when nothing is skipped, those up to their ends: their mean."""
     return float(np.mean([min(first + block, length) for first in range(0, length, block)]))
+
+
+def _slopes_of(cells: Sequence[Horizon]) -> str:
+    """A head's slope, or the first and last of those that were scaled for each length."""
+    slopes = [cell.slope for cell in cells]
+    if min(slopes) == max(slopes):
+        return f"m = {slopes[0]:.3g}"
+    return f"m = {slopes[0]:.3g} to {slopes[-1]:.3g}"
 
 
 def draw_tiles(tiles: Tiles, unit: str = "tokens", *, narrow: bool = False) -> Figure:

@@ -65,6 +65,8 @@ def _ascending(what: str, remedy: str) -> AfterValidator:
         if values and (values[0] < 1 or any(a >= b for a, b in pairwise(values))):
             got = ",".join(map(str, values))
             raise LabError(_name(info), expected=f"ascending {what} of at least 1", got=got, remedy=remedy)
+        if values:
+            _not_absurd(values[-1], info)
         return values
 
     return AfterValidator(check)
@@ -83,9 +85,19 @@ def _name(info: ValidationInfo) -> str:
     return info.field_name or "value"
 
 
+# Beyond any machine, and below what NumPy and torch count with.
+MOST = 10**12
+
+
+def _not_absurd(value: int, info: ValidationInfo) -> int:
+    if value > MOST:
+        raise LabError(_name(info), expected=f"at most {MOST:,}", got=f"{value:,}", remedy="lower it")
+    return value
+
+
 Number = Annotated[int, BeforeValidator(_by_thousands)]
-Count = Annotated[Number, _at_least(1)]
-WholeNumber = Annotated[Number, _at_least(0)]
+Count = Annotated[Number, _at_least(1), AfterValidator(_not_absurd)]
+WholeNumber = Annotated[Number, _at_least(0), AfterValidator(_not_absurd)]
 Seed = Annotated[int, AfterValidator(_a_seed)]
 Positive = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_above_zero)]
 NotNegative = Annotated[float, Field(allow_inf_nan=False), _at_least(0)]

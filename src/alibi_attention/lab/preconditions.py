@@ -28,6 +28,11 @@ UNTAUGHT = (
     "say nothing of positions."
 )
 
+LOSSY = (
+    "Tokens are words: unknown ones and white space count as bytes and nothing of them is told, so bits per byte come "
+    "out too low to compare with bytes or BPE. Compare perplexities, of one vocabulary."
+)
+
 # What a setting of evaluation is of.
 _OF_PROTOCOLS = {"stride": "sliding", "recall_trials": "recall"}
 
@@ -107,6 +112,8 @@ def remarks(config: ExperimentConfig, corpus: Corpus, *, trains: bool) -> list[s
                      f"{reached:.0%} of its peak and never falls. Give a --warmup below --steps.")  # fmt: skip
     if "recall" in config.protocols and config.recall_share == 0.0:
         found.append(UNTAUGHT)
+    if config.tokenizer == "words":
+        found.append(LOSSY)
     if "sliding" in config.protocols:
         scored, enough = sliding_tokens(held_out_of(corpus), config.eval_lengths, config.eval_tokens, config.stride,
                                         FEW_SCORED)  # fmt: skip

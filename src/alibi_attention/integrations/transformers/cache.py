@@ -169,6 +169,14 @@ class KVLayer(OwnLayer):
                 "past_key_values: expected without padding where stock attention continues it, got a padded batch; "
                 "start again with another cache"
             )
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            _check_continues(self, key_states)
+            # What is held here has no history. From now on this is the layer Transformers would have made.
+            plain = self.plain()
+            self.__class__ = DynamicLayer
+            vars(self).clear()
+            vars(self).update(vars(plain))
+            return cast(tuple[Tensor, Tensor], self.update(key_states, value_states))
         self._append(key_states, value_states, None)
         return self.cache.key, self.cache.value
 
@@ -229,10 +237,14 @@ def cut_short(cache: Any) -> None:
 def own_layer(cache: Any, index: int, key: Tensor, mask: Tensor | None, wants_graph: bool) -> OwnLayer | None:
     """The cache's layer, if it attends by itself; a layer of a plain DynamicCache is made such a one.
 
-    It stays as it is where a graph must be kept, under a compiler, and with padding on the right.
+    It stays as it is where a graph must be kept, that of what it holds as well, under a compiler, and with padding on
+    the right.
     """
     layers = cache.layers
     layer = layers[index] if index < len(layers) else None
+    if torch.is_grad_enabled() and type(layer) is DynamicLayer and layer.get_seq_length() > 0:
+        # A prefix that is tuned is held, and nothing else may need a gradient.
+        wants_graph = wants_graph or layer.keys.requires_grad or layer.values.requires_grad
     if isinstance(layer, OwnLayer):
         if not wants_graph:
             return layer

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
+from alibi_attention.integrations.transformers.configs import own_config
 from alibi_attention.integrations.transformers.families import FAMILIES, Family
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
 from alibi_attention.integrations.transformers.native import ALiBiFalconAttention
@@ -25,7 +26,8 @@ _STOCK = "_alibi_stock"
 def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
     """Put the operator into a BLOOM, an MPT or a Falcon with ALiBi, in place.
 
-    Parameters, state dict, configuration file and outputs stay what they were (up to rounding); prefill and training
+    Parameters, state dict, configuration file and outputs stay what they were (up to rounding), and so do other models
+    built of the same configuration: this one's is a copy from now on, of which none is built; prefill and training
     then need O(length) memory, and a step of generation reads only the keys inside its horizons. Slopes are taken from
     the configuration; MPT's ``alibi_bias_max``, which Transformers ignores, is honoured. MPT runs beyond
     ``max_seq_len``.
@@ -55,6 +57,9 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
     for part, family in parts:
         slopes = family.slopes(part.config)
         work.append((part, family, slopes, list(_to_swap(part, family))))
+    for config in {id(part.config): part.config for part, _ in parts}.values():
+        if config._attn_implementation != NATIVE:
+            own_config(model, config)
     for part, family, slopes, modules in work:
         if part.config._attn_implementation not in (NATIVE, GENERAL):
             setattr(part, _STOCK, part.config._attn_implementation)

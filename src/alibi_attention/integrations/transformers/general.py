@@ -93,11 +93,3 @@ def heard(module: nn.Module) -> str | None:
     """What `tried_forward` last heard in a module, `ASKED` or `PACKED`; it is forgotten."""
     found: str | None = vars(module).pop(_HEARD, None)
     return found
-
-
-def refuse_native(module: nn.Module, *_: Any, **__: Any) -> tuple[Tensor, None]:
-    """The attention function under the name an enabled model has: nobody asks for it."""
-    raise ValueError(
-        f"attn_implementation: expected one that {type(module).__name__} knows, got that of an enabled BLOOM, MPT or "
-        "Falcon; use 'alibi' after replace_positions(model)"
-    )

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
 GENERAL = "alibi"
-NATIVE = "alibi_native"
+# Of a model that `enable` took; Transformers says this name where another is to be built of its configuration.
+NATIVE = "alibi (enabled)"
 # As GENERAL, and the layer remembers that it asked.
 TRIED = "alibi_tried"
 # Their attention is not chosen by name: with a name alone they would run their own, without a causal mask.

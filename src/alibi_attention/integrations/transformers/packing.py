@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from alibi_attention.integrations.transformers.general import PACKED, heard
 from alibi_attention.integrations.transformers.hooks import NAMES, Arguments, hook_arguments, named_arguments
+from alibi_attention.integrations.transformers.masks import GENERAL, TRIED
 
 # Who tells the layers of a model where packed sequences begin: Transformers by its masks, the hook by their bounds, or
 # nobody, because such arguments do not get through to them.
@@ -59,6 +60,13 @@ def keep_packed_apart(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     nobody says otherwise, in training as well, and nothing else here reads positions: such sequences would see each
     other.
     """
+    name = module.config._attn_implementation
+    if name not in (GENERAL, TRIED):
+        # Positions are off, and what stands for them would be as well.
+        raise ValueError(
+            f"attn_implementation: expected {GENERAL!r} in a model whose positions were replaced, got {name!r}, which "
+            "would leave it without any; call disable(model) first"
+        )
     named = named_arguments(module, args, kwargs)
     ids, cache = named.get("position_ids"), named.get("past_key_values")
     is_first = cache is None or (not isinstance(cache, tuple) and _is_empty(cache))

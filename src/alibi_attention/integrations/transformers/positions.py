@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
+from alibi_attention.integrations.transformers.configs import own_config
 from alibi_attention.integrations.transformers.families import FAMILIES
 from alibi_attention.integrations.transformers.general import heard
 from alibi_attention.integrations.transformers.hooks import (
@@ -68,6 +69,16 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     """
     check_module(model)
     part = _only_part(model)
+    config = part.config
+    undo = own_config(model, config)
+    try:
+        return _replace(model, part, slopes)
+    except BaseException:
+        undo()
+        raise
+
+
+def _replace(model: Model, part: Any, slopes: Tensor | None) -> Model:
     config = part.config
     held = getattr(config, REMEMBERED, None)
     heads = config.num_attention_heads
