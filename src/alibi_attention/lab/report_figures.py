@@ -106,7 +106,10 @@ def _draw_bits(
     styles = line_styles([line for line, _, _ in curves])
     for panel in axes:
         for (line, lengths, values), style in zip(curves, styles, strict=True):
-            panel.plot(lengths, values, markersize=4, label=line.title, **style)
+            # A point without a line would lie hidden behind the lines: a ring around them does not.
+            ring = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.5, "zorder": 3}
+            look = ring if len(values) == 1 < len(ticks) else {"markersize": 4}
+            panel.plot(lengths, values, label=line.title, **style, **look)
         _doublings(panel, ticks, narrow=narrow)
         _mark_training(panel, train_length)
         panel.set_ylabel("bits per byte, lower is better")
