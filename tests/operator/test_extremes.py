@@ -99,3 +99,12 @@ def test_bias_is_exact_a_million_tokens_on(backend: str, tolerance: float | None
     true_out, true_lse = alibi_attention(*alone, slopes, return_lse=True, tolerance=0.0, backend="reference")
     assert (out - true_out).abs().amax() < 2e-6
     assert (lse - true_lse).abs().amax() < 2e-6
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_the_least_tolerance_there_is(any_backend: str, is_causal: bool) -> None:
+    """Half of it, each side's share, would be 0, which has no logarithm."""
+    query, key, value = torch.randn(3, 1, 1, 600, 16).unbind(0)
+    tightest = alibi_attention(query, key, value, is_causal=is_causal, tolerance=5e-324, backend=any_backend)
+    dense = alibi_attention(query, key, value, is_causal=is_causal, tolerance=0.0, backend=any_backend)
+    torch.testing.assert_close(tightest, dense)

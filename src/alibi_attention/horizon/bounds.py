@@ -144,7 +144,8 @@ def _about_center(problem: Problem, query: Tensor, summary: KeySummary, norm: Te
 
 def side_budget(problem: Problem) -> float:
     """Log of the share of mass that each side may lose."""
-    return math.log(problem.tolerance / (1 if problem.is_causal else 2))
+    # Half of the least number there is would be 0.
+    return math.log(problem.tolerance) - (0.0 if problem.is_causal else math.log(2))
 
 
 def _norm_levels(norm: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,9 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
             name = f"decoding, {_name(dtype)}, group {group}, {queries} queries"
             yield Check(name, partial(decoding.decode, dtype, group, queries))
     yield Check("decoding, padded", decoding.decode_padded)
+    for heads, kv_heads, queries in ((71, 1, 1), (16, 1, 5), (4, 2, 17), (6, 1, 64)):
+        name = f"decoding, {heads} heads on {kv_heads}, {queries} queries"
+        yield Check(name, partial(decoding.decode_many_rows, heads, kv_heads, queries))
     for dtype in DTYPES:
         yield Check(f"positions near 2^20, {_name(dtype)}", partial(shapes.far_positions, dtype))
     yield Check("rows 34 million elements apart", shapes.rows_far_apart)

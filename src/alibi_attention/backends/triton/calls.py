@@ -23,6 +23,8 @@ from alibi_attention.visibility import row_ranges
 
 # Rows that one program of a decoding step may hold: the queries of the heads that share a key.
 MOST_ROWS = 64
+# Queries a head that always count as few, and those that do where there are fewer heads than processors.
+FEW, STILL_FEW = 16, 64
 LEAST_DECODED = 512
 MOST_SPLITS = 64
 
@@ -58,28 +60,33 @@ def forward(
 
 def is_decoding(problem: Problem) -> bool:
     """Whether the keys are split among programs, a few rows having too little work to go around."""
-    few = problem.q_len * problem.group_size <= MOST_ROWS and problem.q_len <= 16
+    few = problem.q_len <= FEW
+    if FEW < problem.q_len <= STILL_FEW:
+        few = problem.batch * problem.num_heads < devices.processors(problem.device)
     return few and problem.k_len >= LEAST_DECODED and not problem.is_packed and problem.dropout_p == 0.0
 
 
 def _decode(problem: Problem, given: dict[str, Any], key_order: Tensor | None) -> None:
     config = _config("decode", problem)
     shared, rows = problem.batch * problem.num_kv_heads, problem.batch * problem.num_heads * problem.q_len
-    splits = _splits(problem, shared, key_order is not None)
+    rows_of_group = problem.q_len * problem.group_size
+    at_once = min(MOST_ROWS, max(16, 1 << (rows_of_group - 1).bit_length()))
+    parts = blocks_of(rows_of_group, at_once)
+    splits = _splits(problem, shared * parts, key_order is not None)
     tensor = given["lse"]
     given |= {
         "order": key_order,
         "peaks": tensor.new_empty(rows, splits), "masses": tensor.new_empty(rows, splits),
         "totals": tensor.new_empty(rows, splits, problem.value_dim), "splits": splits,
         "block_s": max(2, 1 << (splits - 1).bit_length()),
-        "rows_of_group": max(16, 1 << (problem.q_len * problem.group_size - 1).bit_length()),
+        "rows_of_group": at_once, "parts": parts,
     }  # fmt: skip
-    start(split_kernel, problem, (shared * splits,), config, given)
+    start(split_kernel, problem, (shared * parts * splits,), config, given)
     start(merge_kernel, problem, (rows,), configs.Config({}, 4, 1), given)
 
 
 def _splits(problem: Problem, shared: int, planned: bool) -> int:
-    """Programs for each key head: about four for each processor, each with a tile at least.
+    """Programs for each part of the rows of a key head: about four for each processor, each with a tile at least.
 
     With a horizon four times as many: the flattest head alone may need half of all the tiles, and its share of them is
     what a step waits for, while programs of heads that need a tile or two end at once.

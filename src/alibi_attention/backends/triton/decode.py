@@ -21,11 +21,11 @@ from alibi_attention.backends.triton.common import (
 )
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "splits", "offset", "left", "right"])
+@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "parts", "splits", "offset", "left", "right"])
 def split_kernel(
     query, key, value, slopes, plan, order, peaks, masses, totals, offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    slope_batch, slope_head, num_heads, group, q_len, k_len, splits,
+    slope_batch, slope_head, num_heads, group, q_len, k_len, parts, splits,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     rows_of_group: tl.constexpr, block_n: tl.constexpr, plain: tl.constexpr, bias: tl.constexpr,
@@ -33,17 +33,18 @@ def split_kernel(
 ):  # fmt: skip
     """Maximum, sum and weighted values of one part of the keys, for the queries of all heads that share them.
 
-    ``peaks`` and ``masses`` are (batch, num_heads, q_len, splits), ``totals`` has value_dim after that; the tile is
-    rows r = (head within the group) * q_len + query, ``rows_of_group`` of them with the padding. The heads that need
-    most keys come first, and those that need fewer tiles than there are programs for them leave some with nothing.
+    ``peaks`` and ``masses`` are (batch, num_heads, q_len, splits), ``totals`` has value_dim after that. Rows are
+    r = (head within the group) * q_len + query; a program has ``rows_of_group`` of them with the padding, and all are
+    ``parts`` times as many. The heads that need most keys come first, and those that need fewer tiles than there are
+    programs for them leave some with nothing.
     """
-    shared = tl.program_id(0) // splits
+    shared = tl.program_id(0) // splits // parts
     if order is not None:
         shared = tl.load(order + shared)
     split = tl.program_id(0) % splits
     kv_heads = num_heads // group
     batch, kv_head = shared // kv_heads, shared % kv_heads
-    index = tl.arange(0, rows_of_group)
+    index = tl.program_id(0) // splits % parts * rows_of_group + tl.arange(0, rows_of_group)
     used = index < group * q_len
     head = kv_head * group + tl.minimum(index // q_len, group - 1)
     row = tl.where(used, index % q_len, q_len)

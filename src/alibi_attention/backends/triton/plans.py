@@ -81,7 +81,7 @@ def make(
         "query": query, "key": key, "center": center, "radius": radius, "largest": largest, "plan": plan.tiles,
         "order": plan.order, "key_order": plan.key_order, "tiles": tiles,
         "pairs": problem.batch * problem.num_heads, **_radius_strides(radius),
-        "scale": problem.scale, "budget": math.log(problem.tolerance / (2 if given["two_sided"] else 1)),
+        "scale": problem.scale, "budget": math.log(problem.tolerance) - (math.log(2) if given["two_sided"] else 0.0),
         "learned": problem.learned_slopes, "with_sink": not problem.is_packed,
     }  # fmt: skip
     config = configs.config_for("plan" if problem.q_len > 16 else "plan_few", *configs.kind(problem))
