@@ -27,7 +27,7 @@ LAYERS = [
     ["eager", "ops", "certificate"],
     ["module", "cache"],
     [ROOT],
-    ["integrations"],
+    ["integrations", "parallel"],
     ["lab", "bench"],
     ["generation"],
     ["cli", "__main__"],

@@ -59,6 +59,11 @@ class ALiBiAttention(nn.Module):
     Source: Press, Smith, Lewis, "Train Short, Test Long", ICLR 2022.
     """
 
+    # What attends; `parallel` puts another in its place.
+    attention: Callable[..., Tensor] = staticmethod(alibi_attention)
+    # Whether the heads here are some of several processes' heads.
+    is_sharded = False
+
     def __init__(
         self,
         embed_dim: int,
@@ -119,22 +124,25 @@ class ALiBiAttention(nn.Module):
             )
         # On the CPU whatever the default device: constructing on the meta device cannot lose them.
         initial = slopes.detach().to(device="cpu", dtype=torch.float32, copy=True).reshape(num_heads)
-        self._initial = initial.log() if learned_slopes == "positive" else initial
+        self.initial_slopes = initial.log() if learned_slopes == "positive" else initial
         home = self.q_proj.weight.device
         if learned_slopes:
-            parameter = nn.Parameter(self._initial.to(home, copy=True))
-            self.register_parameter(self._slopes_name, parameter)
+            parameter = nn.Parameter(self.initial_slopes.to(home, copy=True))
+            self.register_parameter(self.slopes_name, parameter)
         else:
-            self.register_buffer(self._slopes_name, self._initial.to(home, copy=True), persistent=False)
+            self.register_buffer(self.slopes_name, self.initial_slopes.to(home, copy=True), persistent=False)
             self.register_load_state_dict_post_hook(_give_slopes_a_home)  # type: ignore[no-untyped-call]
 
     @property
-    def _slopes_name(self) -> str:
+    def slopes_name(self) -> str:
+        """The attribute that holds the slopes, or their logarithm."""
         return "log_slopes" if self.learned_slopes == "positive" else "slopes"
 
     def head_slopes(self) -> Tensor:
         """The slopes in use, (num_heads,) float32; differentiable where they are learned."""
-        stored: Tensor = getattr(self, self._slopes_name)
+        stored: Tensor = getattr(self, self.slopes_name)
+        if self.is_sharded and self.learned_slopes:
+            stored = stored.to_local()  # type: ignore[attr-defined]
         return stored.exp() if self.learned_slopes == "positive" else stored
 
     def forward(
@@ -171,16 +179,11 @@ class ALiBiAttention(nn.Module):
         value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
         if cache is not None:
             return self._continue(cache, query, key, value, key_mask)
-        out = alibi_attention(
-            query,
-            key,
-            value,
-            self.head_slopes(),
-            is_causal=self.is_causal,
-            key_mask=key_mask,
-            dropout_p=self.dropout if self.training else 0.0,
+        dropout_p = self.dropout if self.training else 0.0
+        slopes = self.head_slopes()
+        return self._project(
+            self.attention(query, key, value, slopes, is_causal=self.is_causal, key_mask=key_mask, dropout_p=dropout_p)
         )
-        return self._project(out)
 
     def _continue(
         self, cache: KVCache | HorizonCache, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None
@@ -212,14 +215,20 @@ class ALiBiAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Give the slopes their initial values back (the projections have their own `reset_parameters`)."""
         with torch.no_grad():
-            getattr(self, self._slopes_name).copy_(self._initial)
+            getattr(self, self.slopes_name).copy_(self.initial_slopes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves slopes with the module and leaves their dtype alone: 16 bits would shift whole nats at long range."""
-        before = getattr(self, self._slopes_name).detach()
+        if self.is_sharded and self.learned_slopes:
+            # A DTensor stays on the devices of its mesh, and its dtype is not to change: nothing is left to be done.
+            divided = self._parameters.pop(self.slopes_name)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self._parameters[self.slopes_name] = divided
+            return self
+        before = getattr(self, self.slopes_name).detach()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after: Tensor = getattr(self, self._slopes_name)
-        source = self._initial if before.is_meta else before
+        after: Tensor = getattr(self, self.slopes_name)
+        source = self.initial_slopes if before.is_meta else before
         if not after.is_meta and (not self.learned_slopes or not before.is_meta):
             # Preset ones even where the dtype is right: to_empty leaves anything in them.
             after.data = source.to(device=after.device, dtype=torch.float32)
@@ -244,7 +253,7 @@ def _give_slopes_a_home(module: ALiBiAttention, _: object) -> None:
     """load_state_dict(assign=True) gives a module built on the meta device its weights, and no buffer."""
     home = module.q_proj.weight.device
     if module.slopes.is_meta and home.type != "meta":
-        module.register_buffer("slopes", module._initial.to(home, copy=True), persistent=False)
+        module.register_buffer("slopes", module.initial_slopes.to(home, copy=True), persistent=False)
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

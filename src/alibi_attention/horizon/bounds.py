@@ -74,6 +74,7 @@ def horizon_bounds(
     value: Tensor | None,
     slopes: Tensor,
     lse_floor: Tensor | None = None,
+    floor: Tensor | None = None,
 ) -> Horizon:
     """One pass over queries and keys, O(length).
 
@@ -82,11 +83,13 @@ def horizon_bounds(
         rows: its `row_ranges`.
         lse_floor: (batch, num_heads, q_len), a lower bound on each row's lse from elsewhere, such as another part of
             the keys; the dropped share is then of the mass over all parts.
+        floor: of `mass_floor`, where the keys that it reads are not those of the call.
     """
     summary = summarize_keys(problem, key, value)
     norm = safe_norm(query, problem.compute_dtype)
     falling = slopes.detach().double().expand(problem.batch, -1)
-    floor = mass_floor(problem, rows, query, key, slopes, summary)
+    if floor is None:
+        floor = mass_floor(problem, rows, query, key, slopes, summary)
     if lse_floor is not None:
         floor = torch.maximum(floor, _about_center(problem, query, summary, norm, lse_floor))
     radius = summary.norms.amax(-1).repeat_interleave(problem.group_size, dim=1).clamp_max(_HUGE)

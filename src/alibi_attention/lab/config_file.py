@@ -17,7 +17,7 @@ _HEAD = "# Every setting of this run: `alibi extrapolate --config THIS_FILE --ou
 _PATHS = ("text", "held_out_text")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Refuses a name that comes twice, of which YAML's own takes the last."""
 
 
@@ -28,7 +28,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         if name in names:
             raise yaml.constructor.ConstructorError(None, None, f"{name} comes twice", key.start_mark)
         names.append(name)
-    return loader.construct_mapping(node)
+    found: dict[Any, Any] = loader.construct_mapping(node)
+    return found
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

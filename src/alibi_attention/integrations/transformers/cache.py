@@ -174,9 +174,8 @@ class KVLayer(OwnLayer):
             # What is held here has no history. From now on this is the layer Transformers would have made.
             plain = self.plain()
             self.__class__ = DynamicLayer
-            vars(self).clear()
-            vars(self).update(vars(plain))
-            return cast(tuple[Tensor, Tensor], self.update(key_states, value_states))
+            self.__dict__ = vars(plain)
+            return self.update(key_states, value_states)
         self._append(key_states, value_states, None)
         return self.cache.key, self.cache.value
 
@@ -242,7 +241,7 @@ def own_layer(cache: Any, index: int, key: Tensor, mask: Tensor | None, wants_gr
     """
     layers = cache.layers
     layer = layers[index] if index < len(layers) else None
-    if torch.is_grad_enabled() and type(layer) is DynamicLayer and layer.get_seq_length() > 0:
+    if torch.is_grad_enabled() and layer is not None and type(layer) is DynamicLayer and layer.get_seq_length() > 0:
         # A prefix that is tuned is held, and nothing else may need a gradient.
         wants_graph = wants_graph or layer.keys.requires_grad or layer.values.requires_grad
     if isinstance(layer, OwnLayer):

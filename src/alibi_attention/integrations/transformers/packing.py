@@ -60,7 +60,8 @@ def keep_packed_apart(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     nobody says otherwise, in training as well, and nothing else here reads positions: such sequences would see each
     other.
     """
-    name = module.config._attn_implementation
+    config: Any = module.config
+    name = config._attn_implementation
     if name not in (GENERAL, TRIED):
         # Positions are off, and what stands for them would be as well.
         raise ValueError(

@@ -1,0 +1,89 @@
+"""What the processes that share a sequence tell each other of their calls, before anything else is exchanged."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alibi_attention.problem import SUPPORTED_DTYPES, Problem
+
+# What must be the same everywhere, in the order it is told.
+_SHARED = (
+    "batch", "num_heads", "num_kv_heads", "head_dim", "value_dim", "dtype", "is_causal", "window", "window", "scale",
+    "tolerance",
+)  # fmt: skip
+
+
+class Shares(NamedTuple):
+    """Who has which part of the sequence: rank r the positions starts[r] to starts[r + 1]."""
+
+    rank: int
+    starts: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        return self.starts[-1]
+
+    def span(self, rank: int) -> tuple[int, int]:
+        return self.starts[rank], self.starts[rank + 1]
+
+
+def process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """The group asked for, or that of all processes.
+
+    Raises:
+        ValueError: where there is none, or this process is not in it.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            "group: expected processes that know each other, got none; call torch.distributed.init_process_group first"
+        )
+    found = dist.group.WORLD if group is None else group
+    if not isinstance(found, dist.ProcessGroup) or dist.get_rank(found) < 0:
+        raise ValueError(f"group: expected one that this process is in, got {group!r}; make it with dist.new_group")
+    return found
+
+
+def agree(problem: Problem | None, device: torch.device, group: dist.ProcessGroup, slopes: Tensor | None) -> Shares:
+    """Learn how long each part is, and that all calls are of one kind.
+
+    Args:
+        problem: this process's call, of its own keys alone; None where it is refused, so that nobody waits for it.
+
+    Raises:
+        ValueError: in every process, where calls differ.
+        RuntimeError: in the others, where one was refused.
+    """
+    told = torch.zeros(3 + len(_SHARED), dtype=torch.float64, device=device)
+    if problem is not None:
+        assert slopes is not None
+        shared = (
+            problem.batch, problem.num_heads, problem.num_kv_heads, problem.head_dim, problem.value_dim,
+            SUPPORTED_DTYPES.index(problem.dtype), problem.is_causal, *problem.window, problem.scale, problem.tolerance,
+        )  # fmt: skip
+        told = torch.tensor([1.0, problem.q_len, *shared, 0.0], dtype=torch.float64, device=device)
+        told[-1] = slopes.detach().double().sum()
+    table = [torch.empty_like(told) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(table, told, group=group)
+    rows = torch.stack(table).tolist()
+    refused = [rank for rank, row in enumerate(rows) if row[0] == 0.0]
+    rank = dist.get_rank(group)
+    if refused and rank not in refused:
+        raise RuntimeError(f"context_attention: the call of rank {refused[0]} was refused; its own error says why")
+    if not refused:
+        for name, *values in zip((*_SHARED, "slopes"), *(row[2:] for row in rows), strict=True):
+            other = next((r for r, value in enumerate(values) if value != values[0]), None)
+            if other is not None:
+                got = f"{values[0]:g} in rank 0 and {values[other]:g} in rank {other}"
+                if name == "slopes":
+                    got = f"those of rank {other} with another sum than those of rank 0"
+                elif name == "dtype":
+                    got = " and ".join(f"{SUPPORTED_DTYPES[int(values[r])]} in rank {r}" for r in (0, other))
+                raise ValueError(f"{name}: expected the same in every process, got {got}")
+    starts = [0]
+    for row in rows:
+        starts.append(starts[-1] + int(row[1]))
+    return Shares(rank, tuple(starts))

@@ -1,0 +1,194 @@
+"""Attention over a sequence whose tokens lie in several processes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alibi_attention.call import call_arguments, problem_of
+from alibi_attention.horizon import BLOCK_K
+from alibi_attention.merge import merge_attention
+from alibi_attention.ops import alibi_attention
+from alibi_attention.parallel.agreement import Shares, agree, process_group
+from alibi_attention.parallel.exchange import Exchange, Segment, unpack
+from alibi_attention.parallel.windows import ContextWindows, Need, find_windows
+from alibi_attention.problem import Problem
+
+
+@overload
+def context_attention(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None = ..., *, group: dist.ProcessGroup | None = ...,
+    is_causal: bool = ..., scale: float | None = ..., window: tuple[int | None, int | None] | None = ...,
+    tolerance: float | None = ..., return_lse: Literal[False] = ..., backend: str | None = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def context_attention(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None = ..., *, group: dist.ProcessGroup | None = ...,
+    is_causal: bool = ..., scale: float | None = ..., window: tuple[int | None, int | None] | None = ...,
+    tolerance: float | None = ..., return_lse: Literal[True], backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+def context_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor | None = None,
+    *,
+    group: dist.ProcessGroup | None = None,
+    is_causal: bool = True,
+    scale: float | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    tolerance: float | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`alibi_attention` over the parts of one sequence that the processes of a group have, in the order of their ranks.
+
+    ::
+
+        q, k, v of rank r        positions s_r to s_(r+1)
+        out of rank r            the rows s_r to s_(r+1) of alibi_attention over all of q, k and v
+
+    Every process calls it at the same time with its own part; parts may differ in length. A process takes from others
+    the keys inside its horizons and no more, so that what is sent, and what is computed, depends on how far the
+    flattest heads see and not on the length of the sequence. Gradients of keys and values go back to where these are.
+
+    The horizon is certified as in `alibi_attention`, for each row over the keys of all processes: half of ``tolerance``
+    is for what is not sent, half for what is sent and skipped. To know it, processes exchange their keys' mean and the
+    largest norm in every 64 of them. Lengths are looked at on the host, which waits for the device there.
+
+    Args:
+        query: (batch, num_heads, tokens here, head_dim).
+        key, value: (batch, num_kv_heads, tokens here, head_dim and value_dim).
+        slopes: as in `alibi_attention`, the same in every process; their gradient is of the rows here, and is to be
+            added up over the processes, as those of all parameters are.
+        group: of processes; all by default.
+        is_causal, scale, window, tolerance, return_lse, backend: as in `alibi_attention`, the same in every process.
+
+    Returns:
+        out (batch, num_heads, tokens here, value_dim); with return_lse also lse (batch, num_heads, tokens here).
+
+    Raises:
+        ValueError: as `alibi_attention`; for other lengths of key than of query; where processes do not call alike.
+        RuntimeError: where another process's call was refused.
+    """
+    problem, shares, tensors, found = _prepare(
+        query, key, value, slopes, process_group(group), is_causal, scale, window, tolerance, backend
+    )
+    query, key, value, slopes = tensors
+    options: dict[str, Any] = {
+        "is_causal": is_causal, "scale": problem.scale, "window": window, "backend": backend, "return_lse": True,
+        "tolerance": problem.tolerance,
+    }  # fmt: skip
+    exchange: Any = Exchange
+    key, value, received = exchange.apply(key, value, found, shares, process_group(group))
+    parts = unpack(received, found, shares, key, value)
+    together: dict[Need, list[int]] = {}
+    for head, need in enumerate(found[shares.rank]):
+        together.setdefault(need, []).append(head)
+    outs, order = [], []
+    for need, heads in together.items():
+        members = [head * problem.group_size + member for head in heads for member in range(problem.group_size)]
+        outs.append(_attend(query, slopes, members, heads, need, parts, shares, options))
+        order += members
+    out, lse = (torch.cat(each, dim=1) if len(each) > 1 else each[0] for each in zip(*outs, strict=True))
+    if order != sorted(order):
+        place = torch.tensor(order, device=out.device).argsort()
+        out, lse = out.index_select(1, place), lse.index_select(1, place)
+    return (out, lse) if return_lse else out
+
+
+def context_windows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor | None = None,
+    *,
+    group: dist.ProcessGroup | None = None,
+    is_causal: bool = True,
+    scale: float | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    tolerance: float | None = None,
+) -> ContextWindows:
+    """What `context_attention` would exchange; every process calls it at the same time.
+
+    Args:
+        query, key, value, slopes, group, is_causal, scale, window, tolerance: as in `context_attention`.
+    """
+    found_group = process_group(group)
+    with torch.no_grad():
+        problem, shares, _, found = _prepare(
+            query, key, value, slopes, found_group, is_causal, scale, window, tolerance, None
+        )
+    size = problem.batch * (problem.head_dim + problem.value_dim) * query.element_size()
+    return ContextWindows(shares.rank, shares.starts, found, size)
+
+
+def _prepare(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, group: dist.ProcessGroup, is_causal: bool,
+    scale: float | None, window: tuple[int | None, int | None] | None, tolerance: float | None, backend: str | None,
+) -> tuple[Problem, Shares, tuple[Tensor, Tensor, Tensor, Tensor], tuple[tuple[Need, ...], ...]]:  # fmt: skip
+    problem, refused = None, None
+    try:
+        arguments = call_arguments(
+            query, key, value, slopes, is_causal=is_causal, scale=scale, query_offset=0, key_mask=None, cu_seqlens=None,
+            cu_seqlens_k=None, window=window, dropout_p=0.0, tolerance=tolerance, backend=backend,
+        )  # fmt: skip
+        query, key, value, slopes, *call = arguments
+        problem, _ = problem_of(query, key, value, *call)
+        problem = _checked(problem)
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        problem, refused = None, error
+    device = query.device if isinstance(query, Tensor) else torch.device("cpu")
+    shares = agree(problem, device, group, slopes)
+    if refused is not None:
+        raise refused
+    assert problem is not None
+    assert slopes is not None
+    # A half for what is not sent, a half for what is skipped of what is.
+    problem = problem._replace(tolerance=problem.tolerance / 2)
+    with torch.no_grad():
+        found = find_windows(problem, query, key, value, slopes, shares, group)
+    return problem, shares, (query, key, value, slopes), found
+
+
+def _checked(problem: Problem) -> Problem:
+    if problem.k_len != problem.q_len:
+        raise ValueError(
+            f"key: expected as many tokens as query, {problem.q_len}, got {problem.k_len}; a process has the queries, "
+            "keys and values of the same tokens"
+        )
+    return problem
+
+
+def _attend(
+    query: Tensor, slopes: Tensor, members: list[int], heads: list[int], need: Need,
+    parts: dict[Segment, tuple[Tensor, Tensor]], shares: Shares, options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output and lse of heads that need the same keys."""
+    if len(members) < query.shape[1]:
+        index = torch.tensor(members, device=query.device)
+        query, slopes = query.index_select(1, index), slopes.index_select(-1, index)
+    start = shares.starts[shares.rank]
+    key, value = _joined(parts, heads, need.first, need.end)
+    out, lse = alibi_attention(query, key, value, slopes, query_offset=start - need.first, **options)
+    if need.sink:
+        key, value = _joined(parts, heads, 0, BLOCK_K)
+        # Few keys, of which none is left out.
+        first = alibi_attention(query, key, value, slopes, query_offset=start, **{**options, "tolerance": 0.0})
+        out, lse = merge_attention((first[0], out), (first[1], lse))
+    return out, lse
+
+
+def _joined(
+    parts: dict[Segment, tuple[Tensor, Tensor]], heads: list[int], first: int, end: int
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(batch, heads, tokens, dim) of keys and of values, from ``first`` to ``end``."""
+    whole = []
+    for head in heads:
+        of_head = sorted(each for each in parts if each.head == head and first <= each.first and each.end <= end)
+        whole.append([torch.cat([parts[each][side] for each in of_head], dim=1) for side in (0, 1)])
+    keys, values = zip(*whole, strict=True)
+    return torch.stack(keys, 1), torch.stack(values, 1)

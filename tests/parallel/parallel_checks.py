@@ -1,0 +1,350 @@
+"""What several processes do together, compared with what one does; run in every process of a group."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils.checkpoint import checkpoint
+
+from alibi_attention import ALiBiAttention, KVCache, alibi_attention, alibi_slopes
+from alibi_attention.parallel import context_attention, context_windows, shard_heads, split_context
+
+PROCESSES = 4
+CHECKS: dict[str, Callable[[int], None]] = {}
+
+# Of the largest entry: a few roundings of the dtype.
+CLOSE = {torch.float64: 1e-13, torch.float32: 4e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def check(function: Callable[[int], None]) -> Callable[[int], None]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def close(got: Tensor, want: Tensor, dtype: torch.dtype, what: str) -> None:
+    size = max(want.abs().max().item(), 1e-3) if want.numel() else 1.0
+    off = (got.double() - want.double()).abs().max().item() / size if want.numel() else 0.0
+    assert got.shape == want.shape, (what, got.shape, want.shape)
+    assert off <= CLOSE[dtype], f"{what}: off by {off:.2g} of its largest, allowed {CLOSE[dtype]:.2g}"
+
+
+def refuses(error: type[Exception], text: str, call: Callable[[], Any]) -> None:
+    found = None
+    try:
+        call()
+    except error as raised:
+        found = str(raised)
+    assert found is not None, f"expected {error.__name__} with {text!r}"
+    assert text in found, found
+
+
+def parts(length: int, generator: torch.Generator, processes: int = PROCESSES) -> list[slice]:
+    """A length cut anywhere, into parts of one token at least."""
+    cuts = (torch.randperm(length - 1, generator=generator)[: processes - 1] + 1).sort().values.tolist()
+    bounds = [0, *cuts, length]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+@check
+def any_call_is_that_of_one_process(rank: int) -> None:
+    for seed in range(16):
+        generator = torch.Generator().manual_seed(seed)
+
+        def any_of(*choices: Any, generator: torch.Generator = generator) -> Any:
+            return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+        length, batch = any_of(5, 64, 130, 700, 1500), any_of(1, 2)
+        kv_heads, group = any_of((1, 1), (2, 2), (1, 4), (4, 1))
+        heads, dim, value_dim = kv_heads * group, any_of(8, 16), any_of(8, 24)
+        dtype = any_of(torch.float64, torch.float32, torch.float32, torch.bfloat16)
+        options = {
+            "is_causal": any_of(True, True, False), "window": any_of(None, None, (70, 70), (0, None)),
+            "scale": any_of(None, 1.5, -0.2), "tolerance": any_of(None, None, 0.0, 1e-9),
+        }  # fmt: skip
+        slopes = any_of(torch.tensor([0.5, 0.3, 0.05, 0.0]), torch.tensor([1.0, 0.4, 0.2, 0.1]))[:heads]
+        if batch == 2 and any_of(True, False):
+            slopes = torch.stack([slopes, 2.0 * slopes])
+
+        def normal(*shape: int, generator: torch.Generator = generator, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        query, key = normal(batch, heads, length, dim), normal(batch, kv_heads, length, dim)
+        value, grad_out = normal(batch, kv_heads, length, value_dim), normal(batch, heads, length, value_dim)
+        grad_lse = normal(batch, heads, length).double().to(torch.float64 if dtype == torch.float64 else torch.float32)
+        if any_of(True, False):
+            # An attention sink.
+            key[:, :, 0] *= 20.0
+        own = parts(length, generator)[rank]
+        leaves = [t[:, :, own].detach().clone().requires_grad_() for t in (query, key, value)]
+        leaves.append(slopes.clone().requires_grad_())
+        out, lse = context_attention(*leaves, **options, return_lse=True)
+        grads = list(torch.autograd.grad((out, lse), leaves, (grad_out[:, :, own], grad_lse[:, :, own])))
+        dist.all_reduce(grads[3])
+
+        whole = [t.double().clone().requires_grad_() for t in (query, key, value, slopes)]
+        exact, exact_lse = alibi_attention(
+            *whole, **{**options, "tolerance": 0.0}, return_lse=True, backend="reference"
+        )
+        want = torch.autograd.grad((exact, exact_lse), whole, (grad_out.double(), grad_lse.double()))
+        what = f"seed {seed}, {own} of {length}, {dtype}, {options}"
+        close(out, exact[:, :, own], dtype, f"out, {what}")
+        lse_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        close(lse, exact_lse[:, :, own], lse_dtype, f"lse, {what}")
+        for name, got, wanted in zip(("query", "key", "value"), grads[:3], want[:3], strict=True):
+            close(got, wanted[:, :, own], dtype, f"grad {name}, {what}")
+        # A float32 sum over all rows, whose terms cancel.
+        close(grads[3], want[3], torch.bfloat16 if dtype == torch.bfloat16 else torch.float16, f"grad slopes, {what}")
+
+
+def _tensors(each: int, rank: int, slopes: Tensor) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    return [torch.randn(1, 4, each, 16, generator=generator) for _ in range(3)] + [slopes]
+
+
+@check
+def what_is_sent_does_not_grow_with_the_length(rank: int) -> None:
+    slopes = torch.tensor([0.8, 0.4, 0.2, 0.1])
+    # Keys and values of 16 float32 each, of four heads: as far as the flattest may see, and its power of two.
+    most = 4 * 1024 * (2 * 16 * 4)
+    for each in (1000, 2000, 6000):
+        seen = context_windows(*_tensors(each, rank, slopes))
+        assert seen.starts == tuple(each * number for number in range(PROCESSES + 1))
+        assert seen.received(0) == 0
+        taken = [seen.received(number) for number in range(1, PROCESSES)]
+        assert all(0 < bytes_ <= most for bytes_ in taken), taken
+    seen = context_windows(*_tensors(1000, rank, slopes), tolerance=0.0)
+    assert [seen.received(number) for number in range(PROCESSES)] == [4 * 1000 * n * 128 for n in range(PROCESSES)]
+
+
+@check
+def what_is_not_finite_is_not_hidden(rank: int) -> None:
+    slopes = torch.tensor([0.8, 0.4, 0.2, 0.1])
+    for name in ("key", "value"):
+        for poison in (torch.nan, torch.inf):
+            whole = [torch.cat([_tensors(300, r, slopes)[i] for r in range(PROCESSES)], dim=2) for i in range(3)]
+            {"key": whole[1], "value": whole[2]}[name][0, 1, 20, 3] = poison
+            own = slice(300 * rank, 300 * rank + 300)
+            got = context_attention(*(t[:, :, own] for t in whole), slopes)
+            want = alibi_attention(*whole, slopes, tolerance=0.0)[:, :, own]
+            assert torch.equal(got.isfinite(), want.isfinite()), (name, poison)
+            assert rank == 0 or not got[0, 1].isfinite().all(), "the rows of this part see it"
+
+
+@check
+def parts_may_need_no_gradients(rank: int) -> None:
+    """Who has only queries to train takes part in nothing on the way back, and nobody waits for him."""
+    query, key, value, slopes = _tensors(200, rank, alibi_slopes(4))
+    query.requires_grad_()
+    context_attention(query, key, value, slopes).sum().backward()
+    assert query.grad is not None
+    # And where a part is all that is looked at, the others' keys get their gradients all the same.
+    query, key, value, slopes = _tensors(200, rank, alibi_slopes(4))
+    key.requires_grad_()
+    out = context_attention(query, key, value, slopes)
+    (out.sum() if rank == PROCESSES - 1 else out[:, :, :0].sum()).backward()
+    assert key.grad is not None
+    assert key.grad.abs().sum() > 0
+
+
+@check
+def checkpointing_comes_to_the_same(rank: int) -> None:
+    tensors = _tensors(150, rank, alibi_slopes(4))
+    grads = []
+    for way in (lambda *t: context_attention(*t), lambda *t: checkpoint(context_attention, *t, use_reentrant=False)):
+        leaves = [t.detach().clone().requires_grad_() for t in tensors]
+        grads.append(torch.autograd.grad(way(*leaves).square().sum(), leaves))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@check
+def some_processes_share_a_sequence(rank: int) -> None:
+    first, second = dist.new_group([0, 2]), dist.new_group([1, 3])
+    group, members = (first, (0, 2)) if rank % 2 == 0 else (second, (1, 3))
+    tensors = [_tensors(90, r, alibi_slopes(4)) for r in members]
+    got = context_attention(*tensors[members.index(rank)], group=group)
+    whole = [torch.cat([t[i] for t in tensors], dim=2) for i in range(3)]
+    own = slice(90 * members.index(rank), 90 * members.index(rank) + 90)
+    close(got, alibi_attention(*whole, alibi_slopes(4))[:, :, own], torch.float32, "out")
+    text = "group: expected one that this process is in, got"
+    refuses(ValueError, text, lambda: context_attention(*tensors[0], group=second if rank % 2 == 0 else first))
+    dist.barrier()
+
+
+@check
+def calls_that_differ_are_refused_everywhere(rank: int) -> None:
+    query, key, value, slopes = _tensors(40, rank, alibi_slopes(4))
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("scale: expected the same in every process, got 0.25 in rank 0 and 0.3 in rank 2", {"scale": 0.3}),
+        ("is_causal: expected the same in every process, got 1 in rank 0 and 0 in rank 2", {"is_causal": False}),
+        ("window: expected the same in every process, got -1 in rank 0 and 5 in rank 2", {"window": (5, None)}),
+        ("tolerance: expected the same in every process", {"tolerance": 0.1}),
+    ]
+    for text, options in cases:
+        refuses(
+            ValueError, text, lambda o=options: context_attention(query, key, value, slopes, **(o if rank == 2 else {}))
+        )
+    half = [t.half() if rank == 1 else t for t in (query, key, value)]
+    text = "dtype: expected the same in every process, got torch.float32 in rank 0 and torch.float16 in rank 1"
+    refuses(ValueError, text, lambda: context_attention(*half, slopes))
+    other = 2.0 * slopes if rank == 3 else slopes
+    refuses(ValueError, "slopes: expected the same in every process, got those of rank 3", lambda: context_attention(
+        query, key, value, other))  # fmt: skip
+    # One that is refused by itself keeps nobody waiting.
+    error, text = RuntimeError, "the call of rank 1 was refused; its own error says why"
+    if rank == 1:
+        error, text = ValueError, "key: expected as many tokens as query, 40, got 39; a process has the queries"
+        key, value = key[:, :, 1:], value[:, :, 1:]
+    refuses(error, text, lambda: context_attention(query, key, value, slopes))
+    if rank == 1:
+        error, text = ValueError, "query: expected a torch.Tensor, got None"
+    refuses(error, text, lambda: context_attention(None if rank == 1 else query, query, query, slopes))  # type: ignore[arg-type]
+
+
+class Block(nn.Module):
+    """A decoder in small: nothing but attention looks at other tokens."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(2))
+        self.layers = nn.ModuleList(ALiBiAttention(32, 4, num_kv_heads=2, **options) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(norm(x))
+        return x
+
+
+@check
+def a_model_is_trained_on_a_divided_sequence(rank: int) -> None:
+    torch.manual_seed(0)
+    model = Block(learned_slopes="positive")
+    x = torch.randn(2, 400, 32)
+    own = parts(400, torch.Generator().manual_seed(3))[rank]
+    divided = split_context(copy.deepcopy(model))
+    close(divided(x[:, own]), model(x)[:, own], torch.float32, "out")
+    divided(x[:, own]).square().sum().backward()
+    model(x).square().sum().backward()
+    for (name, ours), (_, whole) in zip(divided.named_parameters(), model.named_parameters(), strict=True):
+        assert ours.grad is not None
+        assert whole.grad is not None
+        dist.all_reduce(ours.grad)
+        close(ours.grad, whole.grad, torch.float16, name)
+    assert divided.state_dict().keys() == model.state_dict().keys()
+    # Copies keep the group, which cannot be written to a file.
+    close(copy.deepcopy(divided)(x[:, own]), model(x)[:, own], torch.float32, "a copy's out")
+    refuses(TypeError, "expected a layer that no processes share", lambda: pickle.dumps(divided))
+    layer = divided.layers[0]
+    mask = torch.ones(2, own.stop - own.start, dtype=torch.bool)
+    refuses(
+        ValueError, "key_mask: expected None where processes share a sequence", lambda: layer(x[:, own], key_mask=mask)
+    )
+    dropping = split_context(ALiBiAttention(32, 4, dropout=0.5))
+    refuses(ValueError, "dropout: expected 0 where processes share a sequence, got 0.5", lambda: dropping(x[:, own]))
+    dropping.eval()(x[:, own])
+    refuses(ValueError, "model: expected ALiBiAttention layers", lambda: split_context(nn.Linear(3, 3)))
+    refuses(ValueError, "model: expected a torch.nn.Module, got str", lambda: split_context("model"))  # type: ignore[type-var]
+
+
+@check
+def heads_are_divided(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    x = torch.randn(2, 70, 64, generator=torch.Generator().manual_seed(1))
+    for options in ({}, {"learned_slopes": True}, {"learned_slopes": "positive"}, {"bias": True, "is_causal": False}):
+        torch.manual_seed(0)
+        whole = ALiBiAttention(64, 8, num_kv_heads=4, **options)
+        layer = shard_heads(copy.deepcopy(whole), mesh)
+        assert (layer.num_heads, layer.num_kv_heads, layer.head_dim) == (2, 1, 8)
+        assert torch.equal(layer.head_slopes(), whole.head_slopes()[2 * rank : 2 * rank + 2])
+        close(layer(x), whole(x), torch.float32, f"out, {options}")
+        layer(x).square().sum().backward()
+        whole(x).square().sum().backward()
+        for name, full in whole.named_parameters():
+            ours = layer.get_parameter(name)
+            assert ours.grad is not None
+            grad = ours.grad.full_tensor() if hasattr(ours.grad, "full_tensor") else ours.grad
+            close(grad, full.grad, torch.float16, f"{name}, {options}")
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        optimizer.step()
+        layer.reset_parameters()
+        assert torch.equal(layer.head_slopes(), whole.head_slopes()[2 * rank : 2 * rank + 2])
+        assert layer.to(torch.bfloat16).head_slopes().dtype == torch.float32
+        assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+@check
+def a_divided_layer_decodes(rank: int) -> None:
+    del rank
+    torch.manual_seed(0)
+    whole = ALiBiAttention(64, 8).eval()
+    layer, x = shard_heads(copy.deepcopy(whole), init_device_mesh("cpu", (PROCESSES,))), torch.randn(1, 40, 64)
+    with torch.no_grad():
+        cache = KVCache()
+        got = torch.cat(
+            [layer(x[:, :30], cache=cache), *(layer(x[:, i : i + 1], cache=cache) for i in range(30, 40))], 1
+        )
+        close(got, whole(x), torch.float32, "out")
+        assert cache.key.shape[1] == 2
+
+
+@check
+def heads_that_cannot_be_divided_are_refused(rank: int) -> None:
+    del rank
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    text = "mesh: expected a size that divides num_kv_heads, 2, got 4; a head is not divided"
+    refuses(ValueError, text, lambda: shard_heads(ALiBiAttention(64, 8, num_kv_heads=2), mesh))
+    refuses(
+        ValueError, "mesh: expected a DeviceMesh of one dimension, got 4", lambda: shard_heads(ALiBiAttention(64, 8), 4)
+    )
+    both = init_device_mesh("cpu", (2, 2))
+    refuses(
+        ValueError,
+        "mesh: expected a DeviceMesh of one dimension, got one of 2",
+        lambda: shard_heads(ALiBiAttention(64, 8), both),
+    )
+    divided = shard_heads(ALiBiAttention(64, 8), mesh)
+    refuses(ValueError, "model: expected heads that are not divided yet", lambda: shard_heads(divided, mesh))
+
+
+@check
+def heads_and_the_sequence_are_divided_at_once(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("context", "heads"))
+    torch.manual_seed(0)
+    whole, x = ALiBiAttention(64, 8, learned_slopes=True), torch.randn(1, 300, 64)
+    layer = split_context(shard_heads(copy.deepcopy(whole), mesh["heads"]), mesh["context"].get_group())
+    own = slice(0, 110) if rank < 2 else slice(110, 300)
+    close(layer(x[:, own]), whole(x)[:, own], torch.float32, "out")
+
+
+def main(rank: int, store: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
+    found: dict[str, str | None] = {}
+    for name, function in CHECKS.items():
+        try:
+            function(rank)
+            found[name] = None
+        except BaseException:
+            found[name] = traceback.format_exc()
+            # Others may wait for this process: there is no going on.
+            break
+        finally:
+            Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -1,0 +1,63 @@
+"""Processes that share a sequence or heads: `parallel_checks`, run by all of them, looked at one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import parallel_checks
+import pytest
+import torch
+
+from alibi_attention import alibi_slopes
+from alibi_attention.parallel import context_attention
+from alibi_attention.parallel.exchange import segments
+from alibi_attention.parallel.windows import ContextWindows, Need
+
+SECONDS = 300.0
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None]]:
+    """Of each process, the checks it came to, each with its failure or None."""
+    folder = tmp_path_factory.mktemp("parallel")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error::RuntimeWarning", parallel_checks.__file__]
+    running = [
+        subprocess.Popen([*command, str(rank), str(folder / "store"), str(folder)], env=environment)
+        for rank in range(parallel_checks.PROCESSES)
+    ]
+    deadline = time.monotonic() + SECONDS
+    for process in running:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+    files = [folder / f"{rank}.json" for rank in range(parallel_checks.PROCESSES)]
+    return [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in files]
+
+
+@pytest.mark.parametrize("name", list(parallel_checks.CHECKS))
+def test_several_processes(found: list[dict[str, str | None]], name: str) -> None:
+    failures = {rank: of_rank[name] for rank, of_rank in enumerate(found) if of_rank.get(name) is not None}
+    assert not failures, "\n".join(f"rank {rank}: {text}" for rank, text in failures.items())
+    assert all(name in of_rank for of_rank in found), f"not come to: {[sorted(of_rank) for of_rank in found]}"
+
+
+def test_without_processes_that_know_each_other() -> None:
+    tensors = torch.randn(3, 1, 2, 8, 8).unbind(0)
+    with pytest.raises(ValueError, match=r"^group: expected processes that know each other, got none; call torch\."):
+        context_attention(*tensors, alibi_slopes(2))
+
+
+def test_what_is_taken_from_whom() -> None:
+    needs = (Need(100, 300, True), Need(0, 300, False))
+    assert segments(needs, (0, 150)) == [(0, 0, 64), (0, 100, 150), (1, 0, 150)]
+    assert segments(needs, (40, 50)) == [(0, 40, 50), (1, 40, 50)]
+    assert segments(needs, (300, 400)) == []
+    windows = ContextWindows(1, (0, 200, 300), ((Need(0, 200, False),) * 2, needs), token_bytes=10)
+    assert windows.received(0) == 0
+    assert windows.received(1) == 10 * ((100 + 64) + 200)
