@@ -188,6 +188,11 @@ class ALiBiAttention(nn.Module):
     def _continue(
         self, cache: KVCache | HorizonCache, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None
     ) -> Tensor:
+        if "attention" in vars(self):
+            raise ValueError(
+                "cache: expected None where processes share a sequence, got one; generate with a model that "
+                "split_context has not taken"
+            )
         if not self.is_causal:
             raise ValueError(
                 "cache: expected with causal attention only, got is_causal=False; attend to all of x at once"

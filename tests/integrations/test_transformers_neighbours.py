@@ -55,10 +55,17 @@ def test_of_an_enabled_configuration_no_stock_model_is_built(kind: str) -> None:
             type(model)(config)
         with pytest.raises(ValueError, match=r'attn_implementation="alibi \(enabled\)"` is not supported'):
             AutoModelForCausalLM.from_config(config)
-    named = AutoModelForCausalLM.from_config(model.config, attn_implementation=stock._attn_implementation).eval()
+    name = stock._attn_implementation
+    named = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), attn_implementation=name).eval()
     changed = IDS.clone()
     changed[:, -1] = changed[:, -1] % 90 + 1
     assert torch.equal(logits(named)[:, 0], logits(named, changed)[:, 0])
+    # Without the copy Transformers writes the name into the enabled model's own.
+    want = logits(model)
+    AutoModelForCausalLM.from_config(model.config, attn_implementation=name)
+    with pytest.raises(ValueError, match=r"^attention_mask: .* call enable\(model\) again$"):
+        logits(model)
+    assert torch.equal(logits(enable(model)), want)
 
 
 def _prefix() -> tuple[DynamicCache, list[Tensor]]:

@@ -199,18 +199,61 @@ def calls_that_differ_are_refused_everywhere(rank: int) -> None:
     half = [t.half() if rank == 1 else t for t in (query, key, value)]
     text = "dtype: expected the same in every process, got torch.float32 in rank 0 and torch.float16 in rank 1"
     refuses(ValueError, text, lambda: context_attention(*half, slopes))
-    other = 2.0 * slopes if rank == 3 else slopes
-    refuses(ValueError, "slopes: expected the same in every process, got those of rank 3", lambda: context_attention(
-        query, key, value, other))  # fmt: skip
-    # One that is refused by itself keeps nobody waiting.
-    error, text = RuntimeError, "the call of rank 1 was refused; its own error says why"
-    if rank == 1:
-        error, text = ValueError, "key: expected as many tokens as query, 40, got 39; a process has the queries"
-        key, value = key[:, :, 1:], value[:, :, 1:]
-    refuses(error, text, lambda: context_attention(query, key, value, slopes))
-    if rank == 1:
-        error, text = ValueError, "query: expected a torch.Tensor, got None"
-    refuses(error, text, lambda: context_attention(None if rank == 1 else query, query, query, slopes))  # type: ignore[arg-type]
+    # Others, and the same in another order.
+    for other in (2.0 * slopes, slopes.flip(0)):
+        text = "slopes: expected the same in every process, got others in rank 3 than in rank 0"
+        refuses(ValueError, text, lambda m=other if rank == 3 else slopes: context_attention(query, key, value, m))
+    # Who wants no gradient of keys would not take part in the way back.
+    text = "key: expected the same in every process, got gradients wanted of key or value in ranks 0, 2, 3 alone"
+    leaf = key.clone().requires_grad_(rank != 1)
+    refuses(ValueError, text, lambda: context_attention(query, leaf, value, slopes))
+
+
+@check
+def one_that_is_refused_keeps_nobody_waiting(rank: int) -> None:
+    query, key, value, slopes = _tensors(40, rank, alibi_slopes(4))
+    none = query[:, :, :0]
+    layer = split_context(ALiBiAttention(32, 4, dropout=0.5))
+    x, mask = torch.randn(2, 20, 32), torch.ones(2, 20, dtype=torch.bool)
+    cases: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = [
+        (
+            "key: expected as many tokens as query, 40, got 39; a process has the queries",
+            lambda: context_attention(query, key[:, :, 1:], value[:, :, 1:], slopes),
+            lambda: context_attention(query, key, value, slopes),
+        ),
+        (
+            "query: expected a token at least in every process, got none here; divide the sequence among fewer",
+            lambda: context_attention(none, none, none, slopes),
+            lambda: context_attention(query, key, value, slopes),
+        ),
+        (
+            "query: expected a torch.Tensor, got None",
+            lambda: context_attention(None, key, value, slopes),  # type: ignore[call-overload]
+            lambda: context_attention(query, key, value, slopes),
+        ),
+        (
+            "backend: expected None or one of",
+            lambda: context_attention(query, key, value, slopes, backend="quick"),
+            lambda: context_attention(query, key, value, slopes),
+        ),
+        (
+            "key_mask: expected None where processes share a sequence, got a mask",
+            lambda: layer.eval()(x, key_mask=mask),
+            lambda: layer.eval()(x),
+        ),
+        (
+            "dropout: expected 0 where processes share a sequence, got 0.5",
+            lambda: layer.train()(x),
+            lambda: layer.eval()(x),
+        ),
+    ]
+    for text, wrong, right in cases:
+        if rank == 1:
+            refuses(ValueError, text, wrong)
+        else:
+            refuses(RuntimeError, "the call of rank 1 was refused; its own error says why", right)
+    text = "cache: expected None where processes share a sequence, got one"
+    refuses(ValueError, text, lambda: layer(x, cache=KVCache()))
 
 
 class Block(nn.Module):
@@ -316,6 +359,8 @@ def heads_that_cannot_be_divided_are_refused(rank: int) -> None:
     )
     divided = shard_heads(ALiBiAttention(64, 8), mesh)
     refuses(ValueError, "model: expected heads that are not divided yet", lambda: shard_heads(divided, mesh))
+    text = "model: expected attention without dropout, got 0.1; processes with one seed would drop the same weights"
+    refuses(ValueError, text, lambda: shard_heads(ALiBiAttention(64, 8, dropout=0.1), mesh))
 
 
 @check

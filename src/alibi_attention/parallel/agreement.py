@@ -13,7 +13,7 @@ from alibi_attention.problem import SUPPORTED_DTYPES, Problem
 # What must be the same everywhere, in the order it is told.
 _SHARED = (
     "batch", "num_heads", "num_kv_heads", "head_dim", "value_dim", "dtype", "is_causal", "window", "window", "scale",
-    "tolerance",
+    "tolerance", "requires_grad", "slopes",
 )  # fmt: skip
 
 
@@ -47,25 +47,31 @@ def process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     return found
 
 
-def agree(problem: Problem | None, device: torch.device, group: dist.ProcessGroup, slopes: Tensor | None) -> Shares:
+def agree(
+    problem: Problem | None, device: torch.device, group: dist.ProcessGroup, slopes: Tensor | None, *, trains: bool
+) -> Shares:
     """Learn how long each part is, and that all calls are of one kind.
 
     Args:
         problem: this process's call, of its own keys alone; None where it is refused, so that nobody waits for it.
+        trains: whether gradients of its keys or values are wanted: then everybody takes part in the way back.
 
     Raises:
         ValueError: in every process, where calls differ.
         RuntimeError: in the others, where one was refused.
     """
-    told = torch.zeros(3 + len(_SHARED), dtype=torch.float64, device=device)
+    told = torch.zeros(2 + len(_SHARED), dtype=torch.float64, device=device)
     if problem is not None:
         assert slopes is not None
         shared = (
             problem.batch, problem.num_heads, problem.num_kv_heads, problem.head_dim, problem.value_dim,
             SUPPORTED_DTYPES.index(problem.dtype), problem.is_causal, *problem.window, problem.scale, problem.tolerance,
+            trains,
         )  # fmt: skip
         told = torch.tensor([1.0, problem.q_len, *shared, 0.0], dtype=torch.float64, device=device)
-        told[-1] = slopes.detach().double().sum()
+        # Told by one number, of which other slopes, or the same in another order, have another.
+        flat = slopes.detach().double().flatten()
+        told[-1] = (flat * torch.arange(1, flat.numel() + 1, device=flat.device)).sum()
     table = [torch.empty_like(told) for _ in range(dist.get_world_size(group))]
     dist.all_gather(table, told, group=group)
     rows = torch.stack(table).tolist()
@@ -74,12 +80,14 @@ def agree(problem: Problem | None, device: torch.device, group: dist.ProcessGrou
     if refused and rank not in refused:
         raise RuntimeError(f"context_attention: the call of rank {refused[0]} was refused; its own error says why")
     if not refused:
-        for name, *values in zip((*_SHARED, "slopes"), *(row[2:] for row in rows), strict=True):
+        for name, *values in zip(_SHARED, *(row[2:] for row in rows), strict=True):
             other = next((r for r, value in enumerate(values) if value != values[0]), None)
             if other is not None:
                 got = f"{values[0]:g} in rank 0 and {values[other]:g} in rank {other}"
                 if name == "slopes":
-                    got = f"those of rank {other} with another sum than those of rank 0"
+                    got = f"others in rank {other} than in rank 0"
+                elif name == "requires_grad":
+                    name, got = "key", f"gradients wanted of key or value {_where(values)} alone"
                 elif name == "dtype":
                     got = " and ".join(f"{SUPPORTED_DTYPES[int(values[r])]} in rank {r}" for r in (0, other))
                 raise ValueError(f"{name}: expected the same in every process, got {got}")
@@ -87,3 +95,8 @@ def agree(problem: Problem | None, device: torch.device, group: dist.ProcessGrou
     for row in rows:
         starts.append(starts[-1] + int(row[1]))
     return Shares(rank, tuple(starts))
+
+
+def _where(values: list[float]) -> str:
+    ranks = [str(rank) for rank, value in enumerate(values) if value]
+    return f"in rank{'' if len(ranks) == 1 else 's'} {', '.join(ranks)}"

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alibi_attention.call import call_arguments, problem_of
+from alibi_attention.dispatch import choose
 from alibi_attention.horizon import BLOCK_K
 from alibi_attention.merge import merge_attention
 from alibi_attention.ops import alibi_attention
@@ -51,9 +52,11 @@ def context_attention(
         q, k, v of rank r        positions s_r to s_(r+1)
         out of rank r            the rows s_r to s_(r+1) of alibi_attention over all of q, k and v
 
-    Every process calls it at the same time with its own part; parts may differ in length. A process takes from others
-    the keys inside its horizons and no more, so that what is sent, and what is computed, depends on how far the
-    flattest heads see and not on the length of the sequence. Gradients of keys and values go back to where these are.
+    Every process calls it at the same time with its own part, of a token at least; parts may differ in length. Where
+    one wants gradients of keys or values all do, and all go back through it, be it with a gradient of 0. A process
+    takes from others the keys inside its horizons and no more, so that what is sent, and what is computed, depends on
+    how far the flattest heads see and not on the length of the sequence. Gradients of keys and values go back to where
+    these are.
 
     The horizon is certified as in `alibi_attention`, for each row over the keys of all processes: half of ``tolerance``
     is for what is not sent, half for what is sent and skipped. To know it, processes exchange their keys' mean and the
@@ -74,8 +77,21 @@ def context_attention(
         ValueError: as `alibi_attention`; for other lengths of key than of query; where processes do not call alike.
         RuntimeError: where another process's call was refused.
     """
+    found: Tensor | tuple[Tensor, Tensor] = attend_together(
+        query, key, value, slopes, group=process_group(group), is_causal=is_causal, scale=scale, window=window,
+        tolerance=tolerance, return_lse=return_lse, backend=backend,
+    )  # fmt: skip
+    return found
+
+
+def attend_together(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, *, group: dist.ProcessGroup, is_causal: bool,
+    scale: float | None = None, window: tuple[int | None, int | None] | None = None, tolerance: float | None = None,
+    return_lse: bool = False, backend: str | None = None, refusal: ValueError | None = None,
+) -> Any:  # fmt: skip
+    """`context_attention`; with a ``refusal`` of the caller's, which is raised once the others know of it."""
     problem, shares, tensors, found = _prepare(
-        query, key, value, slopes, process_group(group), is_causal, scale, window, tolerance, backend
+        query, key, value, slopes, group, is_causal, scale, window, tolerance, backend, refusal
     )
     query, key, value, slopes = tensors
     options: dict[str, Any] = {
@@ -83,7 +99,7 @@ def context_attention(
         "tolerance": problem.tolerance,
     }  # fmt: skip
     exchange: Any = Exchange
-    key, value, received = exchange.apply(key, value, found, shares, process_group(group))
+    key, value, received = exchange.apply(key, value, found, shares, group)
     parts = unpack(received, found, shares, key, value)
     together: dict[Need, list[int]] = {}
     for head, need in enumerate(found[shares.rank]):
@@ -120,7 +136,7 @@ def context_windows(
     found_group = process_group(group)
     with torch.no_grad():
         problem, shares, _, found = _prepare(
-            query, key, value, slopes, found_group, is_causal, scale, window, tolerance, None
+            query, key, value, slopes, found_group, is_causal, scale, window, tolerance, None, None
         )
     size = problem.batch * (problem.head_dim + problem.value_dim) * query.element_size()
     return ContextWindows(shares.rank, shares.starts, found, size)
@@ -129,20 +145,24 @@ def context_windows(
 def _prepare(
     query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, group: dist.ProcessGroup, is_causal: bool,
     scale: float | None, window: tuple[int | None, int | None] | None, tolerance: float | None, backend: str | None,
+    refusal: ValueError | None,
 ) -> tuple[Problem, Shares, tuple[Tensor, Tensor, Tensor, Tensor], tuple[tuple[Need, ...], ...]]:  # fmt: skip
-    problem, refused = None, None
+    problem: Problem | None = None
+    refused: Exception | None = refusal
     try:
+        _check_tokens(query, key)
         arguments = call_arguments(
             query, key, value, slopes, is_causal=is_causal, scale=scale, query_offset=0, key_mask=None, cu_seqlens=None,
             cu_seqlens_k=None, window=window, dropout_p=0.0, tolerance=tolerance, backend=backend,
         )  # fmt: skip
         query, key, value, slopes, *call = arguments
         problem, _ = problem_of(query, key, value, *call)
-        problem = _checked(problem)
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
-        problem, refused = None, error
+        choose(problem, backend)
+    except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+        refused = refused or error
     device = query.device if isinstance(query, Tensor) else torch.device("cpu")
-    shares = agree(problem, device, group, slopes)
+    trains = refused is None and torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
+    shares = agree(None if refused else problem, device, group, slopes, trains=trains)
     if refused is not None:
         raise refused
     assert problem is not None
@@ -154,13 +174,20 @@ def _prepare(
     return problem, shares, (query, key, value, slopes), found
 
 
-def _checked(problem: Problem) -> Problem:
-    if problem.k_len != problem.q_len:
+def _check_tokens(query: object, key: object) -> None:
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and query.dim() == key.dim() == 4):
+        # Said by who looks at tensors.
+        return
+    if query.shape[2] == 0:
         raise ValueError(
-            f"key: expected as many tokens as query, {problem.q_len}, got {problem.k_len}; a process has the queries, "
+            "query: expected a token at least in every process, got none here; divide the sequence among fewer, or "
+            "otherwise"
+        )
+    if key.shape[2] != query.shape[2]:
+        raise ValueError(
+            f"key: expected as many tokens as query, {query.shape[2]}, got {key.shape[2]}; a process has the queries, "
             "keys and values of the same tokens"
         )
-    return problem
 
 
 def _attend(

@@ -64,14 +64,16 @@ class Exchange(torch.autograd.Function):
     def backward(ctx: Any, grad_key: Tensor, grad_value: Tensor, grad_received: Tensor) -> tuple[Tensor | None, ...]:
         sizes = ctx.sizes
         returned = _all_to_all(grad_received.contiguous(), sizes[1], sizes[0], ctx.group)
-        grads, at = (grad_key.clone(), grad_value.clone()), 0
+        # Of 16 bits sums are taken in 32.
+        work = torch.promote_types(grad_key.dtype, torch.float32)
+        grads, at = (grad_key.to(work, copy=True), grad_value.to(work, copy=True)), 0
         for each in ctx.sent:
             for head, a, b in each:
                 for grad in grads:
                     place = grad[:, head, a - ctx.start : b - ctx.start]
                     place += returned[at : at + place.numel()].view(place.shape)
                     at += place.numel()
-        return (*grads, None, None, None)
+        return grads[0].to(grad_key.dtype), grads[1].to(grad_value.dtype), None, None, None
 
 
 def _all_to_all(payload: Tensor, sent: list[int], taken: list[int], group: dist.ProcessGroup) -> Tensor:

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from alibi_attention.module import ALiBiAttention
 from alibi_attention.parallel.agreement import process_group
-from alibi_attention.parallel.context import context_attention
+from alibi_attention.parallel.context import attend_together
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -25,17 +25,19 @@ class _Context:
         self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, *, is_causal: bool, key_mask: Tensor | None,
         dropout_p: float,
     ) -> Tensor:  # fmt: skip
+        refusal = None
         if key_mask is not None:
-            raise ValueError(
+            refusal = ValueError(
                 "key_mask: expected None where processes share a sequence, got a mask; cut the padding off before it "
                 "is divided"
             )
         if dropout_p > 0.0:
-            raise ValueError(
+            refusal = ValueError(
                 f"dropout: expected 0 where processes share a sequence, got {dropout_p}; which weights are dropped "
                 "would depend on how it is divided: build the layer without dropout, or call eval()"
             )
-        return context_attention(query, key, value, slopes, is_causal=is_causal, group=self.group)
+        out: Tensor = attend_together(query, key, value, slopes, is_causal=is_causal, group=self.group, refusal=refusal)
+        return out
 
     def __deepcopy__(self, memo: Any) -> _Context:
         return self
@@ -102,6 +104,11 @@ def shard_heads(model: Model, mesh: DeviceMesh) -> Model:
     for layer in layers:
         if layer.is_sharded:
             raise ValueError("model: expected heads that are not divided yet, got some that are; call this once")
+        if layer.dropout > 0.0:
+            raise ValueError(
+                f"model: expected attention without dropout, got {layer.dropout}; processes with one seed would drop "
+                "the same weights of different heads: build the layers with dropout=0"
+            )
         for name in ("num_heads", "num_kv_heads"):
             if getattr(layer, name) % size:
                 raise ValueError(

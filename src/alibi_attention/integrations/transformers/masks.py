@@ -159,6 +159,7 @@ def key_mask_of(attention_mask: Tensor | None) -> Tensor | None:
     if attention_mask.dim() != 2:
         raise ValueError(
             "attention_mask: expected (batch, length), 1 for tokens and 0 for padding, got shape "
-            f"{tuple(attention_mask.shape)}; causality and distance are ALiBi attention's own affair"
+            f"{tuple(attention_mask.shape)}; causality and distance are ALiBi attention's own affair. Where "
+            "nobody gave one, the model's configuration has come to name another attention: call enable(model) again"
         )
     return attention_mask
