@@ -220,14 +220,21 @@ class ALiBiAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Give the slopes their initial values back (the projections have their own `reset_parameters`)."""
         with torch.no_grad():
-            getattr(self, self.slopes_name).copy_(self.initial_slopes)
+            stored = getattr(self, self.slopes_name)
+            (stored.to_local() if self.is_sharded and self.learned_slopes else stored).copy_(self.initial_slopes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves slopes with the module and leaves their dtype alone: 16 bits would shift whole nats at long range."""
         if self.is_sharded and self.learned_slopes:
-            # A DTensor stays on the devices of its mesh, and its dtype is not to change: nothing is left to be done.
-            divided = self._parameters.pop(self.slopes_name)
+            # A DTensor, whose dtype is not to change either: it is made anew where its device does.
+            divided: Any = self._parameters.pop(self.slopes_name)
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            local = divided.to_local().detach()
+            home = fn(local).device
+            if home != local.device:
+                local = (self.initial_slopes if local.is_meta else local).to(home)
+                made = type(divided.data).from_local(local, divided.device_mesh, divided.placements)
+                divided = nn.Parameter(made, requires_grad=divided.requires_grad)
             self._parameters[self.slopes_name] = divided
             return self
         before = getattr(self, self.slopes_name).detach()

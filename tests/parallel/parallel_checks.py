@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 from alibi_attention import ALiBiAttention, KVCache, alibi_attention, alibi_slopes
-from alibi_attention.parallel import context_attention, context_windows, shard_heads, split_context
+from alibi_attention.parallel import context_attention, context_windows, shard_heads, split_context, windows
 
 PROCESSES = 4
 CHECKS: dict[str, Callable[[int], None]] = {}
@@ -107,6 +108,70 @@ def any_call_is_that_of_one_process(rank: int) -> None:
             close(got, wanted[:, :, own], dtype, f"grad {name}, {what}")
         # A float32 sum over all rows, whose terms cancel.
         close(grads[3], want[3], torch.bfloat16 if dtype == torch.bfloat16 else torch.float16, f"grad slopes, {what}")
+
+
+@check
+def what_is_left_out_stays_below_the_tolerance(rank: int) -> None:
+    """Large tolerances, inputs that make the bound tight, parts that begin inside a tile: each row's true loss."""
+    reached = {"left out": False, "window": False}
+    generator = torch.Generator().manual_seed(0)
+    for case in range(24):
+        tolerance, norms = (0.5, 0.1, 1e-3)[case % 3], (64, 256)[case // 12]
+        slopes = torch.tensor([0.5, 0.2, 0.1, 0.05], dtype=torch.float64)
+        direction = torch.randn(16, generator=generator, dtype=torch.float64)
+        direction /= direction.norm()
+        query = (direction * (0.5 + torch.rand(1, 4, 900, 1, generator=generator))).to(torch.float64)
+        # Old keys point where queries do, new ones the other way; or one old key alone does.
+        key = direction * (4.0 * torch.rand(1, 4, 900, 1, generator=generator))
+        if case % 2:
+            key[:, :, 100 + 200 * (case % 3) :] *= -1.0
+        else:
+            key *= 0.2
+            key[:, :, 0] = 30.0 * direction
+        key = key + 5.0 * torch.randn(16, generator=generator, dtype=torch.float64)
+        value = torch.randn(1, 4, 900, 16, generator=generator, dtype=torch.float64)
+        own = parts(900, generator)[rank]
+        tensors = (*(t[:, :, own] for t in (query, key, value)), slopes)
+        options = {"tolerance": tolerance, "is_causal": case % 4 != 3}
+        with mock.patch.object(windows, "block_of", return_value=norms):
+            out, lse = context_attention(*tensors, **options, return_lse=True)
+            needs = context_windows(*tensors, **options).needs[rank]
+        exact, exact_lse = alibi_attention(
+            query, key, value, slopes, is_causal=case % 4 != 3, tolerance=0.0, return_lse=True, backend="reference"
+        )
+        lost = 1.0 - torch.exp(lse - exact_lse[:, :, own])
+        assert lost.max() <= tolerance, f"case {case}: {lost.max():.3g} of a row's mass, allowed {tolerance}"
+        # Of two weighted means, of values that lie so far apart.
+        width = value.amax(2) - value.amin(2)
+        assert ((out - exact[:, :, own]).abs().amax(2) <= tolerance * width + 1e-12).all(), case
+        reached["left out"] |= bool(lost.max() > 1e-9)
+        reached["window"] |= any(need.first > 0 for need in needs)
+    if rank == PROCESSES - 1:
+        assert all(reached.values()), reached
+
+
+@check
+def a_sink_is_taken_apart(rank: int) -> None:
+    """All of a far row's mass is in the first tile, and what lies between is not sent."""
+    slopes = torch.tensor([0.1, 0.1], dtype=torch.float64)
+    query = torch.ones(1, 2, 1200, 8, dtype=torch.float64)
+    key = torch.zeros(1, 2, 1200, 8, dtype=torch.float64)
+    key[:, :, 3] = 60.0
+    value = torch.randn(1, 2, 1200, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole, own = (query, key, value), slice(300 * rank, 300 * rank + 300)
+    tensors = [t[:, :, own] for t in whole]
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    got = context_attention(*leaves, slopes)
+    full = [t.clone().requires_grad_() for t in whole]
+    want = alibi_attention(*full, slopes, tolerance=0.0, backend="reference")
+    close(got, want[:, :, own], torch.float64, "out")
+    grads = torch.autograd.grad(got.square().sum(), leaves)
+    wanted = torch.autograd.grad(want.square().sum(), full)
+    for name, mine, theirs in zip(("query", "key", "value"), grads, wanted, strict=True):
+        close(mine, theirs[:, :, own], torch.float64, name)
+    needs = context_windows(*tensors, slopes).needs
+    assert needs[3][0].sink == 64
+    assert needs[3][0].first > 300
 
 
 def _tensors(each: int, rank: int, slopes: Tensor) -> list[Tensor]:
@@ -322,7 +387,14 @@ def heads_are_divided(rank: int) -> None:
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         optimizer.step()
         layer.reset_parameters()
-        assert torch.equal(layer.head_slopes(), whole.head_slopes()[2 * rank : 2 * rank + 2])
+        presets = whole.head_slopes()[2 * rank : 2 * rank + 2]
+        assert torch.equal(layer.head_slopes(), presets)
+        with torch.device("meta"):
+            empty = ALiBiAttention(64, 8, num_kv_heads=4, **options)
+        empty.requires_grad_(False)
+        empty = shard_heads(empty, mesh).to_empty(device="cpu")
+        assert torch.equal(empty.head_slopes(), presets)
+        assert not any(parameter.requires_grad for parameter in empty.parameters())
         assert layer.to(torch.bfloat16).head_slopes().dtype == torch.float32
         assert layer(x.bfloat16()).dtype == torch.bfloat16
 

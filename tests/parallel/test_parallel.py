@@ -14,8 +14,8 @@ import torch
 
 from alibi_attention import alibi_slopes
 from alibi_attention.parallel import context_attention
-from alibi_attention.parallel.exchange import segments
-from alibi_attention.parallel.windows import ContextWindows, Need
+from alibi_attention.parallel.exchange import segments, together
+from alibi_attention.parallel.windows import ContextWindows, Need, block_of
 
 SECONDS = 300.0
 
@@ -54,10 +54,18 @@ def test_without_processes_that_know_each_other() -> None:
 
 
 def test_what_is_taken_from_whom() -> None:
-    needs = (Need(100, 300, True), Need(0, 300, False))
-    assert segments(needs, (0, 150)) == [(0, 0, 64), (0, 100, 150), (1, 0, 150)]
-    assert segments(needs, (40, 50)) == [(0, 40, 50), (1, 40, 50)]
-    assert segments(needs, (300, 400)) == []
-    windows = ContextWindows(1, (0, 200, 300), ((Need(0, 200, False),) * 2, needs), token_bytes=10)
+    needs = (Need(100, 300, 64), Need(0, 300), Need(100, 300, 64))
+    groups = together(needs)
+    assert groups == (((0, 2), needs[0]), ((1,), needs[1]))
+    assert [group.picked() for group in groups] == [[0, 2], slice(1, 2)]
+    # By group, and range of its need.
+    assert segments(groups, (0, 150)) == [(0, 0, 0, 64), (0, 1, 100, 150), (1, 0, 0, 150)]
+    assert segments(groups, (40, 50)) == [(0, 0, 40, 50), (1, 0, 40, 50)]
+    assert segments(groups, (300, 400)) == []
+    windows = ContextWindows(1, (0, 200, 300), ((Need(0, 200),) * 3, needs), token_bytes=10)
     assert windows.received(0) == 0
-    assert windows.received(1) == 10 * ((100 + 64) + 200)
+    assert windows.received(1) == 10 * (2 * (100 + 64) + 200)
+
+
+def test_norms_of_a_long_sequence_are_of_more_keys() -> None:
+    assert [block_of(total) for total in (1, 4096 * 64, 4096 * 64 + 1, 1 << 20)] == [64, 64, 128, 256]

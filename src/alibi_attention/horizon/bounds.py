@@ -75,6 +75,7 @@ def horizon_bounds(
     slopes: Tensor,
     lse_floor: Tensor | None = None,
     floor: Tensor | None = None,
+    block: int = BLOCK_K,
 ) -> Horizon:
     """One pass over queries and keys, O(length).
 
@@ -84,6 +85,7 @@ def horizon_bounds(
         lse_floor: (batch, num_heads, q_len), a lower bound on each row's lse from elsewhere, such as another part of
             the keys; the dropped share is then of the mass over all parts.
         floor: of `mass_floor`, where the keys that it reads are not those of the call.
+        block: keys in each block of a summary that the call brings.
     """
     summary = summarize_keys(problem, key, value)
     norm = safe_norm(query, problem.compute_dtype)
@@ -109,7 +111,7 @@ def horizon_bounds(
         lean = torch.where(room > -_HUGE, room + side * steep * position, room)
         return _tightest_row(lean.masked_fill(blind, torch.inf), level, levels.shape[-1])
 
-    masses = _log_masses(problem, summary.norms, levels, falling, +1)
+    masses = _log_masses(problem, summary.norms, levels, falling, +1, block)
     sink = None
     if problem.is_packed:
         left = Bounds(torch.logcumsumexp(masses, dim=-1), room_from(+1))
@@ -117,7 +119,7 @@ def horizon_bounds(
         left, sink = _with_sink_apart(masses, summary.first_block, room_from(+1))
     right = None
     if not problem.is_causal:
-        masses = _log_masses(problem, summary.norms, levels, falling, -1).flip(-1)
+        masses = _log_masses(problem, summary.norms, levels, falling, -1, block).flip(-1)
         right = Bounds(torch.logcumsumexp(masses, dim=-1), room_from(-1))
     return Horizon(left, sink, right, summary.first_block)
 
@@ -172,16 +174,16 @@ def _tightest_row(room: Tensor, level: Tensor, levels: int) -> Tensor:
     return least.view(*room.shape[:2], levels, blocks)
 
 
-def _log_masses(problem: Problem, norms: Tensor, levels: Tensor, falling: Tensor, side: int) -> Tensor:
+def _log_masses(problem: Problem, norms: Tensor, levels: Tensor, falling: Tensor, side: int, block: int) -> Tensor:
     """(batch, num_heads, levels, blocks): log of what each block can hold, with side * m * its nearest key added.
 
     ``side`` is +1 for queries after the keys, -1 for queries before them.
     """
     block_norm = norms.repeat_interleave(problem.group_size, dim=1).unsqueeze(2)
     steep = falling[:, :, None, None].clamp_min(1e-300)
-    series = torch.log(torch.expm1(-steep * BLOCK_K) / torch.expm1(-steep))
+    series = torch.log(torch.expm1(-steep * block) / torch.expm1(-steep))
     index = torch.arange(norms.shape[-1], device=norms.device, dtype=torch.float64)
-    nearest = index * BLOCK_K + (BLOCK_K - 1 if side > 0 else 0)
+    nearest = index * block + (block - 1 if side > 0 else 0)
     log_mass = abs(problem.scale) * levels.unsqueeze(-1) * block_norm + series + side * steep * nearest
     log_mass = torch.where(block_norm == -torch.inf, -_HUGE, log_mass)
     return torch.where(log_mass.isnan() | (block_norm == torch.inf), _HUGE, log_mass.clamp_max(_HUGE))

@@ -23,11 +23,11 @@ def by_query_block(per_row: Tensor, fill: int) -> Tensor:
     return padded.reshape(*padded.shape[:-1], -1, BLOCK_Q)
 
 
-def visible_tiles(problem: Problem, rows: Rows) -> Tensor:
-    """The plan that skips only what no row of a block sees."""
+def visible_tiles(problem: Problem, rows: Rows, block: int = BLOCK_K) -> Tensor:
+    """The plan, in tiles of ``block`` keys, that skips only what no row of a block sees."""
     sees = rows.upper > rows.lower
-    first = by_query_block(torch.where(sees, rows.lower, problem.k_len), problem.k_len).amin(-1) // BLOCK_K
-    end = -(-by_query_block(torch.where(sees, rows.upper, 0), 0).amax(-1) // BLOCK_K)
+    first = by_query_block(torch.where(sees, rows.lower, problem.k_len), problem.k_len).amin(-1) // block
+    end = -(-by_query_block(torch.where(sees, rows.upper, 0), 0).amax(-1) // block)
     first = torch.minimum(first, end)
     tiles = torch.stack([first, end, torch.full_like(first, -1)], dim=-1).to(torch.int32)
     return tiles.unsqueeze(1).expand(problem.batch, problem.num_heads, -1, -1).contiguous()

@@ -47,6 +47,13 @@ def process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     return found
 
 
+def device_of(query: object, group: dist.ProcessGroup) -> torch.device:
+    """Where the group's processes tell each other: a call that is refused may lie anywhere."""
+    if dist.get_backend(group) == "nccl":
+        return query.device if isinstance(query, Tensor) and query.is_cuda else torch.device("cuda")
+    return query.device if isinstance(query, Tensor) and not query.is_meta else torch.device("cpu")
+
+
 def agree(
     problem: Problem | None, device: torch.device, group: dist.ProcessGroup, slopes: Tensor | None, *, trains: bool
 ) -> Shares:

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.dispatch import choose
-from alibi_attention.horizon import BLOCK_K
 from alibi_attention.merge import merge_attention
 from alibi_attention.ops import alibi_attention
-from alibi_attention.parallel.agreement import Shares, agree, process_group
-from alibi_attention.parallel.exchange import Exchange, Segment, unpack
+from alibi_attention.parallel.agreement import Shares, agree, device_of, process_group
+from alibi_attention.parallel.exchange import Exchange, together
 from alibi_attention.parallel.windows import ContextWindows, Need, find_windows
 from alibi_attention.problem import Problem
 
@@ -99,15 +98,12 @@ def attend_together(
         "tolerance": problem.tolerance,
     }  # fmt: skip
     exchange: Any = Exchange
-    key, value, received = exchange.apply(key, value, found, shares, group)
-    parts = unpack(received, found, shares, key, value)
-    together: dict[Need, list[int]] = {}
-    for head, need in enumerate(found[shares.rank]):
-        together.setdefault(need, []).append(head)
+    windows = iter(exchange.apply(key, value, found, shares, group))
     outs, order = [], []
-    for need, heads in together.items():
-        members = [head * problem.group_size + member for head in heads for member in range(problem.group_size)]
-        outs.append(_attend(query, slopes, members, heads, need, parts, shares, options))
+    for each in together(found[shares.rank]):
+        members = [head * problem.group_size + member for head in each.heads for member in range(problem.group_size)]
+        pairs = [(next(windows), next(windows)) for _ in each.need.ranges()]
+        outs.append(_attend(query, slopes, members, each.need, pairs, shares, options))
         order += members
     out, lse = (torch.cat(each, dim=1) if len(each) > 1 else each[0] for each in zip(*outs, strict=True))
     if order != sorted(order):
@@ -133,12 +129,10 @@ def context_windows(
     Args:
         query, key, value, slopes, group, is_causal, scale, window, tolerance: as in `context_attention`.
     """
-    found_group = process_group(group)
-    with torch.no_grad():
-        problem, shares, _, found = _prepare(
-            query, key, value, slopes, found_group, is_causal, scale, window, tolerance, None, None
-        )
-    size = problem.batch * (problem.head_dim + problem.value_dim) * query.element_size()
+    problem, shares, tensors, found = _prepare(
+        query, key, value, slopes, process_group(group), is_causal, scale, window, tolerance, None, None
+    )
+    size = problem.batch * (problem.head_dim + problem.value_dim) * tensors[1].element_size()
     return ContextWindows(shares.rank, shares.starts, found, size)
 
 
@@ -160,9 +154,8 @@ def _prepare(
         choose(problem, backend)
     except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         refused = refused or error
-    device = query.device if isinstance(query, Tensor) else torch.device("cpu")
     trains = refused is None and torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
-    shares = agree(None if refused else problem, device, group, slopes, trains=trains)
+    shares = agree(None if refused else problem, device_of(query, group), group, slopes, trains=trains)
     if refused is not None:
         raise refused
     assert problem is not None
@@ -191,31 +184,23 @@ def _check_tokens(query: object, key: object) -> None:
 
 
 def _attend(
-    query: Tensor, slopes: Tensor, members: list[int], heads: list[int], need: Need,
-    parts: dict[Segment, tuple[Tensor, Tensor]], shares: Shares, options: dict[str, Any],
+    query: Tensor, slopes: Tensor, members: list[int], need: Need, pairs: list[tuple[Tensor, Tensor]], shares: Shares,
+    options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output and lse of heads that need the same keys."""
     if len(members) < query.shape[1]:
-        index = torch.tensor(members, device=query.device)
-        query, slopes = query.index_select(1, index), slopes.index_select(-1, index)
+        first, last = members[0], members[-1]
+        if last - first + 1 == len(members):
+            query, slopes = query[:, first : last + 1], slopes[..., first : last + 1]
+        else:
+            index = torch.tensor(members, device=query.device)
+            query, slopes = query.index_select(1, index), slopes.index_select(-1, index)
     start = shares.starts[shares.rank]
-    key, value = _joined(parts, heads, need.first, need.end)
-    out, lse = alibi_attention(query, key, value, slopes, query_offset=start - need.first, **options)
+    out, lse = alibi_attention(query, *pairs[-1], slopes, query_offset=start - need.first, **options)
     if need.sink:
-        key, value = _joined(parts, heads, 0, BLOCK_K)
         # Few keys, of which none is left out.
-        first = alibi_attention(query, key, value, slopes, query_offset=start, **{**options, "tolerance": 0.0})
-        out, lse = merge_attention((first[0], out), (first[1], lse))
+        first_out, first_lse = alibi_attention(
+            query, *pairs[0], slopes, query_offset=start, **{**options, "tolerance": 0.0}
+        )
+        out, lse = merge_attention((first_out, out), (first_lse, lse))
     return out, lse
-
-
-def _joined(
-    parts: dict[Segment, tuple[Tensor, Tensor]], heads: list[int], first: int, end: int
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(batch, heads, tokens, dim) of keys and of values, from ``first`` to ``end``."""
-    whole = []
-    for head in heads:
-        of_head = sorted(each for each in parts if each.head == head and first <= each.first and each.end <= end)
-        whole.append([torch.cat([parts[each][side] for each in of_head], dim=1) for side in (0, 1)])
-    keys, values = zip(*whole, strict=True)
-    return torch.stack(keys, 1), torch.stack(values, 1)

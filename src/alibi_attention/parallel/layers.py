@@ -120,14 +120,14 @@ def shard_heads(model: Model, mesh: DeviceMesh) -> Model:
         plan = {"q_proj": columns, "k_proj": columns, "v_proj": columns, "out_proj": rows}
         parallelize_module(layer, mesh, plan)
         name = layer.slopes_name
+        own = slice(rank * layer.num_heads // size, (rank + 1) * layer.num_heads // size)
+        layer.initial_slopes = layer.initial_slopes[own].clone()
+        held = getattr(layer, name)
         if layer.learned_slopes:
-            home = getattr(layer, name).device
-            layer.register_parameter(name, nn.Parameter(distribute_tensor(getattr(layer, name).data, mesh, [Shard(0)])))
-            layer.initial_slopes = distribute_tensor(layer.initial_slopes.to(home), mesh, [Shard(0)])
+            divided = distribute_tensor(held.detach(), mesh, [Shard(0)])
+            layer.register_parameter(name, nn.Parameter(divided, requires_grad=held.requires_grad))
         else:
-            own = slice(rank * layer.num_heads // size, (rank + 1) * layer.num_heads // size)
-            layer.initial_slopes = layer.initial_slopes[own].clone()
-            layer.register_buffer(name, getattr(layer, name)[own].clone(), persistent=False)
+            layer.register_buffer(name, held[own].clone(), persistent=False)
         layer.num_heads, layer.num_kv_heads = layer.num_heads // size, layer.num_kv_heads // size
         layer.is_sharded = True
     return model
