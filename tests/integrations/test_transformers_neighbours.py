@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from hf_models import HEAD_DIM, small, tokens
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from alibi_attention.integrations.transformers import disable, enable, replace_positions
+from alibi_attention.integrations.transformers import disable, enable, kv_cache, replace_positions
 
 FAMILIES = ("bloom", "mpt", "falcon")
 IDS = tokens(2, 12)
@@ -34,6 +34,7 @@ def test_a_model_built_of_the_same_configuration_stays_stock(kind: str) -> None:
     enable(ours)
     assert torch.equal(logits(other), want)
     assert ours.config is ours.base_model.config
+    assert ours.base_model.config is ours.base_model.base_model.config
     assert ours.config is not other.config
     # One of two that are enabled may be disabled.
     enable(other)
@@ -43,6 +44,32 @@ def test_a_model_built_of_the_same_configuration_stays_stock(kind: str) -> None:
     disable(other)
     assert torch.equal(logits(other), want)
     torch.testing.assert_close(logits(both), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_model_alone_keeps_its_configuration(kind: str) -> None:
+    """Whatever is held around it: a head, a handle of the caller's, whoever writes into it later."""
+    model = small(kind)
+    config = model.config
+    # A part of it, and then the whole: what is around a part is its own.
+    enable(model.base_model)
+    assert model.config is model.base_model.config is config
+    assert len(kv_cache(model).layers) == 2
+    enable(model)
+    config.use_cache = False
+    assert model(IDS).past_key_values is None
+    disable(model)
+    assert model.config is config
+    llama = _llama()
+    config = llama.config
+    slopes = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    replace_positions(llama.base_model, slopes)
+    assert llama.config is config
+    assert config.to_dict()["alibi_positions"]["slopes"] == slopes.tolist()
+    disable(llama)
+    replace_positions(llama)
+    disable(llama)
+    assert llama.config is config
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -63,7 +90,7 @@ def test_of_an_enabled_configuration_no_stock_model_is_built(kind: str) -> None:
     # Without the copy Transformers writes the name into the enabled model's own.
     want = logits(model)
     AutoModelForCausalLM.from_config(model.config, attn_implementation=name)
-    with pytest.raises(ValueError, match=r"^attention_mask: .* call enable\(model\) again$"):
+    with pytest.raises(ValueError, match=r"^attention_mask: .* call enable\(model\) again, or replace"):
         logits(model)
     assert torch.equal(logits(enable(model)), want)
 

@@ -206,6 +206,13 @@ def test_broken_file(tmp_path: Path) -> None:
         read_config_file(path)
 
 
+def test_a_file_may_merge_what_it_has_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("<<: {length: 16, width: 32}\nlength: 64\n", encoding="utf-8")
+    config = read_config_file(path)
+    assert (config.length, config.width) == (64, 32)
+
+
 def test_a_file_takes_what_flags_take(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(

@@ -43,7 +43,7 @@ def test_a_run_below_its_own_text_is_refused(
         start_experiment(config, Path("runs/extrapolate"))
     assert str(error.value) == (
         "output: expected a folder outside the text in ., got runs/extrapolate, where all that the run writes would "
-        f"become text; name another, such as ../{texts.name}-run, or give the folders of text alone"
+        f"become text; name another, such as {texts}-run, or give the folders of text alone"
     )
     assert not Path("runs").exists()
     with pytest.raises(LabError, match=r"^output: expected a folder outside the text in"):

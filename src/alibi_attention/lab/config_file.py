@@ -24,6 +24,9 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     names: list[Any] = []
     for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            # What is merged may come again: that is what it is for.
+            continue
         name = loader.construct_object(key)
         if name in names:
             raise yaml.constructor.ConstructorError(None, None, f"{name} comes twice", key.start_mark)

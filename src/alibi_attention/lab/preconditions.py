@@ -49,11 +49,12 @@ def refuse_output_in_text(config: ExperimentConfig, root: Path) -> None:
         if folder.is_dir() and here.is_relative_to(folder):
             if any(left_out(name) for name in here.relative_to(folder).parts):
                 continue
+            beside = folder.with_name(folder.name + "-run")
             raise LabError(
                 "output",
                 expected=f"a folder outside the text in {text}",
                 got=f"{root}, where all that the run writes would become text",
-                remedy=f"name another, such as {Path('..', folder.name + '-run')}, or give the folders of text alone",
+                remedy=f"name another, such as {beside}, or give the folders of text alone",
             )
 
 

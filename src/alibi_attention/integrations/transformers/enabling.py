@@ -27,7 +27,7 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
     """Put the operator into a BLOOM, an MPT or a Falcon with ALiBi, in place.
 
     Parameters, state dict, configuration file and outputs stay what they were (up to rounding), and so do other models
-    built of the same configuration: this one's is a copy from now on, of which none is built; prefill and training
+    built of the same configuration object: where there are any, this one gets a copy; prefill and training
     then need O(length) memory, and a step of generation reads only the keys inside its horizons. Slopes are taken from
     the configuration; MPT's ``alibi_bias_max``, which Transformers ignores, is honoured. MPT runs beyond
     ``max_seq_len``.

@@ -160,6 +160,7 @@ def key_mask_of(attention_mask: Tensor | None) -> Tensor | None:
         raise ValueError(
             "attention_mask: expected (batch, length), 1 for tokens and 0 for padding, got shape "
             f"{tuple(attention_mask.shape)}; causality and distance are ALiBi attention's own affair. Where "
-            "nobody gave one, the model's configuration has come to name another attention: call enable(model) again"
+            "nobody gave one, the model's configuration has come to name another attention: call enable(model) again, "
+            "or replace_positions(model)"
         )
     return attention_mask
