@@ -170,8 +170,8 @@ def test_show_of_a_run_computes_nothing(local_copy: Path, tmp_path: Path) -> Non
     root = tmp_path / "run"
     arguments = [
         "reproduce", "paper", "--output", str(root), "--config", str(tmp_path / "smaller.yaml"), "--dataset",
-        str(local_copy), "--device=cpu", "--steps=2", "--batch-size=2", "--length=16", "--eval-lengths=16",
-        "--methods=alibi",
+        str(local_copy), "--device=cpu", "--steps=2", "--batch-size=2", "--accumulate=2", "--length=16",
+        "--eval-lengths=16", "--methods=alibi",
     ]  # fmt: skip
     assert CliRunner().invoke(app, arguments, prog_name="alibi").exit_code == 0
     for name in ("results.json", "alibi/result.json"):
