@@ -27,7 +27,7 @@ PROCESSES = 4
 CHECKS: dict[str, Callable[[int], None]] = {}
 
 # Of the largest entry: a few roundings of the dtype.
-CLOSE = {torch.float64: 1e-13, torch.float32: 4e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+CLOSE = {torch.float64: 1e-13, torch.float32: 4e-6, torch.bfloat16: 2e-2}
 
 
 def check(function: Callable[[int], None]) -> Callable[[int], None]:
@@ -35,11 +35,16 @@ def check(function: Callable[[int], None]) -> Callable[[int], None]:
     return function
 
 
-def close(got: Tensor, want: Tensor, dtype: torch.dtype, what: str) -> None:
+# The same of sums over all rows, whose terms cancel; slopes are float32 in any case.
+SUMS = {torch.float64: 1e-6, torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+def close(got: Tensor, want: Tensor, dtype: torch.dtype | float, what: str) -> None:
     size = max(want.abs().max().item(), 1e-3) if want.numel() else 1.0
     off = (got.double() - want.double()).abs().max().item() / size if want.numel() else 0.0
     assert got.shape == want.shape, (what, got.shape, want.shape)
-    assert off <= CLOSE[dtype], f"{what}: off by {off:.2g} of its largest, allowed {CLOSE[dtype]:.2g}"
+    most = dtype if isinstance(dtype, float) else CLOSE[dtype]
+    assert off <= most, f"{what}: off by {off:.2g} of its largest, allowed {most:.2g}"
 
 
 def refuses(error: type[Exception], text: str, call: Callable[[], Any]) -> None:
@@ -106,8 +111,7 @@ def any_call_is_that_of_one_process(rank: int) -> None:
         close(lse, exact_lse[:, :, own], lse_dtype, f"lse, {what}")
         for name, got, wanted in zip(("query", "key", "value"), grads[:3], want[:3], strict=True):
             close(got, wanted[:, :, own], dtype, f"grad {name}, {what}")
-        # A float32 sum over all rows, whose terms cancel.
-        close(grads[3], want[3], torch.bfloat16 if dtype == torch.bfloat16 else torch.float16, f"grad slopes, {what}")
+        close(grads[3], want[3], SUMS[dtype], f"grad slopes, {what}")
 
 
 @check
@@ -354,7 +358,7 @@ def a_model_is_trained_on_a_divided_sequence(rank: int) -> None:
         assert ours.grad is not None
         assert whole.grad is not None
         dist.all_reduce(ours.grad)
-        close(ours.grad, whole.grad, torch.float16, name)
+        close(ours.grad, whole.grad, SUMS[torch.float32], name)
     assert divided.state_dict().keys() == model.state_dict().keys()
     # Copies keep the group, which cannot be written to a file.
     close(copy.deepcopy(divided)(x[:, own]), model(x)[:, own], torch.float32, "a copy's out")
@@ -388,7 +392,11 @@ def heads_are_divided(rank: int) -> None:
             ours = layer.get_parameter(name)
             assert ours.grad is not None
             grad = ours.grad.full_tensor() if hasattr(ours.grad, "full_tensor") else ours.grad
-            close(grad, full.grad, torch.float16, f"{name}, {options}")
+            if name == "k_proj.bias":
+                # What all keys have in common a softmax does not see: 0, but for rounding.
+                assert max(grad.abs().max(), full.grad.abs().max()) < 1e-5
+                continue
+            close(grad, full.grad, SUMS[torch.float32], f"{name}, {options}")
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         optimizer.step()
         layer.reset_parameters()

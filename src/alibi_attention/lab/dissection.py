@@ -13,7 +13,7 @@ from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import read_json, write_json
 from alibi_attention.lab.inside import Inside, inside_work, look_inside
 from alibi_attention.lab.inside_figures import save_inside_figures
-from alibi_attention.lab.positions import full_title, position_methods, split_name
+from alibi_attention.lab.positions import full_title, split_name
 from alibi_attention.lab.positions.alibi import Alibi
 from alibi_attention.lab.progress import Progress
 from alibi_attention.lab.runs import RunFolder
@@ -46,34 +46,33 @@ def dissect_run(
     Raises:
         LabError: for a run, a method or lengths that cannot be used.
     """
-    method, variant = split_name(name)
-    has_horizon = issubclass(position_methods()[method], Alibi) if method in position_methods() else True
-    if not has_horizon:
-        for argument, given in (("lengths", lengths), ("tolerance", tolerance)):
-            if given is not None:
-                expected = f"nothing for {full_title(name)}, which has no horizon to certify"
-                got = given if argument == "tolerance" else ",".join(map(str, lengths or ()))
-                raise LabError(argument, expected=expected, got=f"{got}", remedy="leave it out")
-    lengths = LENGTHS if lengths is None else lengths
-    if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1 or mass_length < 1:
-        got = ",".join(map(str, lengths)) + f" and a mass length of {mass_length}"
+    asked = LENGTHS if lengths is None else lengths
+    if not asked or list(asked) != sorted(set(asked)) or asked[0] < 1 or mass_length < 1:
+        got = ",".join(map(str, asked)) + f" and a mass length of {mass_length}"
         remedy = "such as 1024,2048,4096"
         raise LabError("lengths", expected="ascending lengths of at least 1", got=got, remedy=remedy)
+    method, variant = split_name(name)
     folder = folder or RunFolder(root).inside(method, variant)
     if read_run(RunFolder(root)).objective != "next":
         expected = "a decoder, whose attention is looked at by how far back it goes"
         got = f"{root}, an encoder trained by masked prediction"
         raise LabError("run", expected=expected, got=got, remedy="name a run with --objective next")
     decoder, _ = load_trained(root, method)
+    if not isinstance(decoder.position, Alibi):
+        for argument, given in (("lengths", lengths), ("tolerance", tolerance)):
+            if given is not None:
+                expected = f"nothing for {full_title(name)}, which has no horizon to certify"
+                shown = f"{given}" if argument == "tolerance" else ",".join(map(str, asked))
+                raise LabError(argument, expected=expected, got=shown, remedy="leave it out")
+        asked = ()
     progress = progress or Progress()
     corpus = load_corpus(RunFolder(root).read_config(older=True), progress)
     RunFolder(root).refuse_changed_corpus(corpus)
-    lengths = lengths if has_horizon else ()
-    tokens = torch.from_numpy(corpus.held_out[: max((*lengths, mass_length))].astype(np.int64))
+    tokens = torch.from_numpy(corpus.held_out[: max((*asked, mass_length))].astype(np.int64))
     with progress:
-        progress.start(f"{full_title(name)}: looking inside", total=inside_work(decoder, lengths), unit="")
+        progress.start(f"{full_title(name)}: looking inside", total=inside_work(decoder, asked), unit="")
         inside = look_inside(
-            decoder, method, tokens, lengths, mass_length=mass_length, variant=variant, tolerance=tolerance,
+            decoder, method, tokens, asked, mass_length=mass_length, variant=variant, tolerance=tolerance,
             tick=progress.advance,
         )  # fmt: skip
     write_json(folder / _FILE, {"schema_version": SCHEMA_VERSION, **inside.model_dump(mode="json")})
