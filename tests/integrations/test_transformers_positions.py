@@ -21,6 +21,8 @@ from transformers import (
     DistilBertConfig,
     DistilBertModel,
     DynamicCache,
+    FalconConfig,
+    FalconForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
@@ -339,6 +341,26 @@ def test_layers_that_compute_their_own_attention_are_refused():
     expected = logits(model, ids)
     refused(model, r"expected every attention layer to ask .* GPTNeoForCausalLM with 2 layers \(GPTNeoSelfAttention\)")
     assert torch.equal(logits(model, ids), expected)
+    # A rotary Falcon fails under an attention whose name it does not know.
+    for options in ({}, {"new_decoder_architecture": True}):
+        model = FalconForCausalLM(FalconConfig(alibi=False, **COMMON, **options)).eval()
+        expected = logits(model, ids)
+        refused(model, r"expected every attention layer to ask .* FalconForCausalLM with 2 layers \(FalconAttention\)")
+        assert torch.equal(logits(model, ids), expected)
+
+
+def test_what_fails_in_a_layer_that_asked_is_not_taken_for_a_layer_that_does_not(monkeypatch: pytest.MonkeyPatch):
+    forward = OPTDecoderLayer.forward
+
+    def fails(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        if self.self_attn.config._attn_implementation != "sdpa":
+            raise RuntimeError("a fault of the layer's own")
+        return output
+
+    monkeypatch.setattr(OPTDecoderLayer, "forward", fails)
+    with pytest.raises(RuntimeError, match=r"a fault of the layer's own"):
+        replace_positions(small("opt"))
 
 
 def test_models_whose_positions_stay_are_refused():

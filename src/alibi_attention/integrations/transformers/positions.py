@@ -115,15 +115,22 @@ def _replace(model: Model, part: Any, slopes: Tensor | None) -> Model:
             give_slopes(layer, slopes)
         vars(part)[_BEFORE] = name, held
         config._attn_implementation_internal = TRIED
-        ignores = _ignores_positions(part) and _ignores_positions(part, _FAR)
+        ignores, failure = False, None
+        try:
+            ignores = _ignores_positions(part) and _ignores_positions(part, _FAR)
+        except Exception as error:
+            failure = error
         deaf = [layer for layer in layers if heard(layer) is None]
         config._attn_implementation_internal = GENERAL
+        if failure is not None and len(deaf) < len(layers):
+            raise failure
+        # Layers that look at the name and go ways of their own (Falcon's) may fail under one that they do not know.
         if deaf:
             raise ValueError(
                 "model: expected every attention layer to ask Transformers for its attention by name, got a "
                 f"{type(part).__name__} with {len(deaf)} layers ({type(deaf[0]).__name__}) that do not; they would be "
                 "left without any positions"
-            )
+            ) from failure
         if not found or not ignores:
             raise ValueError(
                 f"model: expected the positions of a {type(part).__name__} to be rotary embeddings or a table of "
