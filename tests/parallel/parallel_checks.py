@@ -3,65 +3,20 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import json
-import os
 import pickle
-import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from process_checks import PROCESSES, SUMS, check, close, parts, refuses
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 from alibi_attention import ALiBiAttention, KVCache, alibi_attention, alibi_slopes
 from alibi_attention.parallel import context_attention, context_windows, shard_heads, split_context, windows
-
-PROCESSES = 4
-CHECKS: dict[str, Callable[[int], None]] = {}
-
-# Of the largest entry: a few roundings of the dtype.
-CLOSE = {torch.float64: 1e-13, torch.float32: 4e-6, torch.bfloat16: 2e-2}
-
-
-def check(function: Callable[[int], None]) -> Callable[[int], None]:
-    CHECKS[function.__name__] = function
-    return function
-
-
-# The same of sums over all rows, whose terms cancel; slopes are float32 in any case.
-SUMS = {torch.float64: 1e-6, torch.float32: 2e-5, torch.bfloat16: 2e-2}
-
-
-def close(got: Tensor, want: Tensor, dtype: torch.dtype | float, what: str) -> None:
-    size = max(want.abs().max().item(), 1e-3) if want.numel() else 1.0
-    off = (got.double() - want.double()).abs().max().item() / size if want.numel() else 0.0
-    assert got.shape == want.shape, (what, got.shape, want.shape)
-    most = dtype if isinstance(dtype, float) else CLOSE[dtype]
-    assert off <= most, f"{what}: off by {off:.2g} of its largest, allowed {most:.2g}"
-
-
-def refuses(error: type[Exception], text: str, call: Callable[[], Any]) -> None:
-    found = None
-    try:
-        call()
-    except error as raised:
-        found = str(raised)
-    assert found is not None, f"expected {error.__name__} with {text!r}"
-    assert text in found, found
-
-
-def parts(length: int, generator: torch.Generator, processes: int = PROCESSES) -> list[slice]:
-    """A length cut anywhere, into parts of one token at least."""
-    cuts = (torch.randperm(length - 1, generator=generator)[: processes - 1] + 1).sort().values.tolist()
-    bounds = [0, *cuts, length]
-    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 @check
@@ -362,7 +317,7 @@ def a_model_is_trained_on_a_divided_sequence(rank: int) -> None:
     assert divided.state_dict().keys() == model.state_dict().keys()
     # Copies keep the group, which cannot be written to a file.
     close(copy.deepcopy(divided)(x[:, own]), model(x)[:, own], torch.float32, "a copy's out")
-    refuses(TypeError, "expected a layer that no processes share", lambda: pickle.dumps(divided))
+    refuses(TypeError, "model: expected one that no processes share", lambda: pickle.dumps(divided))
     layer = divided.layers[0]
     mask = torch.ones(2, own.stop - own.start, dtype=torch.bool)
     refuses(
@@ -456,25 +411,3 @@ def heads_and_the_sequence_are_divided_at_once(rank: int) -> None:
     layer = split_context(shard_heads(copy.deepcopy(whole), mesh["heads"]), mesh["context"].get_group())
     own = slice(0, 110) if rank < 2 else slice(110, 300)
     close(layer(x[:, own]), whole(x)[:, own], torch.float32, "out")
-
-
-def main(rank: int, store: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
-    found: dict[str, str | None] = {}
-    for name, function in CHECKS.items():
-        try:
-            function(rank)
-            found[name] = None
-        except BaseException:
-            found[name] = traceback.format_exc()
-            # Others may wait for this process: there is no going on.
-            break
-        finally:
-            Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -1,4 +1,4 @@
-"""Processes that share a sequence or heads: `parallel_checks`, run by all of them, looked at one by one."""
+"""Processes that share a sequence or heads: `run_checks`, run by all of them, looked at one by one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 
-import parallel_checks
 import pytest
+import run_checks
 import torch
+from process_checks import CHECKS, PROCESSES
 
 from alibi_attention import alibi_slopes
 from alibi_attention.parallel import context_attention
@@ -25,10 +26,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None
     """Of each process, the checks it came to, each with its failure or None."""
     folder = tmp_path_factory.mktemp("parallel")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error::RuntimeWarning", parallel_checks.__file__]
+    command = [sys.executable, "-W", "error::RuntimeWarning", run_checks.__file__]
     running = [
         subprocess.Popen([*command, str(rank), str(folder / "store"), str(folder)], env=environment)
-        for rank in range(parallel_checks.PROCESSES)
+        for rank in range(PROCESSES)
     ]
     deadline = time.monotonic() + SECONDS
     for process in running:
@@ -36,11 +37,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-    files = [folder / f"{rank}.json" for rank in range(parallel_checks.PROCESSES)]
+    files = [folder / f"{rank}.json" for rank in range(PROCESSES)]
     return [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in files]
 
 
-@pytest.mark.parametrize("name", list(parallel_checks.CHECKS))
+@pytest.mark.parametrize("name", list(CHECKS))
 def test_several_processes(found: list[dict[str, str | None]], name: str) -> None:
     failures = {rank: of_rank[name] for rank, of_rank in enumerate(found) if of_rank.get(name) is not None}
     assert not failures, "\n".join(f"rank {rank}: {text}" for rank, text in failures.items())

@@ -15,7 +15,7 @@ from alibi_attention.parallel.context import attend_together
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class _Context:
+class SharedContext:
     """`context_attention` as a layer calls its attention; no copy of it is made, as none is of its group."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -23,9 +23,14 @@ class _Context:
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, *, is_causal: bool, key_mask: Tensor | None,
-        dropout_p: float,
+        dropout_p: float, scale: float | None = None, window: tuple[int | None, int | None] | None = None,
+        refusal: ValueError | None = None,
     ) -> Tensor:  # fmt: skip
-        refusal = None
+        """Attend over the parts of all processes.
+
+        Raises:
+            ValueError: ``refusal``, the layer's own; for padding and dropout. In every case once the others know of it.
+        """
         if key_mask is not None:
             refusal = ValueError(
                 "key_mask: expected None where processes share a sequence, got a mask; cut the padding off before it "
@@ -36,16 +41,19 @@ class _Context:
                 f"dropout: expected 0 where processes share a sequence, got {dropout_p}; which weights are dropped "
                 "would depend on how it is divided: build the layer without dropout, or call eval()"
             )
-        out: Tensor = attend_together(query, key, value, slopes, is_causal=is_causal, group=self.group, refusal=refusal)
+        out: Tensor = attend_together(
+            query, key, value, slopes, is_causal=is_causal, scale=scale, window=window, group=self.group,
+            refusal=refusal,
+        )  # fmt: skip
         return out
 
-    def __deepcopy__(self, memo: Any) -> _Context:
+    def __deepcopy__(self, memo: Any) -> SharedContext:
         return self
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "ALiBiAttention: expected a layer that no processes share, got one after split_context, whose group "
-            "belongs to this process; save its state_dict()"
+            "model: expected one that no processes share, got one after split_context, whose group belongs to this "
+            "process; save its state_dict()"
         )
 
 
@@ -68,7 +76,7 @@ def split_context(model: Model, group: dist.ProcessGroup | None = None) -> Model
     """
     layers, found = _layers(model), process_group(group)
     for layer in layers:
-        vars(layer)["attention"] = _Context(found)
+        vars(layer)["attention"] = SharedContext(found)
     return model
 
 
@@ -140,6 +148,7 @@ def _layers(model: nn.Module) -> list[ALiBiAttention]:
     if not found:
         raise ValueError(
             f"model: expected ALiBiAttention layers, got a {type(model).__name__} without any; "
+            "integrations.transformers has a split_context for models of Transformers, and "
             "context_attention(query, key, value) is for attention of your own"
         )
     return found

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alibi_attention.integrations.transformers.cache import check_step, cut_short, own_layer
+from alibi_attention.integrations.transformers.context import attend_shared, context_of
 from alibi_attention.integrations.transformers.masks import key_mask_of
 from alibi_attention.ops import alibi_attention
 
@@ -40,6 +41,14 @@ def attend(
     query, key, value = heads
     heads.clear()
     mask, slopes = key_mask_of(attention_mask), slopes_of(module, query.device)
+    context = context_of(module)
+    if context is not None:
+        if cache is not None:
+            key, value = cache.update(key, value, cast(int, module.layer_idx))
+        out = attend_shared(
+            module, context, query, key, value, slopes, is_causal=True, scale=scale, key_mask=mask, dropout_p=dropout_p
+        )
+        return joined(out)
     if cache is None:
         out = alibi_attention(query, key, value, slopes, scale=scale, key_mask=mask, dropout_p=dropout_p)
         return joined(out)

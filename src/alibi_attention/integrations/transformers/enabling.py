@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.configs import own_config
+from alibi_attention.integrations.transformers.context import forget_context
 from alibi_attention.integrations.transformers.families import FAMILIES, Family
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
 from alibi_attention.integrations.transformers.native import ALiBiFalconAttention
@@ -82,6 +83,8 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
 def disable(model: Model) -> Model:
     """Put Transformers' own attention, or the positions that `replace_positions` took away, back in place.
 
+    What `split_context` divided is whole again.
+
     Args:
         model: as `enable` or `replace_positions` took it; any other is left alone.
 
@@ -99,6 +102,7 @@ def disable(model: Model) -> Model:
                     _become(module, vars(module).pop(_STOCK, stock))
                     for name in ("alibi_slopes", "reproduces_rounding"):
                         vars(module).pop(name, None)
+                    forget_context(module)
         if isinstance(part, family.model):
             family.with_bias(part)
         before = vars(part).pop(_STOCK, None)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alibi_attention.integrations.transformers.attention import refuse_weights, slopes_of
+from alibi_attention.integrations.transformers.context import attend_shared, context_of
 from alibi_attention.integrations.transformers.masks import key_mask_of
 from alibi_attention.ops import alibi_attention
 
@@ -73,10 +74,17 @@ def alibi_forward(
             f"key: expected self-attention, as many keys as the {query.shape[2]} queries, got {key.shape[2]}; ALiBi "
             "has no distances between two sequences"
         )
-    out = alibi_attention(
-        query, key, value, slopes_of(module, query.device), is_causal=causal, scale=scaling, key_mask=mask,
-        cu_seqlens=None if packed is None else packed.to(torch.int32), window=window, dropout_p=dropout,
-    )  # fmt: skip
+    slopes, context = slopes_of(module, query.device), context_of(module)
+    if context is not None:
+        out = attend_shared(
+            module, context, query, key, value, slopes, packed=packed, is_causal=causal, scale=scaling, key_mask=mask,
+            window=window, dropout_p=dropout,
+        )  # fmt: skip
+    else:
+        out = alibi_attention(
+            query, key, value, slopes, is_causal=causal, scale=scaling, key_mask=mask,
+            cu_seqlens=None if packed is None else packed.to(torch.int32), window=window, dropout_p=dropout,
+        )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
 
 

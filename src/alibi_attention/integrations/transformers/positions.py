@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.configs import own_config
+from alibi_attention.integrations.transformers.context import forget_context
 from alibi_attention.integrations.transformers.families import FAMILIES
 from alibi_attention.integrations.transformers.general import heard
 from alibi_attention.integrations.transformers.hooks import (
@@ -175,6 +176,7 @@ def restore_positions(model: nn.Module) -> None:
             remove_hooks(module, *_HOOKS)
             heard(module)
             forget_packing(module)
+            forget_context(module)
             for name in ("alibi_slopes", NAMES):
                 vars(module).pop(name, None)
             if vars(module).pop("_alibi_froze", False):
