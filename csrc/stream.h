@@ -7,22 +7,25 @@
 namespace alibi {
 namespace ALIBI_TARGET {
 
+// What any call may come to.
+constexpr int64_t kStreamRows = 8;
+
 // Rows up to which this is faster than rows in lanes, most of which would be empty: lanes cost the same for every row
 // of a vector, and here each row costs what the first does beyond reading, so the more where its keys must be widened.
-ALIBI_INLINE int64_t most_streamed(int64_t type) {
+ALIBI_INLINE int64_t most_streamed(const Call& call) {
 #if !defined(__AVX2__) && !defined(__aarch64__)
     // Half precision is widened in so many words.
-    if (type == kFloat16) return 1;
+    if (call.type == kFloat16) return 1;
 #endif
-    if (type == kBFloat16) return kHasMatrixUnit || kWidth == 4 ? 2 : 3;
-    return 5;
+    if (takes_matrix_unit(call) || (kWidth == 4 && call.type == kBFloat16)) return 2;
+    // Heads that share keys see differently far, and with a summary each row streams what it has to read itself, where
+    // lanes read for all what one of them needs.
+    if (call.norms && call.heads > call.kv_heads) return kStreamRows;
+    return call.type == kBFloat16 ? 3 : 5;
 }
 
-// What any type has room for.
-constexpr int64_t kStreamRows = 5;
-
 ALIBI_INLINE bool streams_rows(const Call& call) {
-    return call.q_len * (call.heads / call.kv_heads) <= most_streamed(call.type) && call.head_dim >= kWidth &&
+    return call.q_len * (call.heads / call.kv_heads) <= most_streamed(call) && call.head_dim >= kWidth &&
            call.value_dim >= kWidth && !(call.dropout > 0.0);
 }
 

@@ -446,7 +446,7 @@ def test_horizon_caches_are_refused_where_they_would_mislead():
     cache = horizon_cache(model, backing="cpu", on_violation="refetch")
     with pytest.raises(ValueError, match="expected without gradients or dropout, got HorizonLayer"):
         model(ids, past_key_values=cache, labels=ids)
-    with pytest.raises(ValueError, match=r"expected a model enabled by .* a horizon cache does not hold every key"):
+    with pytest.raises(ValueError, match=r"expected a cache that holds every key .* got a horizon cache; it serves"):
         disable(model)(ids, past_key_values=cache, use_cache=True)
 
 

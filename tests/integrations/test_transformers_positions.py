@@ -44,7 +44,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.models.opt.modeling_opt import OPTDecoderLayer
+from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTLearnedPositionalEmbedding
 
 from alibi_attention import alibi_slopes
 from alibi_attention.integrations.inspect import describe
@@ -349,18 +349,20 @@ def test_layers_that_compute_their_own_attention_are_refused():
         assert torch.equal(logits(model, ids), expected)
 
 
-def test_what_fails_in_a_layer_that_asked_is_not_taken_for_a_layer_that_does_not(monkeypatch: pytest.MonkeyPatch):
-    forward = OPTDecoderLayer.forward
+@pytest.mark.parametrize("place", ["before", "inside"])
+def test_what_fails_elsewhere_is_not_taken_for_a_layer_that_does_not_ask(monkeypatch: pytest.MonkeyPatch, place: str):
+    kind = OPTDecoderLayer if place == "inside" else OPTLearnedPositionalEmbedding
+    forward, model = kind.forward, small("opt")
 
     def fails(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = forward(self, *args, **kwargs)
-        if self.self_attn.config._attn_implementation != "sdpa":
-            raise RuntimeError("a fault of the layer's own")
+        if model.config._attn_implementation != "sdpa":
+            raise TypeError("a fault of another kind")
         return output
 
-    monkeypatch.setattr(OPTDecoderLayer, "forward", fails)
-    with pytest.raises(RuntimeError, match=r"a fault of the layer's own"):
-        replace_positions(small("opt"))
+    monkeypatch.setattr(kind, "forward", fails)
+    with pytest.raises(TypeError, match="a fault of another kind"):
+        replace_positions(model)
 
 
 def test_models_whose_positions_stay_are_refused():

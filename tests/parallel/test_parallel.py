@@ -25,7 +25,7 @@ SECONDS = 300.0
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None]]:
     """Of each process, the checks it came to, each with its failure or None."""
     folder = tmp_path_factory.mktemp("parallel")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     command = [sys.executable, "-W", "error::RuntimeWarning", run_checks.__file__]
     running = [
         subprocess.Popen([*command, str(rank), str(folder / "store"), str(folder)], env=environment)

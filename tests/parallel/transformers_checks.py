@@ -13,8 +13,19 @@ import torch.distributed as dist
 from process_checks import SUMS, check, close, parts, refuses
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BloomConfig,
+    BloomForSequenceClassification,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    StaticCache,
+)
 
 from alibi_attention.integrations.transformers import (
     disable,
@@ -27,9 +38,6 @@ from alibi_attention.integrations.transformers import (
 
 sys.path.append(str(Path(__file__).parents[1] / "integrations"))
 from hf_models import small, tokens
-
-# What generate() would rather be told is nothing here.
-logging.set_verbosity_error()
 
 LENGTH = 300
 _SIZES = {
@@ -48,11 +56,19 @@ def bert() -> Any:
     return replace_positions(BertForMaskedLM(BertConfig(max_position_embeddings=64, **_SIZES)).eval())
 
 
+def mistral() -> Any:
+    """Windows that end in another process."""
+    torch.manual_seed(4)
+    config = MistralConfig(num_key_value_heads=2, sliding_window=90, **_SIZES)
+    return replace_positions(MistralForCausalLM(config).eval())
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "bloom": lambda: enable(small("bloom")),
     "mpt": lambda: enable(small("mpt")),
     "falcon": lambda: enable(small("falcon-gqa"), falcon_rounding=False),
     "llama": llama,
+    "mistral": mistral,
     "bert": bert,
 }
 
@@ -89,49 +105,75 @@ def a_checkpointed_model_goes_back_as_often_as_forward(rank: int) -> None:
     model = split_context(enable(small("bloom", attention_dropout=0.0, hidden_dropout=0.0))).train()
     loss(model(ids[:, own]).logits, ids[:, own.start + 1 : own.stop + 1]).backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-    model.gradient_checkpointing_enable()
-    loss(model(ids[:, own]).logits, ids[:, own.start + 1 : own.stop + 1]).backward()
-    assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(model.parameters(), expected, strict=True))
+    for reentrant in (False, True):
+        model.zero_grad()
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        loss(model(ids[:, own]).logits, ids[:, own.start + 1 : own.stop + 1]).backward()
+        assert all(torch.equal(each.grad, grad) for each, grad in zip(model.parameters(), expected, strict=True))
+
+
+@check
+def models_that_cannot_be_divided_are_refused(rank: int) -> None:
+    del rank
+    text = "model: expected layers that attend by ALiBi, got a BloomForCausalLM without any; call enable(model) or"
+    refuses(ValueError, text, lambda: split_context(small("bloom")))
+    text = "model: expected a Falcon with the exact line of its biases where processes share a sequence"
+    refuses(ValueError, text, lambda: split_context(enable(small("falcon"))))
+    config = Lfm2Config(num_key_value_heads=2, layer_types=["conv", "full_attention"], **_SIZES)
+    hybrid = replace_positions(Lfm2ForCausalLM(config).eval())
+    text = "model: expected nothing but attention to look at other tokens, got a Lfm2ForCausalLM, in which something"
+    refuses(ValueError, text, lambda: split_context(hybrid))
+    config = BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0)
+    judge = enable(BloomForSequenceClassification(config).eval())
+    text = "model: expected a result for every token, got (1, 2) of a BloomForSequenceClassification for 6 tokens"
+    refuses(ValueError, text, lambda: split_context(judge))
+    ids = tokens(1, 30)
+    with torch.no_grad():
+        for model in (hybrid, judge):
+            # As it was.
+            assert torch.equal(model(ids)[0], model(ids)[0])
+        split_context(judge.transformer)(ids)
 
 
 @check
 def what_a_divided_model_does_not_carry_is_refused(rank: int) -> None:
     ids = tokens(2, 40)
-    text = "model: expected layers that attend by ALiBi, got a BloomForCausalLM without any; call enable(model) or"
-    refuses(ValueError, text, lambda: split_context(small("bloom")))
-    text = "model: expected a Falcon with the exact line of its biases where processes share a sequence"
-    refuses(ValueError, text, lambda: split_context(enable(small("falcon"))))
-    falcon = split_context(enable(small("falcon"), falcon_rounding=False))
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
-    with torch.no_grad():
-        falcon(ids)
-        refuses(ValueError, text, lambda: enable(falcon, falcon_rounding=True)(ids))
-        bloom, llama = (split_context(MODELS[name]()) for name in ("bloom", "llama"))
-        for model in (bloom, llama):
-            refuses(
-                ValueError,
-                "attention_mask: expected no padding where",
-                lambda model=model: model(ids, attention_mask=mask),
-            )
-            text = "past_key_values: expected no tokens in it where processes share a sequence, got 41 keys for 1 quer"
-            refuses(ValueError, text, lambda model=model: model.generate(ids, max_new_tokens=4, do_sample=False))
-        cache = kv_cache(bloom)
-        bloom(ids, past_key_values=cache)
-        refuses(ValueError, text, lambda: bloom(ids[:, :1], past_key_values=cache))
-        text = "past_key_values: expected a model enabled by"
-        refuses(ValueError, text, lambda: bloom(ids, past_key_values=horizon_cache(bloom)))
-        positions = torch.arange(40)[None] % 20
-        text = "attention_mask: expected one sequence a row where processes share it, got several packed"
-        refuses(ValueError, text, lambda: llama(ids[:1], position_ids=positions, use_cache=False))
-        # One that is refused keeps nobody waiting.
-        if rank == 2:
-            refuses(ValueError, "attention_mask: expected no padding where", lambda: bloom(ids, attention_mask=mask))
-        else:
-            refuses(RuntimeError, "the call of rank 2 was refused", lambda: bloom(ids))
+    falcon, bloom, llama = (split_context(MODELS[name]()) for name in ("falcon", "bloom", "llama"))
     dropping = split_context(enable(small("bloom", attention_dropout=0.1))).train()
-    refuses(ValueError, "dropout: expected 0 where processes share a sequence", lambda: dropping(ids))
+    packed = {"position_ids": torch.arange(40)[None] % 20, "use_cache": False}
+    full = StaticCache(config=llama.config, max_cache_len=64)
+    rounded, padded = "model: expected a Falcon with the exact line", "attention_mask: expected no padding"
+    with torch.no_grad():
+        cases: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = [
+            (padded, lambda: bloom(ids, attention_mask=mask), lambda: bloom(ids)),
+            (padded, lambda: llama(ids, attention_mask=mask), lambda: llama(ids)),
+            ("attention_mask: expected one sequence", lambda: llama(ids[:1], **packed), lambda: llama(ids[:1])),
+            ("dropout: expected 0 where", lambda: dropping(ids), lambda: dropping.eval()(ids)),
+            (
+                "past_key_values: expected a cache that holds every key",
+                lambda: bloom(ids, past_key_values=horizon_cache(bloom)),
+                lambda: bloom(ids),
+            ),
+            (rounded, lambda: enable(falcon, falcon_rounding=True)(ids), lambda: falcon(ids)),
+        ]
+        for text, wrong, right in cases:
+            # One that is refused keeps nobody waiting.
+            if rank == 2:
+                refuses(ValueError, text, wrong)
+            else:
+                refuses(RuntimeError, "the call of rank 2 was refused", right)
+        for model in (bloom, llama):
+            cache = kv_cache(bloom) if model is bloom else None
+            cache = model(ids, past_key_values=cache, use_cache=True).past_key_values
+            text = "past_key_values: expected none, or an empty one that grows"
+            refuses(ValueError, text, lambda model=model, cache=cache: model(ids[:, :1], past_key_values=cache))
+        refuses(ValueError, "past_key_values: expected", lambda: llama(ids, past_key_values=full))
+        for model in (bloom, llama, split_context(MODELS["mpt"]())):
+            text = "generate: expected a model with the whole text, got one after split_context"
+            refuses(ValueError, text, lambda model=model: model.generate(ids, max_new_tokens=4))
+            refuses(ValueError, text, lambda model=model: model.generate(ids, max_new_tokens=4, use_cache=False))
 
 
 @check
@@ -146,3 +188,5 @@ def a_model_that_is_disabled_attends_alone(rank: int) -> None:
             enabled = enable if name in ("bloom", "mpt") else replace_positions
             again = enabled(disable(split_context(model)))
             assert torch.equal(again(ids).logits, expected), name
+            if name != "bert":
+                again.generate(ids, max_new_tokens=2, pad_token_id=0)

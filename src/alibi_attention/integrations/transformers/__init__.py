@@ -13,10 +13,10 @@ Importing this registers ``attn_implementation="alibi"``; a version of Transform
 # First: what follows imports Transformers.
 from alibi_attention.integrations.transformers import versions
 from alibi_attention.integrations.transformers.cache import horizon_cache, kv_cache
-from alibi_attention.integrations.transformers.context import split_context
 from alibi_attention.integrations.transformers.enabling import disable, enable
 from alibi_attention.integrations.transformers.positions import replace_positions
 from alibi_attention.integrations.transformers.registration import register
+from alibi_attention.integrations.transformers.splitting import split_context
 
 TESTED_VERSIONS = versions.TESTED_VERSIONS
 

@@ -43,11 +43,17 @@ def attend(
     mask, slopes = key_mask_of(attention_mask), slopes_of(module, query.device)
     context = context_of(module)
     if context is not None:
+        refusal = None
         if cache is not None:
-            key, value = cache.update(key, value, cast(int, module.layer_idx))
+            try:
+                key, value = cache.update(key, value, cast(int, module.layer_idx))
+            except ValueError as error:
+                # One of ours that cannot serve here; the other processes wait to hear of it.
+                refusal = error
         out = attend_shared(
-            module, context, query, key, value, slopes, is_causal=True, scale=scale, key_mask=mask, dropout_p=dropout_p
-        )
+            module, context, query, key, value, slopes, is_causal=True, scale=scale, key_mask=mask,
+            dropout_p=dropout_p, refusal=refusal,
+        )  # fmt: skip
         return joined(out)
     if cache is None:
         out = alibi_attention(query, key, value, slopes, scale=scale, key_mask=mask, dropout_p=dropout_p)

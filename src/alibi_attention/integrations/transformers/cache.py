@@ -205,8 +205,8 @@ class HorizonLayer(OwnLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Refuses: nobody is to attend to what is left as if it were all."""
         raise ValueError(
-            "past_key_values: expected a model enabled by alibi_attention.integrations.transformers.enable, and not "
-            "shared by split_context, got another attention; a horizon cache does not hold every key"
+            "past_key_values: expected a cache that holds every key (DynamicCache) for stock attention, and for a "
+            "sequence that processes share, got a horizon cache; it serves models after enable() alone"
         )
 
 

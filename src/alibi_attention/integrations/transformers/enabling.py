@@ -17,6 +17,7 @@ from alibi_attention.integrations.transformers.families import FAMILIES, Family
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
 from alibi_attention.integrations.transformers.native import ALiBiFalconAttention
 from alibi_attention.integrations.transformers.positions import restore_positions
+from alibi_attention.integrations.transformers.splitting import join_context
 from alibi_attention.problem import check_flag
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -109,6 +110,8 @@ def disable(model: Model) -> Model:
         if before is not None or part.config._attn_implementation in (NATIVE, GENERAL):
             part.config._attn_implementation_internal = before or family.implementation
     restore_positions(model)
+    for module in model.modules():
+        join_context(module)
     return model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +30,7 @@ from alibi_attention.integrations.transformers.packing import (
     try_packing,
     watch_packing,
 )
+from alibi_attention.integrations.transformers.probing import PROBE, in_evaluation, probe_of
 from alibi_attention.problem import check_finite_slopes, check_slopes, check_tensor
 from alibi_attention.slopes import alibi_slopes
 
@@ -41,7 +41,6 @@ _BEFORE = "_alibi_before"
 REMEMBERED = "alibi_positions"
 # Tables of learned positions, by the names Transformers gives them.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"}
-_PROBE = 6
 # Some models scale queries by a step function of the position, whose first step is thousands of tokens wide.
 _FAR = 2**20
 
@@ -116,30 +115,19 @@ def _replace(model: Model, part: Any, slopes: Tensor | None) -> Model:
             give_slopes(layer, slopes)
         vars(part)[_BEFORE] = name, held
         config._attn_implementation_internal = TRIED
-        ignores, failure = False, None
-        try:
-            ignores = _ignores_positions(part) and _ignores_positions(part, _FAR)
-        except Exception as error:
-            failure = error
+        ignores = _tried(part, layers)
         deaf = [layer for layer in layers if heard(layer) is None]
         config._attn_implementation_internal = GENERAL
-        if failure is not None and len(deaf) < len(layers):
-            raise failure
-        # Layers that look at the name and go ways of their own (Falcon's) may fail under one that they do not know.
         if deaf:
-            raise ValueError(
-                "model: expected every attention layer to ask Transformers for its attention by name, got a "
-                f"{type(part).__name__} with {len(deaf)} layers ({type(deaf[0]).__name__}) that do not; they would be "
-                "left without any positions"
-            ) from failure
+            raise ValueError(_deaf(part, deaf))
         if not found or not ignores:
             raise ValueError(
                 f"model: expected the positions of a {type(part).__name__} to be rotary embeddings or a table of "
                 f"learned ones, which can be switched off; {'some are left' if found else 'found neither'}"
             )
         config._attn_implementation_internal = TRIED
-        with _in_evaluation(part):
-            try_packing(part, layers, _probe(part))
+        with in_evaluation(part):
+            try_packing(part, layers, probe_of(part))
         config._attn_implementation_internal = GENERAL
         setattr(config, REMEMBERED, remembered)
     except BaseException:
@@ -147,6 +135,35 @@ def _replace(model: Model, part: Any, slopes: Tensor | None) -> Model:
         config._attn_implementation_internal = before
         raise
     return model
+
+
+def _tried(part: PreTrainedModel, layers: list[nn.Module]) -> bool:
+    """Whether positions are ignored, near and far.
+
+    Raises:
+        ValueError: where a layer looks at the name of its attention and goes ways of its own, as Falcon's do: one that
+            does not know the name fails in its own words.
+    """
+    entered: list[nn.Module] = []
+    handles = [layer.register_forward_pre_hook(lambda module, _: entered.append(module)) for layer in layers]
+    try:
+        return _ignores_positions(part) and _ignores_positions(part, _FAR)
+    except (TypeError, KeyError, AttributeError) as failure:
+        # What fails before the first layer, or in one that asked, is another matter.
+        if entered and heard(entered[0]) is None:
+            raise ValueError(_deaf(part, layers)) from failure
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _deaf(part: PreTrainedModel, layers: list[nn.Module]) -> str:
+    return (
+        "model: expected every attention layer to ask Transformers for its attention by name, got a "
+        f"{type(part).__name__} with {len(layers)} layers ({type(layers[0]).__name__}) that do not; they would be left "
+        "without any positions"
+    )
 
 
 def _remembered(held: Any, heads: int) -> Tensor:
@@ -274,23 +291,6 @@ def _takes_positions(module: nn.Module) -> bool:
     return "position_ids" in inspect.signature(module.forward).parameters
 
 
-@contextmanager
-def _in_evaluation(part: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in part.modules()]
-    part.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _probe(part: Any) -> Tensor:
-    device = part.get_input_embeddings().weight.device
-    ids: Tensor = torch.arange(_PROBE, device=device).unsqueeze(0) % part.config.vocab_size
-    return ids
-
-
 @torch.no_grad()
 def _ignores_positions(part: Any, first: int = 0) -> bool:
     """Whether the output is the same for tokens in place and for positions all mixed up, from ``first`` on."""
@@ -299,13 +299,13 @@ def _ignores_positions(part: Any, first: int = 0) -> bool:
         raise ValueError(
             f"model: expected a {type(base).__name__} that takes position_ids, by which the result is tried"
         )
-    ids = _probe(part)
+    ids = probe_of(part)
     mixed = torch.tensor([[0, 5, 1, 4, 2, 3]], device=ids.device) + first
     # A mask is given so that mixed positions are not taken for packed sequences.
     options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "return_dict": True}
-    with _in_evaluation(part):
+    with in_evaluation(part):
         # In place last: rotary tables that were stretched for far positions are then as they were.
         moved, placed = (
-            base(**options, position_ids=at)[0] for at in (mixed, torch.arange(_PROBE, device=ids.device)[None])
+            base(**options, position_ids=at)[0] for at in (mixed, torch.arange(PROBE, device=ids.device)[None])
         )
     return bool(torch.equal(placed, moved))

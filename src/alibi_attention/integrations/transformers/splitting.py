@@ -1,0 +1,131 @@
+"""Models of Transformers whose sequence several processes share."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from alibi_attention.integrations.transformers.arguments import check_module
+from alibi_attention.integrations.transformers.context import (
+    ROUNDED,
+    context_of,
+    forget_context,
+    give_context,
+    rounds,
+)
+from alibi_attention.integrations.transformers.probing import in_evaluation, probe_of
+from alibi_attention.parallel.agreement import process_group
+from alibi_attention.parallel.layers import SharedContext
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def split_context(model: Model, group: dist.ProcessGroup | None = None) -> Model:
+    """Have a model attend over the parts of a sequence that the processes of a group have.
+
+    ::
+
+        input_ids of rank r      (batch, tokens here), the positions s_r to s_(r+1) of the sequence
+        logits of rank r         the rows s_r to s_(r+1) of the model's over the whole sequence
+
+    Each process runs the model on its own tokens, in the order of ranks; a process takes from others the keys inside
+    its horizons and no more (`alibi_attention.parallel`). It is for training and for scoring long texts, not for
+    generation. Next-token losses are the caller's affair: a model that is given ``labels`` leaves out the target of the
+    last token here, which is the first of the next process. Gradients of parameters are of the tokens here, and are to
+    be added up as in data parallelism. `disable` undoes it, with what it stands on.
+
+    That nothing but attention looks at other tokens, and that there is a result for every token, is tried out on six of
+    them; models without weights as yet are taken at their word.
+
+    Args:
+        model: as `enable` or `replace_positions` left it; changed in place. Weights are left alone.
+        group: of processes; all by default.
+
+    Returns:
+        model.
+
+    Raises:
+        ValueError: where no layer attends by ALiBi, there is no group, something else looks at other tokens (a
+            convolution, a recurrence, a head that reads one token for all), or a Falcon reproduces its rounded biases,
+            which are not those of distances; the model is then as it was. In a forward, and in every process: for
+            padding, packed sequences, dropout and tokens in a cache. A process that raises before its first attention,
+            for a mask of the wrong shape say, leaves the others waiting for it, as in all that processes do together.
+    """
+    check_module(model)
+    layers = [module for module in model.modules() if "alibi_slopes" in vars(module)]
+    if not layers:
+        raise ValueError(
+            f"model: expected layers that attend by ALiBi, got a {type(model).__name__} without any; call "
+            "enable(model) or replace_positions(model) first"
+        )
+    found = process_group(group)
+    if any(rounds(layer) for layer in layers):
+        raise ValueError(f"model: {ROUNDED}")
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    if parts and not any(parameter.is_meta for parameter in parts[0].parameters()):
+        _try(parts[0], layers)
+    for layer in layers:
+        give_context(layer, SharedContext(found))
+    for part in parts:
+        vars(part)["generate"] = _refuse_generation
+    return model
+
+
+def join_context(part: nn.Module) -> None:
+    """Undo `split_context` for a model; layers are the affair of who takes their slopes."""
+    if vars(part).get("generate") is _refuse_generation:
+        del vars(part)["generate"]
+
+
+def _refuse_generation(*_: Any, **__: Any) -> NoReturn:
+    raise ValueError(
+        "generate: expected a model with the whole text, got one after split_context, which has a part of it; generate "
+        "with a model of its own"
+    )
+
+
+class _Nothing(SharedContext):
+    """Attention that sees nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(SimpleNamespace())  # type: ignore[arg-type]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, **_: Any) -> Tensor:  # noqa: ARG002
+        return query.new_zeros(*query.shape[:3], value.shape[-1])
+
+
+@torch.no_grad()
+def _try(part: Any, layers: list[nn.Module]) -> None:
+    """Raises ValueError where a token's result follows another token with attention left out."""
+    before = [context_of(layer) for layer in layers]
+    ids = probe_of(part)
+    other = ids.clone()
+    # The first and the last: what looks back, and what looks ahead.
+    other[0, 0], other[0, -1] = ids[0, 1], ids[0, 2]
+    try:
+        for layer in layers:
+            give_context(layer, _Nothing())
+        options = {"attention_mask": torch.ones_like(ids), "return_dict": True}
+        with in_evaluation(part):
+            results = [part(input_ids=each, **options)[0] for each in (ids, other)]
+    finally:
+        for layer, context in zip(layers, before, strict=True):
+            forget_context(layer)
+            if context is not None:
+                give_context(layer, context)
+    name = type(part).__name__
+    if results[0].shape[:2] != ids.shape:
+        raise ValueError(
+            f"model: expected a result for every token, got {tuple(results[0].shape)} of a {name} for {ids.shape[1]} "
+            "tokens; where its head reads one token for all, split the model beneath it"
+        )
+    if not torch.equal(results[0][:, 1:-1], results[1][:, 1:-1]):
+        raise ValueError(
+            f"model: expected nothing but attention to look at other tokens, got a {name}, in which something else "
+            "does (a convolution or a recurrence); what it sees would end where a part begins"
+        )
