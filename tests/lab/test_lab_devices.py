@@ -41,10 +41,10 @@ def finish(running: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
-@pytest.mark.parametrize("objective", ["next", "masked"])
-def test_two_processes_killed_in_the_middle_come_to_the_same_bits(texts: Path, tmp_path: Path, objective: str) -> None:
+def test_two_processes_killed_in_the_middle_come_to_the_same_bits(texts: Path, tmp_path: Path) -> None:
+    """Masked: what the other objective draws, and masks besides."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = [*TWO, f"--objective={objective}", "--text", str(texts)]
+    arguments = [*TWO, "--objective=masked", "--text", str(texts)]
     finish(alibi(*arguments, "--output", str(whole)))
 
     running = alibi(*arguments, "--output", str(killed))

@@ -287,7 +287,9 @@ def test_a_report_of_somebody_else_is_not_overwritten(runs: list[Path], tmp_path
         write_report(runs, tmp_path)
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
     assert [each.name for each in tmp_path.iterdir()] == [name]
-    (tmp_path / name).unlink()
+
+
+def test_a_report_is_written_over_an_earlier_one(runs: list[Path], tmp_path: Path) -> None:
     write_report(runs, tmp_path)
     write_report(runs, tmp_path)
 

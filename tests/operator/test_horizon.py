@@ -237,7 +237,7 @@ def _rank_one(length: int, reach: float, turn: int, norms: Tensor) -> tuple[Tens
 
 def _slack(slope: float, reach: float, turn: int, norms: Tensor, **options: Any) -> Tensor:
     """ln(bound / truth) of each block that drops anything."""
-    query, key = _rank_one(2048, reach, turn, norms)
+    query, key = _rank_one(1024, reach, turn, norms)
     slopes = torch.tensor([slope])
     certificate = certify(query, key, slopes, tolerance=1e-3, **options)
     case = Case(query, key, key, slopes, {"tolerance": 1e-3, **options}, query, query)
@@ -250,13 +250,13 @@ def _slack(slope: float, reach: float, turn: int, norms: Tensor, **options: Any)
 @pytest.mark.parametrize("ramp", [False, True])
 def test_the_bound_holds_where_it_is_tight(ramp: bool) -> None:
     """Never below the truth, and somewhere within a nat of it: what is charged beyond the mathematics stays small."""
-    norms = torch.linspace(0.4, 2.0, 2048) if ramp else torch.full((2048,), 2.0)
+    norms = torch.linspace(0.4, 2.0, 1024) if ramp else torch.full((1024,), 2.0)
     slack = torch.cat(
         [
             _slack(slope, reach, turn, norms)
             for slope in (0.5, 0.1, 0.02)
             for reach in (0.0, 3.0, 6.0, 10.0, 30.0)
-            for turn in (0, 1000, 1500, 1900, 2000, 2040)
+            for turn in (0, 500, 750, 950, 1000, 1020)
         ]
     )
     assert slack.min() > 0.0
