@@ -67,12 +67,15 @@ def split_context(model: Model, group: dist.ProcessGroup | None = None) -> Model
     if any(rounds(layer) for layer in layers):
         raise ValueError(f"model: {ROUNDED}")
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    if parts and not any(parameter.is_meta for parameter in parts[0].parameters()):
-        _try(parts[0], layers)
+    inner = {id(each) for part in parts for each in part.modules() if each is not part}
+    for part in parts:
+        if id(part) not in inner and not any(parameter.is_meta for parameter in part.parameters()):
+            _try(part, layers)
     for layer in layers:
         give_context(layer, SharedContext(found))
     for part in parts:
-        vars(part)["generate"] = _refuse_generation
+        if hasattr(part, "generate"):
+            vars(part)["generate"] = _refuse_generation
     return model
 
 
@@ -124,7 +127,9 @@ def _try(part: Any, layers: list[nn.Module]) -> None:
             f"model: expected a result for every token, got {tuple(results[0].shape)} of a {name} for {ids.shape[1]} "
             "tokens; where its head reads one token for all, split the model beneath it"
         )
-    if not torch.equal(results[0][:, 1:-1], results[1][:, 1:-1]):
+    one, two = (result[:, 1:-1].double() for result in results)
+    # Experts may round the same tokens otherwise in other company.
+    if (one - two).abs().max() > 8 * torch.finfo(results[0].dtype).eps * one.abs().max():
         raise ValueError(
             f"model: expected nothing but attention to look at other tokens, got a {name}, in which something else "
             "does (a convolution or a recurrence); what it sees would end where a part begins"
