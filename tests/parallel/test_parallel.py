@@ -18,7 +18,7 @@ from alibi_attention.parallel import context_attention
 from alibi_attention.parallel.exchange import segments, together
 from alibi_attention.parallel.windows import ContextWindows, Need, block_of
 
-SECONDS = 300.0
+SECONDS = 600.0
 
 
 @pytest.fixture(scope="module")
