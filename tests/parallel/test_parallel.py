@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import run_checks
@@ -24,21 +25,37 @@ SECONDS = 600.0
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None]]:
     """Of each process, the checks it came to, each with its failure or None."""
-    folder = tmp_path_factory.mktemp("parallel")
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Workers share what one of them runs.
+        root = root.parent
+    folder, deadline = root / "parallel", time.monotonic() + SECONDS
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not (folder / "done").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    else:
+        try:
+            run_processes(folder, deadline)
+        finally:
+            (folder / "done").touch()
+    files = [folder / f"{rank}.json" for rank in range(PROCESSES)]
+    return [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in files]
+
+
+def run_processes(folder: Path, deadline: float) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     command = [sys.executable, "-W", "error::RuntimeWarning", run_checks.__file__]
     running = [
         subprocess.Popen([*command, str(rank), str(folder / "store"), str(folder)], env=environment)
         for rank in range(PROCESSES)
     ]
-    deadline = time.monotonic() + SECONDS
     for process in running:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-    files = [folder / f"{rank}.json" for rank in range(PROCESSES)]
-    return [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in files]
 
 
 @pytest.mark.parametrize("name", list(CHECKS))
