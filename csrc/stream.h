@@ -7,7 +7,7 @@
 namespace alibi {
 namespace ALIBI_TARGET {
 
-// What any call may come to.
+// Rows that a call streams at most, whatever it is: what buffers have room for.
 constexpr int64_t kStreamRows = 8;
 
 // Rows up to which this is faster than rows in lanes, most of which would be empty: lanes cost the same for every row

@@ -10,7 +10,6 @@ from alibi_attention.parallel.layers import SharedContext
 
 _CONTEXT = "alibi_context"
 
-
 ROUNDED = (
     "expected a Falcon with the exact line of its biases where processes share a sequence, got one that reproduces "
     "their rounding to bfloat16, which is by absolute positions; call enable(model, falcon_rounding=False)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -70,7 +69,7 @@ def split_context(model: Model, group: dist.ProcessGroup | None = None) -> Model
     inner = {id(each) for part in parts for each in part.modules() if each is not part}
     for part in parts:
         if id(part) not in inner and not any(parameter.is_meta for parameter in part.parameters()):
-            _try(part, layers)
+            _try(part, layers, _Nothing(found))
     for layer in layers:
         give_context(layer, SharedContext(found))
     for part in parts:
@@ -95,15 +94,12 @@ def _refuse_generation(*_: Any, **__: Any) -> NoReturn:
 class _Nothing(SharedContext):
     """Attention that sees nothing."""
 
-    def __init__(self) -> None:
-        super().__init__(SimpleNamespace())  # type: ignore[arg-type]
-
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, **_: Any) -> Tensor:  # noqa: ARG002
         return query.new_zeros(*query.shape[:3], value.shape[-1])
 
 
 @torch.no_grad()
-def _try(part: Any, layers: list[nn.Module]) -> None:
+def _try(part: Any, layers: list[nn.Module], nothing: SharedContext) -> None:
     """Raises ValueError where a token's result follows another token with attention left out."""
     before = [context_of(layer) for layer in layers]
     ids = probe_of(part)
@@ -112,7 +108,7 @@ def _try(part: Any, layers: list[nn.Module]) -> None:
     other[0, 0], other[0, -1] = ids[0, 1], ids[0, 2]
     try:
         for layer in layers:
-            give_context(layer, _Nothing())
+            give_context(layer, nothing)
         options = {"attention_mask": torch.ones_like(ids), "return_dict": True}
         with in_evaluation(part):
             results = [part(input_ids=each, **options)[0] for each in (ids, other)]
