@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,8 +171,13 @@ def test_after_a_long_flushed_call_there_is_no_other() -> None:
 # What they compute
 
 
-@pytest.mark.parametrize("name", ["sdpa-row", "sdpa-full", "eager"])
-@pytest.mark.parametrize("case", ["forward-dense", "decode", "decode-steps"])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        *itertools.product(["sdpa-row", "sdpa-full", "eager"], ["forward-dense", "decode", "decode-steps"]),
+        *itertools.product(["sdpa-full", "eager"], ["few-queries"]),
+    ],
+)
 def test_peers_compute_alibi(name: str, case: str) -> None:
     trial = small(case)
     inputs = make_inputs(trial, PLENTY)
@@ -179,7 +185,7 @@ def test_peers_compute_alibi(name: str, case: str) -> None:
     assert error(out, *expected_rows(inputs.groups[0])) < 1e-4
 
 
-@pytest.mark.parametrize("case", ["forward-dense", "forward-horizon", "decode", "decode-steps"])
+@pytest.mark.parametrize("case", ["forward-dense", "forward-horizon", "decode", "decode-steps", "few-queries"])
 def test_ours_compute_alibi(case: str) -> None:
     trial = small(case)
     inputs = make_inputs(trial, PLENTY)

@@ -21,6 +21,7 @@ from alibi_attention.bench.page import TABLES, fill, latest, target_table
 from alibi_attention.bench.report import targets_text
 from alibi_attention.bench.results import Entry, Results, TrialResult
 from alibi_attention.bench.run import Bench
+from alibi_attention.bench.tables import ratio_table
 from alibi_attention.bench.timing import Samples, Settings
 from alibi_attention.bench.trial import _is_beaten
 from alibi_attention.dispatch import explain_backends
@@ -47,6 +48,21 @@ def trial(keys: int, ours: list[float | None], peers: dict[str, list[float | Non
 def run(trials: list[TrialResult], date: str = "2000-01-01T00:00:00") -> Results:
     settings = {"repeats": 3, "least": 0.2, "peers": ["sdpa", "sdpa-row"]}
     return Results({**MACHINE, "date": date}, settings, trials, status="complete")
+
+
+# The table a run ends with
+
+
+def test_ratios_to_several_peers_name_them() -> None:
+    both = trial(1024, [1.0], {"sdpa-row": [2.0], "sdpa": [3.0]})
+    table = ratio_table([both], every_peer=False)
+    assert table.title.startswith("Ratio: time of peer / our time")
+    peer, ratio = table.header.index("peer"), table.header.index("ratio")
+    assert [(row[peer], row[ratio]) for row in table.rows] == [("sdpa-row", "2.00x"), ("sdpa", "3.00x")]
+    alone = ratio_table([replace(both, target_also=[])], every_peer=False)
+    assert alone.title.startswith("Ratio: time of sdpa-row / our time")
+    assert "peer" not in alone.header
+    assert [row[ratio - 1] for row in alone.rows] == ["2.00x"]
 
 
 # Geometric means

@@ -67,6 +67,15 @@ _ALL = (
         (128, 512, 4 * K, 32 * K), queries=1, cached=True, steps=64, peers=("sdpa", "sdpa-row"), quick_lengths=(128,),
     ),
     Case(
+        "few-queries", "8 queries at the end of a cache, as where drafts are verified, ours a KVCache", "forward",
+        (512, 4 * K, 32 * K), queries=8, cached=True, peers=("sdpa-full", "eager"), quick_lengths=(4 * K,),
+    ),
+    Case(
+        "few-queries-bf16", "8 queries at the end of a cache in bfloat16, ours a KVCache", "forward",
+        (512, 4 * K, 32 * K), queries=8, cached=True, dtype=torch.bfloat16, peers=("sdpa-full", "eager"), alone=True,
+        quick_lengths=(4 * K,),
+    ),
+    Case(
         "sweep", "forward over lengths: time per token and per computed tile", "forward",
         (1 * K, 2 * K, 4 * K, 8 * K, 16 * K, 32 * K, 64 * K, 128 * K, 256 * K), quick_lengths=(1 * K, 4 * K),
         alone=True, limits=Limits(token_growth=(32 * K, 256 * K, 1.2), tile_spread=(8 * K, 0.05)),

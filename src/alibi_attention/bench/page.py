@@ -193,6 +193,16 @@ def _decode_steps(trials: Trials) -> Table:
     return Table("", ["D", "keys", "µs a step", "against SDPA, row bias", "against SDPA, no bias"], rows)
 
 
+def _few_queries(trials: Trials) -> Table:
+    rows = []
+    for trial in trials:
+        found = _find(trials, trial.case, trial.head_dim, trial.keys, "sdpa-full")
+        if trial.case.startswith("few-queries") and found is not None:
+            took = milliseconds(found.ours.seconds or 0.0)
+            rows.append([trial.dtype, str(trial.head_dim), short(trial.keys), took, _cell(found)])
+    return Table("", ["inputs", "D", "keys held", "ms", "against SDPA, full bias"], rows, labels=3)
+
+
 def _linear(trials: Trials) -> Table:
     """Time per token, per computed tile and per product, by length."""
     rows = []
@@ -346,6 +356,7 @@ TABLES: dict[str, Callable[[Trials], Table]] = {
     "training": _training,
     "decode": _decode,
     "decode-steps": _decode_steps,
+    "few-queries": _few_queries,
     "linear": _linear,
     "memory": _memory,
     "trained": _trained,

@@ -53,23 +53,28 @@ def milliseconds(seconds: float) -> str:
 
 
 def ratio_table(trials: Sequence[TrialResult], *, every_peer: bool) -> Table:
-    """Ours against the peer of the target, or against every peer: times, ratio and its range, target, verdict."""
+    """Ours against the peers of the target, or against every peer: times, ratio and its range, target, verdict."""
+    found = [
+        (trial, each)
+        for trial in trials
+        for each in comparisons(trial)
+        if every_peer or each.peer.name in trial.target_peers
+    ]
+    peers = {each.peer.name for _, each in found}
+    named = every_peer or len(peers) > 1
     rows = []
-    for trial in trials:
-        for each in comparisons(trial):
-            if not every_peer and each.peer.name not in trial.target_peers:
-                continue
-            span = f"{times(each.ratio.low)}–{times(each.ratio.high)}" if each.ratio.rounds > 1 else "one round"
-            rows.append([
-                str(trial.head_dim), short(trial.keys), each.ours.name + " *" * each.ours.default,
-                *([each.peer.name] if every_peer else []),
-                milliseconds(each.ours.seconds or 0.0), milliseconds(each.peer.seconds or 0.0),
-                times(each.ratio.median), span, NONE if each.target is None else f"{each.target:g}x", each.verdict,
-            ])  # fmt: skip
-    header = ["D", "length", "ours", *(["peer"] if every_peer else [])]
+    for trial, each in found:
+        span = f"{times(each.ratio.low)}–{times(each.ratio.high)}" if each.ratio.rounds > 1 else "one round"
+        rows.append([
+            str(trial.head_dim), short(trial.keys), each.ours.name + " *" * each.ours.default,
+            *([each.peer.name] if named else []),
+            milliseconds(each.ours.seconds or 0.0), milliseconds(each.peer.seconds or 0.0),
+            times(each.ratio.median), span, NONE if each.target is None else f"{each.target:g}x", each.verdict,
+        ])  # fmt: skip
+    header = ["D", "length", "ours", *(["peer"] if named else [])]
     header += ["ours ms", "peer ms", "ratio", "range", "target", "verdict"]
-    peer = "peer" if every_peer or not trials else trials[0].target_peer
-    return Table(f"Ratio: time of {peer} / our time, above 1 we are faster", header, rows, labels=3 + every_peer)
+    peer = "peer" if named or not peers else peers.pop()
+    return Table(f"Ratio: time of {peer} / our time, above 1 we are faster", header, rows, labels=3 + named)
 
 
 def time_table(trials: Sequence[TrialResult]) -> Table:

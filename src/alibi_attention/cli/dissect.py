@@ -41,8 +41,8 @@ def dissect(
 ) -> None:
     """Attention mass by distance and head, and for ALiBi the certified horizon and the tiles that are computed.
 
-    Writes inside.json and figures (PNG and SVG); alibi report shows what lies in the run's own folder. The certificate
-    is about each layer's attention on this text.
+    Writes inside.json and figures (PNG and SVG), anew where they are there; alibi report shows what lies in the run's
+    own folder. The certificate is about each layer's attention on this text.
     """
     asked = None if lengths is None else whole_numbers("--lengths", lengths)
     if tolerance is not None and not 0.0 <= tolerance < 1.0:

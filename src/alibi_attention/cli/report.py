@@ -20,7 +20,8 @@ def report(
 ) -> None:
     """One self-contained HTML page and Markdown from runs, with every figure as SVG and PNG.
 
-    Runs differ in their seed. Those of one seed are its parts, each with methods of its own.
+    Runs differ in their seed. Those of one seed are its parts, each with methods of its own. A report that is there
+    is written anew.
     """
     require("lab")
     names = dict.fromkeys(("run", "runs", "inside"), "RUNS...")

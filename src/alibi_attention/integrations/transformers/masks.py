@@ -47,8 +47,8 @@ def padding_mask(
         sequences packed in one row their cumulative lengths, (sequences + 1,) int32.
 
     Raises:
-        ValueError: for a model that has not been enabled, padding inside a sequence, or a mask that is more than
-            causality, a window and padding.
+        ValueError: for a model that has not been enabled, padding inside a sequence, packed sequences in more than one
+            row, or a mask that is more than causality, a window and padding.
         RuntimeError: for padding inside a sequence where this is compiled; it is raised as the code runs.
     """
     family = getattr(config, "model_type", None)
@@ -86,7 +86,12 @@ def _packed_bounds(mask_function: Callable[..., Any], local_size: int | None) ->
     if set(parts) == _PACKED:
         inner = next(cell for cell in _cells(parts["remap_positions_for_packed_sequence"]) if callable(cell))
         sequence = next(cell for cell in _cells(parts["packed_sequence_mask_function"]) if isinstance(cell, Tensor))
-        if _packed_bounds(inner, local_size) is None and sequence.shape[0] == 1:
+        if _packed_bounds(inner, local_size) is None:
+            if sequence.shape[0] != 1:
+                raise ValueError(
+                    "position_ids: expected sequences packed in one row, got a batch of "
+                    f"{sequence.shape[0]} such rows; give each a call of its own, or put all of them into one"
+                )
             starts = torch.diff(sequence[0]).nonzero().flatten() + 1
             bounds = [starts.new_zeros(1), starts, starts.new_full((1,), sequence.shape[1])]
             return torch.cat(bounds).to(torch.int32)
