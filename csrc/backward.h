@@ -10,22 +10,24 @@ namespace alibi {
 namespace ALIBI_TARGET {
 
 struct BackwardSpace {
+    Block block;
     float* query;        // [head_dim][kBlock], times scale * log2(e); or pairs of elements as they are
     float* flow;         // [value_dim][kBlock]: the gradient of out; or pairs
     float* query_rows;   // [kBlock][padded head_dim]
     float* flow_rows;    // [kBlock][padded value_dim]
+    float* grad_query;   // [head_dim][kBlock]
+    float* query_pairs;  // [kRowTerms / 2][padded head_dim]: the matrix unit's, queries by pairs of rows,
+    float* flow_pairs;   // flows likewise
+    float* streamed;     // (row, padded head_dim), times scale * log2(e), where forward took rows so; or null
+    // Of the tile at hand, one for blocks taken together.
     float* weights;      // [kTile][kBlock]
     float* grad_scores;  // [kTile][kBlock]
-    float* grad_query;   // [head_dim][kBlock]
     float* key_stage;
     float* value_stage;
-    uint16_t* stage;     // the matrix unit's: rows of keys or values as they are,
-    uint16_t* turned;    // elements of keys side by side,
-    uint16_t* terms;     // [2][kTile][kRowTerms]: weights, then gradients of scores,
-    float* query_pairs;  // [kRowTerms / 2][padded head_dim]: queries by pairs of rows,
-    float* flow_pairs;   // flows likewise,
-    float* products;     // [kTile][kBlock]: values with flows; grad_scores itself unless weights are dropped
-    float* streamed;     // (row, padded head_dim), times scale * log2(e), where forward took rows so; or null
+    uint16_t* stage;  // the matrix unit's: rows of keys or values as they are,
+    uint16_t* terms;  // [2][kTile][kRowTerms]: weights, then gradients of scores,
+    float* products;  // [kTile][kBlock]: values with flows; grad_scores itself unless weights are dropped
+    Common* common;
     // In bits, as a float and what it rounds off: lse may be large where all keys are far, and every weight of a row
     // would carry its rounding. inf where there is no mass, so that weights are 0.
     alignas(64) float lse[kBlock];
@@ -37,17 +39,15 @@ struct BackwardSpace {
 
 // What a tile adds to the gradients, by the matrix unit.
 ALIBI_INLINE void add_gradients_by_matrix(
-    BackwardSpace& space, const Call& call, const Block& block, const Tile& tile, const KeyHead& head,
-    const float* weights, float* grad_key, float* grad_value, int64_t key_dim, int64_t value_dim
+    BackwardSpace& space, const Call& call, const Block& block, const Tile& tile, const float* weights, float* grad_key,
+    float* grad_value, int64_t key_dim, int64_t value_dim
 ) {
     take_terms(space.terms, weights, tile.keys, block.rows);
     add_over_queries(grad_value, value_dim, tile, space.terms, space.flow_pairs);
     take_terms(space.terms, space.grad_scores, tile.keys, block.rows);
     add_over_queries(grad_key, key_dim, tile, space.terms, space.query_pairs);
     pair_weights(space.grad_scores, tile.keys, block.rows);
-    add_over_keys(
-        space.grad_query, tile, tile.raw_key, head.key_step, call.head_dim, space.grad_scores, block.rows, space.turned
-    );
+    add_over_keys(space.grad_query, space.common->turned, tile.keys, call.head_dim, space.grad_scores, block.rows);
 }
 
 template <class Is>
@@ -163,11 +163,11 @@ static void retrace(
         }
     });
     if constexpr (Is::kPairs && kHasMatrixUnit) {
-        if (space.finite && finite_rows(tile.raw_key, head.key_step, tile.keys, call.head_dim))
-            return add_gradients_by_matrix(
-                space, call, block, tile, head, kept, grad_key, grad_value, key_dim, value_dim
-            );
-        bring_keys(tile, call, head);
+        const int64_t number = tile.first_key / kTile;
+        if (space.finite &&
+            turn_tile(space.common->turned, number, tile.raw_key, head.key_step, tile.keys, call.head_dim))
+            return add_gradients_by_matrix(space, call, block, tile, kept, grad_key, grad_value, key_dim, value_dim);
+        stage_keys(*space.common, tile, call, head);
     }
     const int rows = block.rows;
     if (Is::kMasked && !(space.finite && all_finite(tile.key, tile.key_stride, tile.keys, call.head_dim))) {
@@ -198,13 +198,11 @@ static void retrace(
     );
 }
 
-static void backward_block(
-    const Backward& run, BackwardSpace& space, const Share& share, const Room& room, int64_t at
-) {
+static void begin_block(const Backward& run, BackwardSpace& space, const Share& share, int64_t at) {
     const Call& call = *run.call;
-    Block block;
-    const int64_t head = head_of(run, share.kv_head, at), number = number_of(run, at);
-    locate(block, call, share.batch, head, number);
+    Block& block = space.block;
+    const int64_t head = head_of(run, share.kv_head, at);
+    locate(block, call, share.batch, head, number_of(run, at));
     const int64_t row = (share.batch * call.heads + head) * call.q_len + block.first_row;
     const bool pairs = takes_pairs(call);
     const char *query[kBlock], *flows[kBlock];
@@ -245,39 +243,74 @@ static void backward_block(
         pack_block_pairs(space.flow, flows, block.rows, call.value_dim);
     else
         pack_transposed(space.flow, kFloat32, flows, block.rows, call.value_dim, 1.0f);
-    const bool matrix = takes_matrix_unit(call);
-    if (matrix) {
+    if (takes_matrix_unit(call)) {
         pair_rows(space.query_pairs, run.key_stride, query, block.rows, call.head_dim);
         pair_rows(space.flow_pairs, run.value_stride, flows, block.rows, call.value_dim);
     }
     __builtin_memset(space.grad_query, 0, static_cast<size_t>(call.head_dim) * kBlock * 4);
     space.finite = all_finite(space.query_rows, run.key_stride, block.rows, run.key_stride) &&
                    all_finite(space.flow_rows, run.value_stride, block.rows, run.value_stride);
-    const KeyHead keys = key_head(call, share.batch, share.kv_head, space.key_stage, space.value_stage);
-    const int32_t* plan = plan_of(run, share.batch, share.kv_head, at);
-    const int64_t first = plan[0], end = plan[1], apart = plan[2];
-    for (int64_t t = apart >= 0 ? first - 1 : first; t < end; ++t) {
-        const int64_t tile_at = t < first ? apart : t;
-        Tile tile;
-        enter_tile(tile, call, block, keys, tile_at, t + 1 < end ? t + 1 : -1);
-        if (!matrix) bring_keys(tile, call, keys);
-        bring_values(tile, call, keys);
-        const TileSums sums = touch(run, t < first ? share.apart : share.near, room, tile_at);
-        by_kind(call, tile.masked, [&](auto kind) __attribute__((always_inline)) {
-            retrace<decltype(kind)>(
-                space, call, block, tile, keys, sums.key, sums.value, run.key_stride, run.value_stride
-            );
-        });
-    }
+}
+
+// What a tile of keys has to do with a block.
+static void enter_gradients(
+    const Backward& run, BackwardSpace& space, const KeyHead& keys, int64_t number, int64_t next, const TileSums& sums
+) {
+    const Call& call = *run.call;
+    Tile tile;
+    enter_tile(tile, call, space.block, keys, number, next);
+    if (!takes_matrix_unit(call)) stage_keys(*space.common, tile, call, keys);
+    stage_values(*space.common, tile, call, keys);
+    by_kind(call, tile.masked, [&](auto kind) __attribute__((always_inline)) {
+        retrace<decltype(kind)>(
+            space, call, space.block, tile, keys, sums.key, sums.value, run.key_stride, run.value_stride
+        );
+    });
+}
+
+static void end_block(const Backward& run, BackwardSpace& space) {
+    const Call& call = *run.call;
+    const Block& block = space.block;
     alignas(64) float factors[kBlock];
     for (int i = 0; i < kBlock; ++i) factors[i] = static_cast<float>(call.scale);
     char* rows[kBlock];
     for (int i = 0; i < block.rows; ++i)
-        rows[i] = const_cast<char*>(row_of(call.grad_query, call.type, share.batch, head, block.first_row + i));
+        rows[i] = const_cast<char*>(row_of(call.grad_query, call.type, block.batch, block.head, block.first_row + i));
     unpack_transposed(rows, call.type, space.grad_query, block.rows, call.head_dim, factors);
     double slope = 0.0;
     for (int i = 0; i < block.rows; ++i) slope -= space.slope[i];
-    run.slope_parts[(share.batch * call.heads + head) * run.blocks + number] = slope;
+    run.slope_parts[(block.batch * call.heads + block.head) * run.blocks + block.first_row / kBlock] = slope;
+}
+
+// Some blocks of a share from `at` on.
+static void backward_blocks_of(
+    const Backward& run, BackwardSpace* spaces, const Share& share, const Room& room, int64_t at, int count
+) {
+    const Call& call = *run.call;
+    const KeyHead keys = key_head(call, share.batch, share.kv_head, spaces[0].key_stage, spaces[0].value_stage);
+    const int32_t* plans[kBackTogether];
+    int64_t low = INT64_MAX, high = 0;
+    forget_tiles(*spaces[0].common);
+    for (int i = 0; i < count; ++i) {
+        begin_block(run, spaces[i], share, at + i);
+        plans[i] = plan_of(run, share.batch, share.kv_head, at + i);
+        const int64_t first = plans[i][0], end = plans[i][1], apart = plans[i][2];
+        if (apart >= 0)
+            enter_gradients(
+                run, spaces[i], keys, apart, first < end ? first : -1, touch(run, share.apart, room, apart)
+            );
+        if (first == end) continue;
+        low = smallest(low, first);
+        high = largest(high, end);
+    }
+    for (int64_t tile = low; tile < high; ++tile)
+        for (int i = 0; i < count; ++i) {
+            if (tile < plans[i][0] || tile >= plans[i][1]) continue;
+            // The first to come to a tile fetches the one that follows.
+            const int64_t next = i == 0 && tile + 1 < high ? tile + 1 : -1;
+            enter_gradients(run, spaces[i], keys, tile, next, touch(run, share.near, room, tile));
+        }
+    for (int i = 0; i < count; ++i) end_block(run, spaces[i]);
 }
 
 static void backward_member(void* context, int64_t member) {
@@ -285,34 +318,49 @@ static void backward_member(void* context, int64_t member) {
     const Call& call = *run.call;
     const int64_t key_dim = run.key_stride, value_dim = run.value_stride;
     const bool widens = call.type != kFloat32, pairs = takes_pairs(call), matrix = takes_matrix_unit(call);
-    const int64_t matrix_floats =
-        stage_floats(call) + kTurnedFloats + kTermsOfTile + kRowTerms / 2 * (key_dim + value_dim) + kTile * kBlock;
-    const int64_t floats = (3 * key_dim + 2 * value_dim + 2 * kTile) * kBlock + kTile * (key_dim + value_dim) +
-                           kStreamRows * key_dim + (matrix ? matrix_floats : 0);
-    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + 18 * (64 + kGap))));
+    const int64_t each = (3 * key_dim + 2 * value_dim) * kBlock + kStreamRows * key_dim +
+                         (matrix ? kRowTerms / 2 * (key_dim + value_dim) : 0);
+    const int64_t common =
+        2 * kTile * kBlock + kTile * (key_dim + value_dim) +
+        (matrix ? stage_floats(call) + turned_floats(call.head_dim) + kTermsOfTile + kTile * kBlock : 0);
+    const int64_t floats = kBackTogether * each + common, buffers = kBackTogether * 8 + 8;
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + buffers * (64 + kGap))));
     if (!memory) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }
-    BackwardSpace space;
-    space.query = floats_at(memory, key_dim * kBlock);
-    space.flow = floats_at(memory, value_dim * kBlock);
-    space.query_rows = floats_at(memory, key_dim * kBlock);
-    space.flow_rows = floats_at(memory, value_dim * kBlock);
+    BackwardSpace spaces[kBackTogether];
+    Common together;
+    BackwardSpace& space = spaces[0];
     space.weights = floats_at(memory, kTile * kBlock);
     space.grad_scores = floats_at(memory, kTile * kBlock);
-    space.grad_query = floats_at(memory, key_dim * kBlock);
     // The gradient of queries takes keys as floats, but for the matrix unit, and where a key is not finite; values are
     // needed so only where there are no pairs.
     space.key_stage = widens ? floats_at(memory, kTile * key_dim) : nullptr;
     space.value_stage = widens && !pairs ? floats_at(memory, kTile * value_dim) : nullptr;
     space.stage = matrix ? terms_at(memory, stage_floats(call)) : nullptr;
-    space.turned = matrix ? terms_at(memory, kTurnedFloats) : nullptr;
+    space.common = &together;
+    together.turned.at = matrix ? terms_at(memory, turned_floats(call.head_dim)) : nullptr;
     space.terms = matrix ? terms_at(memory, kTermsOfTile) : nullptr;
-    space.query_pairs = matrix ? floats_at(memory, kRowTerms / 2 * key_dim) : nullptr;
-    space.flow_pairs = matrix ? floats_at(memory, kRowTerms / 2 * value_dim) : nullptr;
     space.products = matrix && call.dropout > 0.0 ? floats_at(memory, kTile * kBlock) : space.grad_scores;
-    space.streamed = streams_rows(call) ? floats_at(memory, kStreamRows * key_dim) : nullptr;
+    for (BackwardSpace& one : spaces) {
+        one.weights = space.weights;
+        one.grad_scores = space.grad_scores;
+        one.key_stage = space.key_stage;
+        one.value_stage = space.value_stage;
+        one.stage = space.stage;
+        one.common = space.common;
+        one.terms = space.terms;
+        one.products = space.products;
+        one.query = floats_at(memory, key_dim * kBlock);
+        one.flow = floats_at(memory, value_dim * kBlock);
+        one.query_rows = floats_at(memory, key_dim * kBlock);
+        one.flow_rows = floats_at(memory, value_dim * kBlock);
+        one.grad_query = floats_at(memory, key_dim * kBlock);
+        one.query_pairs = matrix ? floats_at(memory, kRowTerms / 2 * key_dim) : nullptr;
+        one.flow_pairs = matrix ? floats_at(memory, kRowTerms / 2 * value_dim) : nullptr;
+        one.streamed = streams_rows(call) ? floats_at(memory, kStreamRows * key_dim) : nullptr;
+    }
     const MatrixUnit matrix_unit(matrix);
     Room ring = ring_of(run, member);
     for (int64_t item = draw(run.next); item < run.number_of_shares; item = draw(run.next)) {
@@ -321,9 +369,10 @@ static void backward_member(void* context, int64_t member) {
         ring.capacity = share.live;
         const Room room = run.in_place ? gradients_of(call, share) : ring;
         int64_t tile = share.near.own;
-        for (int64_t at = share.first; at < share.end; ++at) {
-            backward_block(run, space, share, room, at);
-            if (!run.in_place) tile = write_finished(run, share, ring, tile, at);
+        for (int64_t at = share.first; at < share.end; at += kBackTogether) {
+            const int count = static_cast<int>(smallest(kBackTogether, share.end - at));
+            backward_blocks_of(run, spaces, share, room, at, count);
+            if (!run.in_place) tile = write_finished(run, share, ring, tile, at + count - 1);
         }
     }
 }

@@ -126,7 +126,8 @@ static void decode_member(void* context, int64_t) {
     Decode& run = *static_cast<Decode*>(context);
     const Call& call = *run.call;
     ForwardSpace space;
-    if (!run.streams && !make_space(space, call, false)) {
+    Common common;
+    if (!run.streams && !make_space(&space, 1, common, call, false)) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }
@@ -326,7 +327,8 @@ static void finish_unit(const Decode& run, ForwardSpace& space, float* total, co
 static void finish_member(void* context, int64_t) {
     Decode& run = *static_cast<Decode*>(context);
     ForwardSpace space;
-    if (!make_space(space, *run.call, true)) {
+    Common common;
+    if (!make_space(&space, 1, common, *run.call, true)) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }

@@ -9,15 +9,47 @@ namespace ALIBI_TARGET {
 
 enum ScratchSlot { kWorkspace = 0 };
 
+// Blocks of queries that a thread takes together, tile by tile: keys and values come from far once for all of them.
+constexpr int kTogether = 4;
+
+// What is kept of tiles for blocks taken together, which meet a tile one right after the other.
+struct Common {
+    Turned turned;                   // values, or backward's keys, for the matrix unit
+    int64_t key_tile, value_tile;    // which tile's rows stand in the stages, -1 for none,
+    int staged_keys, staged_values;  // and how many
+};
+
+ALIBI_INLINE void forget_tiles(Common& common) {
+    common.turned.tile = common.key_tile = common.value_tile = -1;
+}
+
+// Widened rows of a tile, unless they are there.
+ALIBI_INLINE void stage_keys(Common& common, const Tile& tile, const Call& call, const KeyHead& head) {
+    const int64_t number = tile.first_key / kTile;
+    if (common.key_tile == number && common.staged_keys >= tile.keys) return;
+    bring_keys(tile, call, head);
+    common.key_tile = number;
+    common.staged_keys = tile.keys;
+}
+
+ALIBI_INLINE void stage_values(Common& common, const Tile& tile, const Call& call, const KeyHead& head) {
+    const int64_t number = tile.first_key / kTile;
+    if (common.value_tile == number && common.staged_values >= tile.keys) return;
+    bring_values(tile, call, head);
+    common.value_tile = number;
+    common.staged_values = tile.keys;
+}
+
 // What a thread needs for one block. Everything is [something][query], so one row is one cache-resident strip.
 struct ForwardSpace {
-    float* query;    // [head_dim][kBlock], times scale * log2(e); or pairs of elements as they are
+    float* query;  // [head_dim][kBlock], times scale * log2(e); or pairs of elements as they are
+    float* out;    // [value_dim][kBlock]
+    // Of the tile at hand, one for blocks taken together.
     float* weights;  // [kTile][kBlock]
-    float* out;      // [value_dim][kBlock]
     float* key_stage;
     float* value_stage;
-    uint16_t* stage;                 // the matrix unit's: rows of keys as they are,
-    uint16_t* turned;                // and elements of values with keys side by side
+    uint16_t* stage;  // the matrix unit's, of rows of keys as they are
+    Common* common;
     int64_t scored;                  // tiles
     alignas(64) float peak[kBlock];  // running maximum
     alignas(64) float sum[kBlock];
@@ -30,6 +62,7 @@ struct Forward {
     int64_t blocks;
     const Horizon* horizon;  // null where every tile is computed
     const int32_t* order;    // (batch * heads): flattest slope first; null for any order
+    int64_t together;        // blocks taken together
     bool failed;
     int64_t next;
 };
@@ -211,10 +244,8 @@ static void enter_values(ForwardSpace& space, const Block& block, const Tile& ti
     if (careful) add_values_with_care(space, block, tile, value_dim);
 }
 
-// The same by the matrix unit.
-ALIBI_INLINE void enter_values_by_matrix(
-    ForwardSpace& space, const Block& block, const Tile& tile, const KeyHead& head, int64_t value_dim
-) {
+// The same by the matrix unit, of values that are turned.
+ALIBI_INLINE void enter_values_by_matrix(ForwardSpace& space, const Block& block, const Tile& tile, int64_t value_dim) {
     pair_weights(space.weights, tile.keys, block.rows);
     for (int lane = 0; lane < block.rows; lane += kWidth) {
         // Away from a row's nearest keys its maximum hardly moves.
@@ -225,7 +256,7 @@ ALIBI_INLINE void enter_values_by_matrix(
             store(at, load(at) * fade);
         }
     }
-    add_over_keys(space.out, tile, tile.raw_value, head.value_step, value_dim, space.weights, block.rows, space.turned);
+    add_over_keys(space.out, space.common->turned, tile.keys, value_dim, space.weights, block.rows);
 }
 
 enum class Taken { kYes, kPassedOver, kNotYet };
@@ -239,7 +270,7 @@ static Taken advance(
     Tile tile;
     enter_tile(tile, call, block, head, number, next);
     ++space.scored;
-    bring_keys(tile, call, head);
+    stage_keys(*space.common, tile, call, head);
     by_kind(call, tile.masked, [&](auto kind) __attribute__((always_inline)) {
         enter_scores<decltype(kind)>(space, call, block, tile, head);
     });
@@ -250,19 +281,16 @@ static Taken advance(
     enter_weights(space, block, tile);
     // The softmax's own sum is taken before dropout.
     if (call.dropout > 0.0) drop(space.weights, call, block, tile, drop_threshold(call.dropout));
-    if (takes_matrix_unit(call) && finite_rows(tile.raw_value, head.value_step, tile.keys, call.value_dim)) {
-        enter_values_by_matrix(space, block, tile, head, call.value_dim);
+    if (takes_matrix_unit(call) &&
+        turn_tile(space.common->turned, number, tile.raw_value, head.value_step, tile.keys, call.value_dim)) {
+        enter_values_by_matrix(space, block, tile, call.value_dim);
         return Taken::kYes;
     }
-    bring_values(tile, call, head);
+    stage_values(*space.common, tile, call, head);
     const bool careful = tile.masked && !all_finite(tile.value, tile.value_stride, tile.keys, call.value_dim);
     enter_values(space, block, tile, call.value_dim, careful);
     return Taken::kYes;
 }
-
-struct Sweep {
-    int64_t first, end, apart;
-};
 
 // One direction of a sweep, outwards from the block's own tile.
 struct Side {
@@ -277,13 +305,41 @@ struct Side {
 // What comes back is computed twice.
 constexpr int kPassTries = 4;
 
+// A block's sweep over the tiles, from its own outwards, until those beyond cannot matter.
+struct Sweep {
+    Block block;
+    Sight sight;
+    Side left, right;
+    int64_t own;    // the tile to begin with; -1 where no row sees a key
+    int64_t apart;  // a tile beyond, or -1
+    int64_t at;     // how far it has come: this tile on its left, and as many on its right
+};
+
+ALIBI_INLINE bool is_going(const Sweep& sweep) {
+    return sweep.left.going || sweep.right.going;
+}
+
+static void plan_sweep(Sweep& sweep, const Call& call) {
+    const Block& block = sweep.block;
+    sweep.left = sweep.right = {};
+    sweep.own = sweep.apart = sweep.at = -1;
+    if (block.end_key <= block.first_key) return;
+    const int64_t low = block.first_key / kTile, high = (block.end_key + kTile - 1) / kTile;
+    sweep.own = high - 1;
+    if (call.two_sided) sweep.own = largest(low, smallest(high - 1, block.base >= 0 ? block.base / kTile : 0));
+    sweep.at = sweep.own;
+    const int tries = sweep.sight.may_pass ? kPassTries : 0;
+    sweep.left = {-1, sweep.own - 1, low, 0, sweep.own > low, tries};
+    sweep.right = {1, sweep.own + 1, high - 1, 0, sweep.own + 1 < high, tries};
+}
+
 // Looks at a side's next tile. One that matters, behind tiles passed over, brings these back in their order, so that
 // what is left out is always the far end and a plan of ranges tells backward what forward computed. A sink need not: a
 // plan has a place for it. Returns whether the tile is such a sink.
 static bool look_farther(
-    Side& side, ForwardSpace& space, const Call& call, const Block& block, const KeyHead& head, Sight& sight
+    Side& side, ForwardSpace& space, const Call& call, const Block& block, const KeyHead& head, Sight& sight, bool fetch
 ) {
-    const auto after = [&](int64_t tile) { return tile == side.last ? -1 : tile + side.step; };
+    const auto after = [&](int64_t tile) { return tile == side.last || !fetch ? -1 : tile + side.step; };
     const int64_t tile = side.next;
     const Taken taken =
         advance(space, call, block, head, tile, after(tile), side.tries > 0 ? &sight : nullptr, side.passed > 0);
@@ -305,40 +361,34 @@ static bool look_farther(
     return false;
 }
 
-// Tiles from the block's own position outwards, until those beyond cannot matter.
-static Sweep sweep(ForwardSpace& space, const Call& call, const Block& block, const KeyHead& head, Sight& sight) {
-    if (block.end_key <= block.first_key) return {0, 0, -1};
-    const int64_t low = block.first_key / kTile, high = (block.end_key + kTile - 1) / kTile;
-    int64_t start = high - 1;
-    if (call.two_sided) start = largest(low, smallest(high - 1, block.base >= 0 ? block.base / kTile : 0));
-    advance(space, call, block, head, start, start > low ? start - 1 : -1);
-    const int tries = sight.may_pass ? kPassTries : 0;
-    Side left = {-1, start - 1, low, 0, start > low, tries};
-    Side right = {1, start + 1, high - 1, 0, start + 1 < high, tries};
-    // The table leaves the sink out, so where it is visible it is judged apart, or alone when it is all that is left.
-    const bool sink = sight.sink_tile == low;
-    int64_t apart = -1;
-    while (left.going || right.going) {
-        if (left.going) {
-            const bool stop = may_stop(sight, block, 1, left.next, sink && left.next == low, space.peak, space.sum);
-            if (!stop) {
-                if (look_farther(left, space, call, block, head, sight)) apart = low;
-            } else {
-                left.going = false;
-                if (sink && left.next > low && !may_stop(sight, block, 1, left.next, true, space.peak, space.sum)) {
-                    advance(space, call, block, head, low, -1);
-                    apart = low;
-                }
+// Goes on by a tile to either side. With `fetch` what is likely to follow is fetched meanwhile.
+static void go_on(Sweep& sweep, ForwardSpace& space, const Call& call, const KeyHead& head, bool fetch) {
+    const Block& block = sweep.block;
+    Sight& sight = sweep.sight;
+    Side &left = sweep.left, &right = sweep.right;
+    --sweep.at;
+    if (left.going) {
+        // The table leaves the sink out, so where it is visible it is judged apart, or alone when it is all that is
+        // left.
+        const int64_t low = left.last;
+        const bool sink = sight.sink_tile == low;
+        const bool stop = may_stop(sight, block, 1, left.next, sink && left.next == low, space.peak, space.sum);
+        if (!stop) {
+            if (look_farther(left, space, call, block, head, sight, fetch)) sweep.apart = low;
+        } else {
+            left.going = false;
+            if (sink && left.next > low && !may_stop(sight, block, 1, left.next, true, space.peak, space.sum)) {
+                advance(space, call, block, head, low, -1);
+                sweep.apart = low;
             }
         }
-        if (right.going) {
-            if (may_stop(sight, block, -1, right.next, false, space.peak, space.sum))
-                right.going = false;
-            else
-                look_farther(right, space, call, block, head, sight);
-        }
     }
-    return {left.next + 1 + left.passed, right.next - right.passed, apart};
+    if (right.going) {
+        if (may_stop(sight, block, -1, right.next, false, space.peak, space.sum))
+            right.going = false;
+        else
+            look_farther(right, space, call, block, head, sight, fetch);
+    }
 }
 
 // What becomes of the sums of `rows` rows, by whole vectors: the natural logarithm of each softmax's denominator, and
@@ -391,6 +441,7 @@ ALIBI_INLINE void pack_queries(float* to, const Call& call, const Block& block, 
 
 ALIBI_INLINE void start_sums(ForwardSpace& space, int rows, int64_t value_dim) {
     space.scored = 0;
+    forget_tiles(*space.common);
     for (int row = 0; row < kBlock; ++row) {
         space.peak[row] = -kInfinity;
         space.sum[row] = 0.0f;
@@ -399,25 +450,52 @@ ALIBI_INLINE void start_sums(ForwardSpace& space, int rows, int64_t value_dim) {
         for (int lane = 0; lane < rows; lane += kWidth) store(space.out + e * kBlock + lane, Floats{});
 }
 
-static void forward_block(const Forward& run, ForwardSpace& space, int64_t batch, int64_t head, int64_t number) {
+// Some blocks of a head, the last first.
+static void forward_blocks_of(
+    const Forward& run, ForwardSpace* spaces, int64_t batch, int64_t head, int64_t first, int count
+) {
     const Call& call = *run.call;
-    Block block;
-    locate(block, call, batch, head, number);
-    const char* rows[kBlock];
-    for (int row = 0; row < block.rows; ++row)
-        rows[row] = row_of(call.query, call.type, batch, head, block.first_row + row);
-    pack_queries(space.query, call, block, rows);
-    start_sums(space, block.rows, call.value_dim);
-    Sight sight;
-    look(sight, run.horizon, call, block);
-    const KeyHead keys = key_head(call, batch, block.kv_head, space.key_stage, space.value_stage);
-    const Sweep done = sweep(space, call, block, keys, sight);
-    int32_t* plan = call.plan + ((batch * call.heads + head) * run.blocks + number) * kPlan;
-    plan[0] = static_cast<int32_t>(done.first);
-    plan[1] = static_cast<int32_t>(done.end);
-    plan[2] = static_cast<int32_t>(done.apart);
-    plan[3] = static_cast<int32_t>(space.scored);
-    finish(space, call, block);
+    const int64_t kv_head = head / (call.heads / call.kv_heads);
+    const KeyHead keys = key_head(call, batch, kv_head, spaces[0].key_stage, spaces[0].value_stage);
+    Sweep sweeps[kTogether];
+    for (int i = 0; i < count; ++i) {
+        Block& block = sweeps[i].block;
+        locate(block, call, batch, head, first + count - 1 - i);
+        const char* rows[kBlock];
+        for (int row = 0; row < block.rows; ++row)
+            rows[row] = row_of(call.query, call.type, batch, head, block.first_row + row);
+        pack_queries(spaces[i].query, call, block, rows);
+        start_sums(spaces[i], block.rows, call.value_dim);
+        look(sweeps[i].sight, run.horizon, call, block);
+        plan_sweep(sweeps[i], call);
+    }
+    for (int i = 0; i < count; ++i) {
+        const Sweep& sweep = sweeps[i];
+        if (sweep.own >= 0)
+            advance(spaces[i], call, sweep.block, keys, sweep.own, sweep.left.going ? sweep.left.next : -1);
+    }
+    for (;;) {
+        // Whoever is behind goes on, so that they meet a tile one right after the other; the first fetches the next.
+        int next = -1, first_going = -1;
+        for (int i = 0; i < count; ++i) {
+            if (!is_going(sweeps[i])) continue;
+            if (first_going < 0) first_going = i;
+            if (next < 0 || sweeps[i].at > sweeps[next].at) next = i;
+        }
+        if (next < 0) break;
+        go_on(sweeps[next], spaces[next], call, keys, next == first_going);
+    }
+    for (int i = 0; i < count; ++i) {
+        const Sweep& sweep = sweeps[i];
+        const int64_t number = first + count - 1 - i;
+        int32_t* plan = call.plan + ((batch * call.heads + head) * run.blocks + number) * kPlan;
+        const bool empty = sweep.own < 0;
+        plan[0] = static_cast<int32_t>(empty ? 0 : sweep.left.next + 1 + sweep.left.passed);
+        plan[1] = static_cast<int32_t>(empty ? 0 : sweep.right.next - sweep.right.passed);
+        plan[2] = static_cast<int32_t>(sweep.apart);
+        plan[3] = static_cast<int32_t>(spaces[i].scored);
+        finish(spaces[i], call, sweep.block);
+    }
 }
 
 ALIBI_INLINE float* floats_at(char*& memory, int64_t count) {
@@ -433,39 +511,56 @@ ALIBI_INLINE uint16_t* terms_at(char*& memory, int64_t floats) {
     return reinterpret_cast<uint16_t*>(floats_at(memory, floats));
 }
 
-// A thread's workspace for blocks; false where memory is refused. `out_too` leaves no place for the sums to others.
-static bool make_space(ForwardSpace& space, const Call& call, bool out_too) {
+// A thread's workspace for `count` blocks together; false where memory is refused. `out_too` leaves no place for the
+// sums to others.
+static bool make_space(ForwardSpace* spaces, int count, Common& common, const Call& call, bool out_too) {
     const int64_t key_dim = round_up(call.head_dim, kWidth), value_dim = round_up(call.value_dim, kWidth);
     const bool widens = call.type != kFloat32, pairs = takes_pairs(call), matrix = takes_matrix_unit(call);
-    const int64_t matrix_floats = stage_floats(call) + kTurnedFloats;
-    const int64_t floats = (key_dim + value_dim + kTile) * kBlock + kTile * (key_dim + value_dim);
-    const int64_t bytes = (floats + (matrix ? matrix_floats : 0)) * 4;
-    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(bytes + 8 * (64 + kGap))));
+    const int64_t matrix_floats = stage_floats(call) + turned_floats(call.value_dim);
+    const int64_t floats =
+        (count * (key_dim + value_dim) + kTile) * kBlock + kTile * (key_dim + value_dim) + (matrix ? matrix_floats : 0);
+    const int64_t buffers = 5 + 2 * count;
+    char* memory = static_cast<char*>(scratch(kWorkspace, static_cast<size_t>(floats * 4 + buffers * (64 + kGap))));
     if (!memory) return false;
-    space.query = floats_at(memory, key_dim * kBlock);
+    ForwardSpace& space = spaces[0];
     space.weights = floats_at(memory, kTile * kBlock);
-    space.out = out_too ? floats_at(memory, value_dim * kBlock) : nullptr;
     space.key_stage = widens && !pairs ? floats_at(memory, kTile * key_dim) : nullptr;
     space.value_stage = widens ? floats_at(memory, kTile * value_dim) : nullptr;
     space.stage = matrix ? terms_at(memory, stage_floats(call)) : nullptr;
-    space.turned = matrix ? terms_at(memory, kTurnedFloats) : nullptr;
+    space.common = &common;
+    common.turned.at = matrix ? terms_at(memory, turned_floats(call.value_dim)) : nullptr;
+    for (int i = 0; i < count; ++i) {
+        spaces[i] = space;
+        spaces[i].query = floats_at(memory, key_dim * kBlock);
+        spaces[i].out = out_too ? floats_at(memory, value_dim * kBlock) : nullptr;
+    }
     return true;
 }
+
+// Blocks are taken several at a time where this leaves enough to be shared out.
+#if defined(ALIBI_SMALL_CASES)
+constexpr int64_t kTurnsEach = 0;
+#else
+constexpr int64_t kTurnsEach = 8;
+#endif
 
 static void forward_member(void* context, int64_t) {
     Forward& run = *static_cast<Forward*>(context);
     const Call& call = *run.call;
-    ForwardSpace space;
-    if (!make_space(space, call, true)) {
+    ForwardSpace spaces[kTogether];
+    Common common;
+    if (!make_space(spaces, kTogether, common, call, true)) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }
     const MatrixUnit matrix_unit(takes_matrix_unit(call));
-    const int64_t items = call.batch * call.heads * run.blocks;
+    const int64_t turns = (run.blocks + run.together - 1) / run.together, items = call.batch * call.heads * turns;
     for (int64_t item = draw(run.next); item < items; item = draw(run.next)) {
-        const int64_t pair = run.order ? run.order[item / run.blocks] : item / run.blocks;
+        const int64_t pair = run.order ? run.order[item / turns] : item / turns;
         // The last queries have the most keys before them: first, so that what is left at the end is short.
-        forward_block(run, space, pair / call.heads, pair % call.heads, run.blocks - 1 - item % run.blocks);
+        const int64_t first = (turns - 1 - item % turns) * run.together;
+        const int count = static_cast<int>(smallest(run.together, run.blocks - first));
+        forward_blocks_of(run, spaces, pair / call.heads, pair % call.heads, first, count);
     }
 }
 
@@ -562,7 +657,8 @@ ALIBI_INLINE int64_t threads_for(const Call& call) {
 // A call by blocks of queries.
 static int64_t forward_blocks(const Call& call) {
     const int64_t threads = threads_for(call), pairs = call.batch * call.heads;
-    Forward run = {&call, blocks_of(call), nullptr, nullptr, false, 0};
+    Forward run = {&call, blocks_of(call), nullptr, nullptr, 1, false, 0};
+    if (pairs * run.blocks >= kTogether * kTurnsEach * threads) run.together = kTogether;
     Horizon horizon;
     char* memory = nullptr;
     if (horizon_is_worthwhile(call)) {

@@ -3,8 +3,8 @@
 // A register of it holds 16 rows of 64 bytes: 16 x 16 floats of a sum, 16 rows of 32 terms as they lie in memory, or 16
 // rows of 16 pairs of terms. One instruction adds 16 rows of terms times 16 rows of pairs to a sum. Rows of keys and
 // values are terms along the head dimension as they are; queries in lanes are pairs (pack_pairs), and so are weights,
-// once two keys of a lane lie side by side. What is summed over keys needs the rows of a tile turned, some elements at
-// a time. The moves are written for every target, and called on those that have a unit.
+// once two keys of a lane lie side by side. What is summed over keys needs the rows of a tile turned. The moves are
+// written for every target, and called on those that have a unit.
 #pragma once
 
 #include "block.h"
@@ -385,11 +385,10 @@ ALIBI_INLINE void stage_rows(uint16_t* to, int64_t padded, const char* from, int
     __builtin_memset(to + rows * padded, 0, static_cast<size_t>((whole - rows) * padded) * 2);
 }
 
-// Floats in whose room rows of a tile are staged, and some elements of them turned.
+// Floats in whose room rows of a tile are staged.
 ALIBI_INLINE int64_t stage_floats(const Call& call) {
     return kTile * round_up(largest(call.head_dim, call.value_dim), kRegisterTerms) / 2;
 }
-constexpr int64_t kTurnedFloats = kTile * kRegisterTerms / 2;
 
 // to[key][lane] = rows of the tile, keys or values, times rows of the block, which are packed in pairs.
 ALIBI_INLINE void matrix_scores(
@@ -406,25 +405,37 @@ ALIBI_INLINE void matrix_scores(
     matrix_product<kFresh, kWhole>(to, kBlock, tile.keys, lanes, of);
 }
 
-// to[element][lane] += sums over the tile's keys of elements of their rows times weights by pairs of keys.
+// Rows of a tile turned: [element][key], elements and keys up to whole registers.
+struct Turned {
+    uint16_t* at;
+    int64_t tile;  // which, -1 for none,
+    int keys;      // and how many of its rows
+};
+
+// Floats in whose room a tile is turned.
+ALIBI_INLINE int64_t turned_floats(int64_t length) {
+    return round_up(length, kRegisterTerms) * kTile / 2;
+}
+
+// Turns rows of a tile, unless they are; false where not all are finite.
+ALIBI_INLINE bool turn_tile(Turned& turned, int64_t tile, const char* rows, int64_t step, int keys, int64_t length) {
+    if (turned.tile == tile && turned.keys >= keys) return true;
+    if (!finite_rows(rows, step, keys, length)) return false;
+    for (int64_t e = 0; e < length; e += kRegisterTerms)
+        turn_rows(turned.at + e * kTile, rows + e * 2, step, keys, smallest(kRegisterTerms, length - e));
+    turned.tile = tile;
+    turned.keys = keys;
+    return true;
+}
+
+// to[element][lane] += sums over keys of elements of their rows, turned, times weights by pairs of keys.
 ALIBI_INLINE void add_over_keys(
-    float* to, const Tile& tile, const char* rows, int64_t step, int64_t length, const float* pairs, int lanes,
-    uint16_t* turned
+    float* to, const Turned& turned, int keys, int64_t length, const float* pairs, int lanes
 ) {
-    const Operands of = {
-        reinterpret_cast<const char*>(turned),
-        kTile * 2,
-        reinterpret_cast<const char*>(pairs),
-        2 * kBlock * 4,
-        (tile.keys + kRegisterTerms - 1) / kRegisterTerms,
-        kBlock * 4
-    };
-    // A few elements at a time, so that what is turned stays near.
-    for (int64_t e = 0; e < length; e += kRegisterTerms) {
-        const int64_t here = smallest(kRegisterTerms, length - e);
-        turn_rows(turned, rows + e * 2, step, tile.keys, here);
-        matrix_product<kRunning, kPairsInTwo>(to + e * kBlock, kBlock, here, lanes, of);
-    }
+    const Operands of = {reinterpret_cast<const char*>(turned.at),     kTile * 2,
+                         reinterpret_cast<const char*>(pairs),         2 * kBlock * 4,
+                         (keys + kRegisterTerms - 1) / kRegisterTerms, kBlock * 4};
+    matrix_product<kRunning, kPairsInTwo>(to, kBlock, length, lanes, of);
 }
 
 // to[key][element] += sums over the block's queries of weights, as terms, times elements of their rows by pairs.

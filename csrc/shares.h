@@ -14,6 +14,9 @@
 namespace alibi {
 namespace ALIBI_TARGET {
 
+// Blocks of a share that are taken together, tile by tile: keys, values and their gradients come from far once for all.
+constexpr int kBackTogether = 4;
+
 // The sums of one share over the tiles [low, high). Those of [own, own_end) it has to itself, the others it keeps.
 struct KeySums {
     int64_t low, own, own_end, high;
@@ -152,8 +155,9 @@ static void find_own(const Backward& run, Share* shares, int64_t count) {
         share.near.own_end = largest(share.near.own, smallest(share.near.high, asked));
         if (share.near.low < share.near.high) asked = smallest(asked, share.near.low);
         int64_t high = 0;
-        for (int64_t at = share.first; at < share.end; ++at) {
-            high = largest(high, plan_of(run, share.batch, share.kv_head, at)[1]);
+        for (int64_t at = share.first; at < share.end; at += kBackTogether) {
+            for (int64_t with = at; with < smallest(share.end, at + kBackTogether); ++with)
+                high = largest(high, plan_of(run, share.batch, share.kv_head, with)[1]);
             const int64_t low = largest(share.needed[at - share.first], share.near.own);
             share.live = largest(share.live, smallest(high, share.near.own_end) - low);
         }
@@ -285,8 +289,8 @@ static void write_tile(const Backward& run, int64_t batch, int64_t kv_head, int6
     }
 }
 
-// After block `at`: writes the tiles of the ring, from `tile` on, that no later block reaches. Returns where it
-// stopped.
+// After block `at`, the last of those taken together: writes the tiles of the ring, from `tile` on, that no later block
+// reaches. Returns where it stopped.
 static int64_t write_finished(const Backward& run, const Share& share, const Room& ring, int64_t tile, int64_t at) {
     int64_t end = share.near.own_end;
     if (at + 1 < share.end) end = smallest(end, share.needed[at + 1 - share.first]);

@@ -188,16 +188,17 @@ ALIBI_INLINE bool all_of(Ints mask) {
 
 // 2^x within 1 ulp; 0 below 2^-126, inf from 2^128, NaN for NaN, and exactly 1 for 0.
 ALIBI_INLINE Floats exp2(Floats x) {
+#if defined(__AVX512F__)
+    // What is left of an infinity is 0, and an infinite power of 2 is inf or 0: nothing to be bounded.
+    const Floats f = _mm512_reduce_ps(x, 8);
+    const Floats whole = x - f;
+#else
     // The bounds stand first so that a NaN passes through both.
     x = smaller(splat(128.0f), larger(splat(-127.0f), x));
-#if defined(__AVX512F__)
-    const Floats whole = _mm512_roundscale_ps(x, 8);
-#else
     // Adding 1.5 * 2^23 leaves the integer in the low bits of the sum.
     const Floats shifted = x + 12582912.0f;
-    const Floats whole = shifted - 12582912.0f;
+    const Floats f = x - (shifted - 12582912.0f);
 #endif
-    const Floats f = x - whole;
     // Minimax on [-1/2, 1/2] with the constant fixed at 1: relative error 2^-28.9.
     Floats y = f * 1.53533620e-4f + 1.33988739e-3f;
     y = y * f + 9.61843692e-3f;
