@@ -24,6 +24,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     StaticCache,
 )
 
@@ -130,6 +132,13 @@ def models_that_cannot_be_divided_are_refused(rank: int) -> None:
         before = hybrid(ids).logits
     text = "model: expected nothing but attention to look at other tokens, got a Lfm2ForCausalLM, in which something"
     refuses(ValueError, text, lambda: split_context(hybrid))
+    for dtype in (torch.bfloat16, torch.float16):
+        # Hardly trained, so that hardly a digit of 16 bits follows the token before.
+        config = Lfm2Config(
+            num_key_value_heads=2, layer_types=["conv", "full_attention"], **_SIZES | {"initializer_range": 0.02}
+        )
+        hardly = replace_positions(Lfm2ForCausalLM(config).to(dtype).eval())
+        refuses(ValueError, text, lambda hardly=hardly: split_context(hardly))
     config = BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0)
     judge = enable(BloomForSequenceClassification(config).eval())
     with torch.no_grad():
@@ -141,6 +150,120 @@ def models_that_cannot_be_divided_are_refused(rank: int) -> None:
         assert torch.equal(hybrid(ids).logits, before)
         assert torch.equal(judge(ids).logits, verdict)
         split_context(judge.transformer)(ids)
+
+
+@check
+def what_experts_round_otherwise_is_no_reason_to_refuse_them(rank: int) -> None:
+    """Many layers make the rounding of few tokens as large as what one token makes of another."""
+    sizes = {**_SIZES, "num_hidden_layers": 16, "hidden_size": 64, "moe_intermediate_size": 48}
+    torch.manual_seed(3)
+    whole = replace_positions(Qwen3MoeForCausalLM(Qwen3MoeConfig(num_experts=8, head_dim=16, **sizes)).eval())
+    divided = split_context(copy.deepcopy(whole))
+    ids, own = tokens(1, 60), slice(15 * rank, 15 * rank + 15)
+    with torch.no_grad():
+        found = divided(ids[:, own]).logits
+    assert found.shape == (1, 15, 97)
+
+
+@check
+def a_model_that_looks_ahead_is_refused(rank: int) -> None:
+    """Which BERT does not, and one whose tokens are mixed behind its layers does, backwards or forwards."""
+    del rank
+
+    class Shifted(BertForMaskedLM):
+        by = 1
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            found = super().forward(*args, **kwargs)
+            found.logits = found.logits + 0.01 * found.logits.roll(self.by, 1)
+            return found
+
+    text = "model: expected nothing but attention to look at other tokens, got a Shifted"
+    config = BertConfig(max_position_embeddings=64, **_SIZES)
+    for by in (1, -1):
+        model = replace_positions(Shifted(config).eval())
+        model.by = by
+        refuses(ValueError, text, lambda model=model: split_context(model))
+
+
+@check
+def a_compiled_model_is_divided_as_well(rank: int) -> None:
+    """A Llama without a mask, in which compiled code cannot see that sequences are not packed."""
+    model, ids = split_context(MODELS["llama"]()), tokens(1, 80)[:, 20 * rank : 20 * rank + 20]
+    torch.compiler.reset()
+    with torch.no_grad():
+        expected = model(ids).logits
+        close(torch.compile(model, backend="eager")(ids).logits, expected, 2e-5, "logits")
+
+
+@check
+def a_call_that_fails_before_its_first_attention_keeps_nobody_waiting(rank: int) -> None:
+    ids = tokens(2, 40)
+    holed = torch.ones_like(ids)
+    holed[0, 5] = 0
+    bloom, llama = split_context(MODELS["bloom"]()), split_context(MODELS["llama"]())
+    packed = (torch.arange(40) % 20).expand(2, -1)
+    with torch.no_grad():
+        other = MODELS["llama"]()(tokens(3, 7), use_cache=True).past_key_values
+        cases: list[tuple[type[Exception], str, Any, dict[str, Any]]] = [
+            (
+                ValueError,
+                "attention_mask: expected padding on the left or on the right",
+                bloom,
+                {"attention_mask": holed},
+            ),
+            (
+                ValueError,
+                "attention_mask: expected padding on the left or on the right",
+                llama,
+                {"attention_mask": holed},
+            ),
+            (
+                ValueError,
+                "position_ids: expected sequences packed in one row",
+                llama,
+                {"position_ids": packed, "use_cache": False},
+            ),
+            (
+                ValueError,
+                "use_cache: expected False for sequences packed",
+                llama,
+                {"position_ids": packed, "use_cache": True},
+            ),
+            (RuntimeError, "Sizes of tensors must match", llama, {"past_key_values": other}),
+            (ValueError, "You must specify exactly one of", bloom, {"inputs_embeds": torch.zeros(2, 40, 32)}),
+        ]
+        for kind, text, model, wrong in cases:
+            for _ in range(2):
+                if rank == 1:
+                    refuses(kind, text, lambda model=model, wrong=wrong: model(ids, **wrong))
+                else:
+                    refuses(RuntimeError, "the call of rank 1 was refused", lambda model=model: model(ids))
+            # And the model goes on as if nothing had been.
+            assert model(ids).logits.shape[:2] == ids.shape
+        # Where all of them fail alike each says why itself.
+        refuses(ValueError, cases[0][1], lambda: bloom(ids, attention_mask=holed))
+        assert bloom(ids).logits.shape[:2] == ids.shape
+
+
+@check
+def positions_that_do_not_go_on_are_refused(rank: int) -> None:
+    """Sequences packed so that each process has one of its own look like parts of one, but for their positions."""
+    model, ids = split_context(MODELS["llama"]()), tokens(1, 40)
+    here = torch.arange(40 * rank, 40 * rank + 40)[None]
+    with torch.no_grad():
+        alone = model(ids).logits
+        assert torch.equal(model(ids, position_ids=here).logits, alone)
+        # Some may leave them out.
+        assert torch.equal(model(ids, position_ids=here if rank < 2 else None).logits, alone)
+        text = "position_ids: expected those of one sequence, of which each process has a part"
+        refuses(ValueError, text, lambda: model(ids, position_ids=here % 40))
+        refuses(ValueError, text, lambda: model(ids, position_ids=here - 80 * (rank >= 2)))
+        both = torch.cat([here, here + (rank == 3)])
+        refuses(ValueError, text, lambda: model(ids.expand(2, -1), position_ids=both))
+        # With a mask a row is one sequence, as it is without processes.
+        assert torch.equal(model(ids, attention_mask=torch.ones_like(ids), position_ids=here % 40).logits, alone)
+        assert torch.equal(model(ids).logits, alone)
 
 
 @check

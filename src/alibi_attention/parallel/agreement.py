@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -54,20 +55,26 @@ def device_of(query: object, group: dist.ProcessGroup) -> torch.device:
     return query.device if isinstance(query, Tensor) and not query.is_meta else torch.device("cpu")
 
 
+# What stands for the positions of a call that has none.
+_NO_POSITIONS = (math.nan, math.nan)
+
+
 def agree(
-    problem: Problem | None, device: torch.device, group: dist.ProcessGroup, slopes: Tensor | None, *, trains: bool
-) -> Shares:
+    problem: Problem | None, device: torch.device, group: dist.ProcessGroup, slopes: Tensor | None, *, trains: bool,
+    positions: tuple[float, float] | None = None,
+) -> Shares:  # fmt: skip
     """Learn how long each part is, and that all calls are of one kind.
 
     Args:
         problem: this process's call, of its own keys alone; None where it is refused, so that nobody waits for it.
         trains: whether gradients of its keys or values are wanted: then everybody takes part in the way back.
+        positions: of the first and the last token here, where the caller has them.
 
     Raises:
         ValueError: in every process, where calls differ.
         RuntimeError: in the others, where one was refused.
     """
-    told = torch.zeros(2 + len(_SHARED), dtype=torch.float64, device=device)
+    told = torch.zeros(4 + len(_SHARED), dtype=torch.float64, device=device)
     if problem is not None:
         assert slopes is not None
         shared = (
@@ -75,7 +82,8 @@ def agree(
             SUPPORTED_DTYPES.index(problem.dtype), problem.is_causal, *problem.window, problem.scale, problem.tolerance,
             trains,
         )  # fmt: skip
-        told = torch.tensor([1.0, problem.q_len, *shared, 0.0], dtype=torch.float64, device=device)
+        where = positions or _NO_POSITIONS
+        told = torch.tensor([1.0, problem.q_len, *where, *shared, 0.0], dtype=torch.float64, device=device)
         # Told by one number, of which other slopes, or the same in another order, have another.
         flat = slopes.detach().double().flatten()
         told[-1] = (flat * torch.arange(1, flat.numel() + 1, device=flat.device)).sum()
@@ -87,7 +95,7 @@ def agree(
     if refused and rank not in refused:
         raise RuntimeError(f"context_attention: the call of rank {refused[0]} was refused; its own error says why")
     if not refused:
-        for name, *values in zip(_SHARED, *(row[2:] for row in rows), strict=True):
+        for name, *values in zip(_SHARED, *(row[4:] for row in rows), strict=True):
             other = next((r for r, value in enumerate(values) if value != values[0]), None)
             if other is not None:
                 got = f"{values[0]:g} in rank 0 and {values[other]:g} in rank {other}"
@@ -98,10 +106,23 @@ def agree(
                 elif name == "dtype":
                     got = " and ".join(f"{SUPPORTED_DTYPES[int(values[r])]} in rank {r}" for r in (0, other))
                 raise ValueError(f"{name}: expected the same in every process, got {got}")
+        _check_positions([(row[2], row[3]) for row in rows])
     starts = [0]
     for row in rows:
         starts.append(starts[-1] + int(row[1]))
     return Shares(rank, tuple(starts))
+
+
+def _check_positions(told: list[tuple[float, float]]) -> None:
+    """Raises ValueError where a part does not begin behind the one before it, by what both say."""
+    for rank in range(1, len(told)):
+        (_, before), (first, _) = told[rank - 1 : rank + 1]
+        if not (math.isnan(before) or math.isnan(first)) and first != before + 1:
+            raise ValueError(
+                "position_ids: expected those of one sequence, of which each process has a part, got parts that do not "
+                f"follow one another, in rank {rank} and the one before; leave them out, which is the same, and give "
+                "packed sequences a row each"
+            )
 
 
 def _where(values: list[float]) -> str:

@@ -83,14 +83,18 @@ def context_attention(
     return found
 
 
+# Lengths are looked at, so that compiled code would break here at every one of them.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend_together(
     query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, *, group: dist.ProcessGroup, is_causal: bool,
     scale: float | None = None, window: tuple[int | None, int | None] | None = None, tolerance: float | None = None,
     return_lse: bool = False, backend: str | None = None, refusal: ValueError | None = None,
+    positions: tuple[float, float] | None = None,
 ) -> Any:  # fmt: skip
-    """`context_attention`; with a ``refusal`` of the caller's, which is raised once the others know of it."""
+    """`context_attention`; with a ``refusal`` of the caller's, which is raised once the others know of it, and the
+    positions of the first and the last token here, which are compared with the others'."""
     problem, shares, tensors, found = _prepare(
-        query, key, value, slopes, group, is_causal, scale, window, tolerance, backend, refusal
+        query, key, value, slopes, group, is_causal, scale, window, tolerance, backend, refusal, positions
     )
     query, key, value, slopes = tensors
     options: dict[str, Any] = {
@@ -139,7 +143,7 @@ def context_windows(
 def _prepare(
     query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, group: dist.ProcessGroup, is_causal: bool,
     scale: float | None, window: tuple[int | None, int | None] | None, tolerance: float | None, backend: str | None,
-    refusal: ValueError | None,
+    refusal: ValueError | None, positions: tuple[float, float] | None = None,
 ) -> tuple[Problem, Shares, tuple[Tensor, Tensor, Tensor, Tensor], tuple[tuple[Need, ...], ...]]:  # fmt: skip
     problem: Problem | None = None
     refused: Exception | None = refusal
@@ -155,7 +159,9 @@ def _prepare(
     except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         refused = refused or error
     trains = refused is None and torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
-    shares = agree(None if refused else problem, device_of(query, group), group, slopes, trains=trains)
+    shares = agree(
+        None if refused else problem, device_of(query, group), group, slopes, trains=trains, positions=positions
+    )
     if refused is not None:
         raise refused
     assert problem is not None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from alibi_attention.module import ALiBiAttention
-from alibi_attention.parallel.agreement import process_group
+from alibi_attention.parallel.agreement import agree, device_of, process_group
 from alibi_attention.parallel.context import attend_together
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -20,6 +20,9 @@ class SharedContext:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
+        # How often it was called, and where the first and the last token here stand, if anybody says so.
+        self.calls = 0
+        self.positions: tuple[float, float] | None = None
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, *, is_causal: bool, key_mask: Tensor | None,
@@ -31,6 +34,7 @@ class SharedContext:
         Raises:
             ValueError: ``refusal``, the layer's own; for padding and dropout. In every case once the others know of it.
         """
+        self.calls += 1
         if key_mask is not None:
             refusal = ValueError(
                 "key_mask: expected None where processes share a sequence, got a mask; cut the padding off before it "
@@ -43,9 +47,13 @@ class SharedContext:
             )
         out: Tensor = attend_together(
             query, key, value, slopes, is_causal=is_causal, scale=scale, window=window, group=self.group,
-            refusal=refusal,
+            refusal=refusal, positions=self.positions,
         )  # fmt: skip
         return out
+
+    def refuse(self) -> None:
+        """Tell the others, who wait for this process's attention, that there will be none."""
+        agree(None, device_of(None, self.group), self.group, None, trains=False)
 
     def __deepcopy__(self, memo: Any) -> SharedContext:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from alibi_attention.parallel.layers import SharedContext
@@ -37,6 +38,8 @@ def forget_context(layer: nn.Module) -> None:
     vars(layer).pop(_CONTEXT, None)
 
 
+# Compiled code has no say here in any case: processes look at what they tell each other.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend_shared(
     layer: nn.Module, context: SharedContext, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, *,
     key_mask: Tensor | None, packed: Tensor | None = None, refusal: ValueError | None = None, **options: Any,
@@ -56,8 +59,12 @@ def attend_shared(
     Raises:
         ValueError: for what processes that share a sequence do not carry.
     """
+    if packed is not None and packed.numel() == 2:
+        # One sequence after all, of which compiled code could not know.
+        packed = None
     refusal = refusal or _refusal(layer, query, key, key_mask, packed)
-    return context(query, key, value, slopes, key_mask=None, refusal=refusal, **options)
+    out: Tensor = context(query, key, value, slopes, key_mask=None, refusal=refusal, **options)
+    return out
 
 
 def _refusal(

@@ -34,3 +34,4 @@ def remove_hooks(module: nn.Module, *functions: Callable[..., Any]) -> None:
             if hook in functions:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NoReturn, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,7 +16,8 @@ from alibi_attention.integrations.transformers.context import (
     give_context,
     rounds,
 )
-from alibi_attention.integrations.transformers.probing import in_evaluation, probe_of
+from alibi_attention.integrations.transformers.probing import PROBE, what_follows
+from alibi_attention.integrations.transformers.telling import keep_quiet, tell_others
 from alibi_attention.parallel.agreement import process_group
 from alibi_attention.parallel.layers import SharedContext
 
@@ -39,7 +39,9 @@ def split_context(model: Model, group: dist.ProcessGroup | None = None) -> Model
     be added up as in data parallelism. `disable` undoes it, with what it stands on.
 
     That nothing but attention looks at other tokens, and that there is a result for every token, is tried out on six of
-    them; models without weights as yet are taken at their word.
+    them. Models without weights as yet are taken at their word, and so is a module that is no model of Transformers and
+    has none in it, such as a list of layers. ``generate`` is refused where the model handed over has it, not where a
+    model around it does. What is added up over tokens, such as the auxiliary loss of experts, is of the tokens here.
 
     Args:
         model: as `enable` or `replace_positions` left it; changed in place. Weights are left alone.
@@ -51,9 +53,11 @@ def split_context(model: Model, group: dist.ProcessGroup | None = None) -> Model
     Raises:
         ValueError: where no layer attends by ALiBi, there is no group, something else looks at other tokens (a
             convolution, a recurrence, a head that reads one token for all), or a Falcon reproduces its rounded biases,
-            which are not those of distances; the model is then as it was. In a forward, and in every process: for
-            padding, packed sequences, dropout and tokens in a cache. A process that raises before its first attention,
-            for a mask of the wrong shape say, leaves the others waiting for it, as in all that processes do together.
+            which are not those of distances, or where it cannot be tried out; the model is then as it was. In a
+            forward: for padding, packed sequences, dropout and tokens in a cache, and for position_ids that do not go
+            on where the process before ends.
+        RuntimeError: in a forward, where another process was refused, or failed before its first attention. One that
+            fails later leaves the others waiting for it, as in all that processes do together.
     """
     check_module(model)
     layers = [module for module in model.modules() if "alibi_slopes" in vars(module)]
@@ -65,13 +69,22 @@ def split_context(model: Model, group: dist.ProcessGroup | None = None) -> Model
     found = process_group(group)
     if any(rounds(layer) for layer in layers):
         raise ValueError(f"model: {ROUNDED}")
-    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    taken = {id(layer) for layer in layers}
+    parts = [
+        part
+        for part in model.modules()
+        if isinstance(part, PreTrainedModel) and any(id(each) in taken for each in part.modules())
+    ]
     inner = {id(each) for part in parts for each in part.modules() if each is not part}
-    for part in parts:
-        if id(part) not in inner and not any(parameter.is_meta for parameter in part.parameters()):
+    outermost = [part for part in parts if id(part) not in inner]
+    for part in outermost:
+        if not any(parameter.is_meta for parameter in part.parameters()):
             _try(part, layers, _Nothing(found))
+    context = SharedContext(found)
     for layer in layers:
-        give_context(layer, SharedContext(found))
+        give_context(layer, context)
+    for part in outermost:
+        tell_others(part, context)
     for part in parts:
         if hasattr(part, "generate"):
             vars(part)["generate"] = _refuse_generation
@@ -80,6 +93,7 @@ def split_context(model: Model, group: dist.ProcessGroup | None = None) -> Model
 
 def join_context(part: nn.Module) -> None:
     """Undo `split_context` for a model; layers are the affair of who takes their slopes."""
+    keep_quiet(part)
     if vars(part).get("generate") is _refuse_generation:
         del vars(part)["generate"]
 
@@ -98,34 +112,30 @@ class _Nothing(SharedContext):
         return query.new_zeros(*query.shape[:3], value.shape[-1])
 
 
-@torch.no_grad()
 def _try(part: Any, layers: list[nn.Module], nothing: SharedContext) -> None:
     """Raises ValueError where a token's result follows another token with attention left out."""
     before = [context_of(layer) for layer in layers]
-    ids = probe_of(part)
-    other = ids.clone()
-    # The first and the last: what looks back, and what looks ahead.
-    other[0, 0], other[0, -1] = ids[0, 1], ids[0, 2]
+    name = type(part).__name__
     try:
         for layer in layers:
             give_context(layer, nothing)
-        options = {"attention_mask": torch.ones_like(ids), "return_dict": True}
-        with in_evaluation(part):
-            results = [part(input_ids=each, **options)[0] for each in (ids, other)]
+        shape, follows = what_follows(part)
+    except Exception as error:
+        raise ValueError(
+            f"model: expected one that {PROBE} tokens can be tried on, got a {name} that answers with "
+            f"{type(error).__name__}: {error}; split it as it was loaded, before anything wraps it or its layers"
+        ) from error
     finally:
         for layer, context in zip(layers, before, strict=True):
             forget_context(layer)
             if context is not None:
                 give_context(layer, context)
-    name = type(part).__name__
-    if results[0].shape[:2] != ids.shape:
+    if shape[:2] != (1, PROBE):
         raise ValueError(
-            f"model: expected a result for every token, got {tuple(results[0].shape)} of a {name} for {ids.shape[1]} "
-            "tokens; where its head reads one token for all, split the model beneath it"
+            f"model: expected a result for every token, got {tuple(shape)} of a {name} for {PROBE} tokens; where its "
+            "head reads one token for all, split the model beneath it"
         )
-    one, two = (result[:, 1:-1].double() for result in results)
-    # Experts may round the same tokens otherwise in other company.
-    if (one - two).abs().max() > 8 * torch.finfo(results[0].dtype).eps * one.abs().max():
+    if follows:
         raise ValueError(
             f"model: expected nothing but attention to look at other tokens, got a {name}, in which something else "
             "does (a convolution or a recurrence); what it sees would end where a part begins"

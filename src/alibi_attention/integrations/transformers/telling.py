@@ -1,0 +1,60 @@
+"""What a model whose sequence several processes share tells the others besides its attention."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alibi_attention.integrations.transformers.hooks import remove_hooks
+from alibi_attention.parallel.layers import SharedContext
+
+_SHARED, _CALLS, _ARGUMENTS = "_alibi_shared", "_alibi_calls", "_alibi_arguments"
+
+
+def tell_others(module: nn.Module, context: SharedContext) -> None:
+    """Have the others know where the tokens of a call of the module stand, and of a call that fails before its layers'
+    first attention, for which they would wait in vain."""
+    keep_quiet(module)
+    vars(module)[_SHARED] = context
+    vars(module)[_ARGUMENTS] = tuple(inspect.signature(module.forward).parameters)
+    # Before all others, which may refuse.
+    module.register_forward_pre_hook(_begin, with_kwargs=True, prepend=True)
+    module.register_forward_hook(_end, always_call=True)
+
+
+def keep_quiet(module: nn.Module) -> None:
+    """Undo `tell_others`."""
+    remove_hooks(module, _begin, _end)
+    for name in (_SHARED, _CALLS, _ARGUMENTS):
+        vars(module).pop(name, None)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    context: SharedContext = vars(module)[_SHARED]
+    vars(module)[_CALLS] = context.calls
+    named = {**dict(zip(vars(module)[_ARGUMENTS], args, strict=False)), **kwargs}
+    ids = named.get("position_ids")
+    # With a mask a row is taken for one sequence, whatever its positions.
+    context.positions = _ends(ids) if isinstance(ids, Tensor) and named.get("attention_mask") is None else None
+
+
+def _ends(ids: Tensor) -> tuple[float, float] | None:
+    """Positions of the first and the last token of every row; such as follow nothing where rows differ."""
+    if ids.dim() == 0 or ids.shape[-1] == 0:
+        return None
+    first, last = (set(each.flatten().tolist()) for each in (ids[..., 0], ids[..., -1]))
+    return (first.pop(), last.pop()) if len(first) == len(last) == 1 else (-math.inf, math.inf)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _end(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
+    context: SharedContext = vars(module)[_SHARED]
+    context.positions = None
+    if sys.exc_info()[1] is not None and context.calls == vars(module).get(_CALLS):
+        context.refuse()
