@@ -107,7 +107,7 @@ def number(config: Mapping[str, Any], *keys: str, default: int | None = None, mo
             raise _wrong(key, f"an integer of at most {most:,}", value)
         return value
     if default is None:
-        raise ValueError(f"{keys[0]}: expected in the configuration, got none; add it, an integer of at least 1")
+        raise ValueError(f"{keys[0]}: expected in the configuration, got none; mend the configuration")
     return default
 
 
