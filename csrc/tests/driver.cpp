@@ -158,7 +158,8 @@ void choose_shape(Call& call, Random& random) {
 
 // Few queries at the end of many keys, through a summary of these more often than not.
 void choose_decoding(Call& call, Random& random) {
-    const int64_t queries[] = {1, 1, 1, 2, 4, 9, 17, 50, 100}, keys[] = {70, 300, 1100, 1500, 1537};
+    // Around the numbers of rows up to which keys are streamed once for each.
+    const int64_t queries[] = {1, 1, 1, 2, 3, 4, 5, 6, 8, 9, 17, 50, 100}, keys[] = {70, 300, 1100, 1500, 1537};
     const int64_t groups[] = {1, 1, 2, 4, 8, 20};
     call.q_len = random.one_of(queries);
     call.k_len = call.q_len + random.one_of(keys);

@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "queries after the keys": {"query_offset": 900},
     "queries before the keys": {"query_offset": -100},
     "packed": {"cu_seqlens": torch.tensor([0, 5, 130, 131, 290, 400], dtype=torch.int32)},
+    "dropout": {"dropout_p": 0.3},
     "padded": {"key_mask": (torch.arange(400) >= 77)[None]},
 }
 
@@ -41,6 +42,7 @@ def threads_as_before() -> Iterator[None]:
 
 def attend(threads: int, length: int, tensors: list[Tensor], options: dict[str, Any]) -> tuple[Tensor, ...]:
     torch.set_num_threads(threads)
+    torch.manual_seed(5)
     blocks = HEADS * -(-length // BLOCK_Q)
     assert (blocks >= TOGETHER * TURNS_EACH * threads) == (threads == 1), "one thread takes them together, three do not"
     return alibi_attention(*tensors, **options, return_lse=True, backend="cpu")

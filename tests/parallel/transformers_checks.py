@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -189,11 +190,14 @@ def a_model_that_looks_ahead_is_refused(rank: int) -> None:
 @check
 def a_compiled_model_is_divided_as_well(rank: int) -> None:
     """A Llama without a mask, in which compiled code cannot see that sequences are not packed."""
-    model, ids = split_context(MODELS["llama"]()), tokens(1, 80)[:, 20 * rank : 20 * rank + 20]
+    model = split_context(MODELS["llama"]())
     torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
-        expected = model(ids).logits
-        close(torch.compile(model, backend="eager")(ids).logits, expected, 2e-5, "logits")
+        for batch in (1, 2):
+            ids = tokens(batch, 80)[:, 20 * rank : 20 * rank + 20]
+            expected = model(ids, use_cache=False).logits
+            close(compiled(ids, use_cache=False).logits, expected, 2e-5, f"logits of {batch}")
 
 
 @check
@@ -241,6 +245,23 @@ def a_call_that_fails_before_its_first_attention_keeps_nobody_waiting(rank: int)
                     refuses(RuntimeError, "the call of rank 1 was refused", lambda model=model: model(ids))
             # And the model goes on as if nothing had been.
             assert model(ids).logits.shape[:2] == ids.shape
+        # The model inside tells as well, and who is at work on an error of another kind tells nothing.
+        if rank == 1:
+            refuses(ValueError, cases[1][1], lambda: llama.model(ids, attention_mask=holed))
+        else:
+            refuses(RuntimeError, "the call of rank 1 was refused", lambda: llama.model(ids))
+        try:
+            raise KeyError("of the caller's own")
+        except KeyError:
+            assert llama.model(ids).last_hidden_state.shape[:2] == ids.shape
+            # Divided once more, and tried out.
+            split_context(llama)
+        # Memory that there is not, as the call is looked at.
+        if rank == 1:
+            with mock.patch("alibi_attention.parallel.context.call_arguments", side_effect=MemoryError("none left")):
+                refuses(MemoryError, "none left", lambda: llama(ids))
+        else:
+            refuses(RuntimeError, "the call of rank 1 was refused", lambda: llama(ids))
         # Where all of them fail alike each says why itself.
         refuses(ValueError, cases[0][1], lambda: bloom(ids, attention_mask=holed))
         assert bloom(ids).logits.shape[:2] == ids.shape

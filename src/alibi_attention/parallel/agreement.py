@@ -120,8 +120,8 @@ def _check_positions(told: list[tuple[float, float]]) -> None:
         if not (math.isnan(before) or math.isnan(first)) and first != before + 1:
             raise ValueError(
                 "position_ids: expected those of one sequence, of which each process has a part, got parts that do not "
-                f"follow one another, in rank {rank} and the one before; leave them out, which is the same, and give "
-                "packed sequences a row each"
+                f"follow one another, alike in every row, in rank {rank} and the one before; leave them out, which is "
+                "the same, and give packed sequences a row each"
             )
 
 

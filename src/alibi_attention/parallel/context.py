@@ -156,7 +156,8 @@ def _prepare(
         query, key, value, slopes, *call = arguments
         problem, _ = problem_of(query, key, value, *call)
         choose(problem, backend)
-    except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+    except Exception as error:
+        # Whatever it is, memory that there is not among it: the others wait to hear of it.
         refused = refused or error
     trains = refused is None and torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
     shares = agree(

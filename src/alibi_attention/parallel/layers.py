@@ -20,8 +20,10 @@ class SharedContext:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
-        # How often it was called, and where the first and the last token here stand, if anybody says so.
+        # How often it was called, whether a call of a model is under way, and where the first and the last token here
+        # stand, if anybody says so.
         self.calls = 0
+        self.busy = False
         self.positions: tuple[float, float] | None = None
 
     def __call__(
@@ -51,9 +53,13 @@ class SharedContext:
         )  # fmt: skip
         return out
 
-    def refuse(self) -> None:
-        """Tell the others, who wait for this process's attention, that there will be none."""
-        agree(None, device_of(None, self.group), self.group, None, trains=False)
+    def refuse(self, tensor: Tensor | None) -> None:
+        """Tell the others, who wait for this process's attention, that there will be none.
+
+        Args:
+            tensor: any that lies where its queries would.
+        """
+        agree(None, device_of(tensor, self.group), self.group, None, trains=False)
 
     def __deepcopy__(self, memo: Any) -> SharedContext:
         return self

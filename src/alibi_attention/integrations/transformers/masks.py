@@ -87,6 +87,10 @@ def _packed_bounds(mask_function: Callable[..., Any], local_size: int | None) ->
         inner = next(cell for cell in _cells(parts["remap_positions_for_packed_sequence"]) if callable(cell))
         sequence = next(cell for cell in _cells(parts["packed_sequence_mask_function"]) if isinstance(cell, Tensor))
         if _packed_bounds(inner, local_size) is None:
+            if sequence.shape[0] != 1 and torch.compiler.is_compiling():
+                # Compiled code cannot look, and is told of every row that it may hold several.
+                torch._assert_async((sequence == sequence[:, :1]).all(), _PACKED_ROWS)
+                return None
             if sequence.shape[0] != 1:
                 raise ValueError(
                     "position_ids: expected sequences packed in one row, got a batch of "
@@ -99,6 +103,9 @@ def _packed_bounds(mask_function: Callable[..., Any], local_size: int | None) ->
         "attention_mask: expected causality, a sliding window, padding, or sequences packed in one row, got a mask "
         f"function of {sorted(parts)}; use another attn_implementation for it"
     )
+
+
+_PACKED_ROWS = "position_ids: expected sequences packed in one row, got a batch of such rows; put all of them into one"
 
 
 def _cells(function: Callable[..., Any]) -> list[Any]:

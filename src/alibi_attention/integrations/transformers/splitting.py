@@ -77,13 +77,20 @@ def split_context(model: Model, group: dist.ProcessGroup | None = None) -> Model
     ]
     inner = {id(each) for part in parts for each in part.modules() if each is not part}
     outermost = [part for part in parts if id(part) not in inner]
-    for part in outermost:
-        if not any(parameter.is_meta for parameter in part.parameters()):
-            _try(part, layers, _Nothing(found))
+    # What is tried out is nobody else's affair.
+    before = [(part, context) for part in parts if (context := keep_quiet(part)) is not None]
+    try:
+        for part in outermost:
+            if not any(parameter.is_meta for parameter in part.parameters()):
+                _try(part, layers, _Nothing(found))
+    except BaseException:
+        for part, context in before:
+            tell_others(part, context)
+        raise
     context = SharedContext(found)
     for layer in layers:
         give_context(layer, context)
-    for part in outermost:
+    for part in parts:
         tell_others(part, context)
     for part in parts:
         if hasattr(part, "generate"):

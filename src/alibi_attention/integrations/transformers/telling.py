@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from alibi_attention.integrations.transformers.hooks import remove_hooks
 from alibi_attention.parallel.layers import SharedContext
 
-_SHARED, _CALLS, _ARGUMENTS = "_alibi_shared", "_alibi_calls", "_alibi_arguments"
+_SHARED, _BEGUN, _ARGUMENTS = "_alibi_shared", "_alibi_begun", "_alibi_arguments"
+
+
+class _Begun(NamedTuple):
+    """What there was when a call of a module began."""
+
+    calls: int
+    error: BaseException | None
+    outermost: bool
 
 
 def tell_others(module: nn.Module, context: SharedContext) -> None:
@@ -27,17 +35,27 @@ def tell_others(module: nn.Module, context: SharedContext) -> None:
     module.register_forward_hook(_end, always_call=True)
 
 
-def keep_quiet(module: nn.Module) -> None:
-    """Undo `tell_others`."""
+def keep_quiet(module: nn.Module) -> SharedContext | None:
+    """Undo `tell_others`; returns what it had been given."""
     remove_hooks(module, _begin, _end)
-    for name in (_SHARED, _CALLS, _ARGUMENTS):
+    context: SharedContext | None = vars(module).pop(_SHARED, None)
+    for name in (_BEGUN, _ARGUMENTS):
         vars(module).pop(name, None)
+    return context
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     context: SharedContext = vars(module)[_SHARED]
-    vars(module)[_CALLS] = context.calls
+    begun: _Begun | None = vars(module).get(_BEGUN)
+    if begun is not None and begun.outermost:
+        # Ctrl-C ended it, of which no hook hears.
+        context.busy = False
+    vars(module)[_BEGUN] = _Begun(context.calls, sys.exc_info()[1], not context.busy)
+    if context.busy:
+        # A model inside another, which makes positions of its own accord.
+        return
+    context.busy = True
     named = {**dict(zip(vars(module)[_ARGUMENTS], args, strict=False)), **kwargs}
     ids = named.get("position_ids")
     # With a mask a row is taken for one sequence, whatever its positions.
@@ -55,6 +73,11 @@ def _ends(ids: Tensor) -> tuple[float, float] | None:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _end(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
     context: SharedContext = vars(module)[_SHARED]
-    context.positions = None
-    if sys.exc_info()[1] is not None and context.calls == vars(module).get(_CALLS):
-        context.refuse()
+    begun: _Begun | None = vars(module).pop(_BEGUN, None)
+    if begun is None or not begun.outermost:
+        return
+    context.busy, context.positions = False, None
+    error = sys.exc_info()[1]
+    # The caller may be at work on an error of its own.
+    if error is not None and error is not begun.error and context.calls == begun.calls:
+        context.refuse(next(module.parameters(), None))
