@@ -158,8 +158,8 @@ def what_experts_round_otherwise_is_no_reason_to_refuse_them(rank: int) -> None:
     """Many layers make the rounding of few tokens as large as what one token makes of another."""
     sizes = {**_SIZES, "num_hidden_layers": 16, "hidden_size": 64, "moe_intermediate_size": 48}
     torch.manual_seed(3)
-    whole = replace_positions(Qwen3MoeForCausalLM(Qwen3MoeConfig(num_experts=8, head_dim=16, **sizes)).eval())
-    divided = split_context(copy.deepcopy(whole))
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(num_experts=8, head_dim=16, **sizes)).eval()
+    divided = split_context(replace_positions(model))
     ids, own = tokens(1, 60), slice(15 * rank, 15 * rank + 15)
     with torch.no_grad():
         found = divided(ids[:, own]).logits

@@ -16,8 +16,13 @@ NAMES = "_alibi_names"
 
 def hook_arguments(module: nn.Module, hook: Callable[..., Arguments]) -> None:
     """Have ``hook(module, args, kwargs)`` change the arguments of forward; it may ask for `named_arguments`."""
-    vars(module)[NAMES] = tuple(inspect.signature(module.forward).parameters)
+    name_arguments(module)
     module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def name_arguments(module: nn.Module) -> None:
+    """Remember what the module's forward calls its arguments, for `named_arguments`."""
+    vars(module)[NAMES] = tuple(inspect.signature(module.forward).parameters)
 
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

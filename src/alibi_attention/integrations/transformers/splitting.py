@@ -92,7 +92,6 @@ def split_context(model: Model, group: dist.ProcessGroup | None = None) -> Model
         give_context(layer, context)
     for part in parts:
         tell_others(part, context)
-    for part in parts:
         if hasattr(part, "generate"):
             vars(part)["generate"] = _refuse_generation
     return model

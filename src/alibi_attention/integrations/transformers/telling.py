@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 from typing import Any, NamedTuple
@@ -10,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from alibi_attention.integrations.transformers.hooks import remove_hooks
+from alibi_attention.integrations.transformers.hooks import name_arguments, named_arguments, remove_hooks
 from alibi_attention.parallel.layers import SharedContext
 
-_SHARED, _BEGUN, _ARGUMENTS = "_alibi_shared", "_alibi_begun", "_alibi_arguments"
+_SHARED, _BEGUN = "_alibi_shared", "_alibi_begun"
 
 
 class _Begun(NamedTuple):
@@ -29,7 +28,7 @@ def tell_others(module: nn.Module, context: SharedContext) -> None:
     first attention, for which they would wait in vain."""
     keep_quiet(module)
     vars(module)[_SHARED] = context
-    vars(module)[_ARGUMENTS] = tuple(inspect.signature(module.forward).parameters)
+    name_arguments(module)
     # Before all others, which may refuse.
     module.register_forward_pre_hook(_begin, with_kwargs=True, prepend=True)
     module.register_forward_hook(_end, always_call=True)
@@ -39,8 +38,7 @@ def keep_quiet(module: nn.Module) -> SharedContext | None:
     """Undo `tell_others`; returns what it had been given."""
     remove_hooks(module, _begin, _end)
     context: SharedContext | None = vars(module).pop(_SHARED, None)
-    for name in (_BEGUN, _ARGUMENTS):
-        vars(module).pop(name, None)
+    vars(module).pop(_BEGUN, None)
     return context
 
 
@@ -56,7 +54,7 @@ def _begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         # A model inside another, which makes positions of its own accord.
         return
     context.busy = True
-    named = {**dict(zip(vars(module)[_ARGUMENTS], args, strict=False)), **kwargs}
+    named = named_arguments(module, args, kwargs)
     ids = named.get("position_ids")
     # With a mask a row is taken for one sequence, whatever its positions.
     context.positions = _ends(ids) if isinstance(ids, Tensor) and named.get("attention_mask") is None else None
