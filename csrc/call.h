@@ -10,7 +10,7 @@ enum DataType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Status : int64_t { kDone = 0, kWrongSize = 1, kNoMemory = 2, kWrongPlan = 3, kWrongShape = 4 };
 
 // Raised whenever a caller of before would be misunderstood, be it at equal sizes.
-constexpr int64_t kInterface = 4;
+constexpr int64_t kInterface = 5;
 
 // The grid of plans and summaries. Python's share of the work knows both.
 constexpr int kBlock = 48;  // queries in a block: three vectors of 16
@@ -107,6 +107,7 @@ struct Append {
     double* longest;
     double* farther;
     int64_t books_batch_stride;
+    int64_t threads;  // share the tokens, unless something is known of all keys: of one call's tokens that is one thing
 };
 
 // Rows of queries held against the keys that a cache has let go of. cache/audit.py and cache/auditor.py say what the

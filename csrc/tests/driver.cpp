@@ -547,6 +547,7 @@ bool appends(Case& c) {
             append.norms_head_stride = tiles;
         }
         append.center = center.data();
+        append.threads = 1 + random.below(3);
         append.radii = asked || !kept ? radii.data() : nullptr;
         if (known) {
             append.heads = heads.data();

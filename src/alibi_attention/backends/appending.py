@@ -1,6 +1,7 @@
 """New tokens of a cache by the compiled library: put in their place, and measured for the summary of the keys.
 
-The work is little; what is spared is the dozen calls of torch that it takes otherwise.
+Of a few the work is little, and what is spared is the dozen calls of torch that it takes otherwise; those would read
+and write a prompt a dozen times, which takes longer than attention to it.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ def _library_is_there() -> bool:
 
 def _pack(
     key: Tensor, value: Tensor, kv_heads: int, heads: int, held: tuple[int, ...], center: Tensor,
-    norms: tuple[int, ...], radii: int, known_stride: int,
+    norms: tuple[int, ...], radii: int, known_stride: int, threads: int,
 ) -> bytes:  # fmt: skip
     batch, _, tokens, head_dim = key.shape
     return native.APPEND.pack(
         native.APPEND.size, cpu._TYPES[key.dtype], batch, kv_heads, tokens, head_dim, value.shape[3], 0,
         *cpu._place(key), *cpu._place(value), heads, *held, center.data_ptr(), *norms, radii, 0, 0, 0, known_stride,
+        threads,
     )  # fmt: skip
 
 
@@ -58,7 +60,9 @@ def radii_of(key: Tensor, value: Tensor, center: Tensor) -> Tensor:
     radii = torch.empty(key.shape[:3], dtype=torch.float64)
     library = native.load()
     assert not isinstance(library, str)
-    packed = _pack(key, value, key.shape[1], 0, (0,) * 8, center, (0, 0, 0), radii.data_ptr(), 0)
+    packed = _pack(
+        key, value, key.shape[1], 0, (0,) * 8, center, (0, 0, 0), radii.data_ptr(), 0, torch.get_num_threads()
+    )
     native.check(library.append(packed))
     return radii
 
@@ -103,7 +107,7 @@ class PreparedAppend:
         self._template.frombytes(
             _pack(
                 key, value, held_key.shape[1], 0 if heads is None else heads.data_ptr(), held, center,
-                cpu._place(norms)[:3], 0, key.shape[1],
+                cpu._place(norms)[:3], 0, key.shape[1], 1,
             )
         )  # fmt: skip
 

@@ -126,6 +126,13 @@ def mean_key(key: Tensor, key_mask: Tensor | None) -> Tensor:
     number = torch.zeros(*key.shape[:2], 1, dtype=torch.int64, device=key.device)
     for at in token_chunks(key):
         piece = key[:, :, at]
+        if key_mask is None and key.device.type == "cpu":
+            # Nearly always nothing is left out, which the sum shows: a look at every number costs five such sums.
+            added = piece.sum(2, dtype=work)
+            if bool(added.isfinite().all()):
+                total += added
+                number += piece.shape[2]
+                continue
         counted = piece.isfinite().all(-1, keepdim=True)
         if key_mask is not None:
             counted = counted & key_mask[:, None, at, None]
