@@ -21,10 +21,12 @@ from alibi_attention import __version__
 from alibi_attention.cli.app import app
 from alibi_attention.cli.extrapolate import extrapolate
 from alibi_attention.cli.lab_values import COUNT
+from alibi_attention.cli.reproduce import paper
 from alibi_attention.cli.study import study
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.model import Decoder
-from alibi_attention.lab.study import STUDY
+from alibi_attention.lab.paper import paper_config
+from alibi_attention.lab.study import STUDY, study_config
 
 Invoke = Callable[..., Result]
 
@@ -145,23 +147,55 @@ def test_help_of_a_study_tells_its_settings(alibi: Invoke) -> None:
         f"{STUDY['learning_rate']} and {STUDY['precision']}, and half of its sequences" in text
     )
     assert STUDY["recall_share"] == 0.5
-    told = {"width", "batch_size", "learning_rate", "precision", "recall_share", "variants", "protocols"}
-    usual = ExperimentConfig().model_dump()
-    shown = inspect.signature(study).parameters.keys()
-    assert {name for name, value in STUDY.items() if value != usual[name] and name not in shown} == told
 
 
-def test_defaults_are_those_of_the_configuration() -> None:
-    parameters = inspect.signature(extrapolate).parameters
-    config = ExperimentConfig()
-    for name in ExperimentConfig.model_fields:
+COMMANDS: dict[str, tuple[Callable[..., None], ExperimentConfig, set[str], set[str]]] = {
+    # With what is left out of each, and what help says in words.
+    "extrapolate": (extrapolate, ExperimentConfig(), set(), {"eval_lengths", "text", "held_out_text"}),
+    "study": (
+        study,
+        study_config().model_copy(update={"variants": ("all",), "protocols": ("all",)}),
+        {"seed", "objective", "mask_share"},
+        {"methods", "eval_lengths", "text", "held_out_text"},
+    ),
+    "reproduce paper": (
+        paper,
+        paper_config(),
+        {"objective", "mask_share", "text", "held_out_text", "held_out_share"},
+        {"eval_lengths", "batch_size", "accumulate"},
+    ),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_setting_is_a_flag_and_help_has_its_default(command: str) -> None:
+    function, config, left_out, in_words = COMMANDS[command]
+    parameters = inspect.signature(function).parameters
+    assert set(ExperimentConfig.model_fields) - set(parameters) == left_out
+    for name in set(ExperimentConfig.model_fields) - left_out:
         default = parameters[name].default
-        if name in ("eval_lengths", "text", "held_out_text"):
-            assert default is None
+        if name in in_words:
+            assert default is None, name
         elif name in ("methods", "variants", "protocols", "cutoffs"):
-            assert tuple(filter(None, default.split(","))) == getattr(config, name)
+            assert tuple(filter(None, default.split(","))) == tuple(map(str, getattr(config, name))), name
         else:
             assert default == getattr(config, name), name
+
+
+def test_settings_of_a_study_may_be_flags(alibi: Invoke) -> None:
+    Path("texts").mkdir()
+    for i in range(12):
+        Path(f"texts/{i}.txt").write_text(f"some text {i} and more of it, {i * i} times. " * 40, encoding="utf-8")
+    done = alibi(
+        "study", "--output", "study", "--seeds=1", "--text", "texts", "--methods=nope", "--layers=1", "--width=16",
+        "--heads=2", "--batch-size=2", "--steps=1", "--warmup=0", "--length=16", "--eval-lengths=16,32",
+        "--eval-tokens=64", "--protocols=windows", "--recall-share=0", "--learning-rate=0.001",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    config = json.loads(Path("study/seed-0/config.json").read_text(encoding="utf-8"))["config"]
+    assert (config["width"], config["batch_size"], config["learning_rate"]) == (16, 2, 0.001)
+    assert config["text"] == [str(Path("texts").resolve())]
+    assert config["precision"] == STUDY["precision"]
 
 
 def test_help_imports_neither_torch_nor_the_laboratory() -> None:

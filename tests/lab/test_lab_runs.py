@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -13,8 +14,9 @@ import pytest
 import torch
 from lab_cases import Said
 
+import alibi_attention
 from alibi_attention.backends import native
-from alibi_attention.lab.complete import Run
+from alibi_attention.lab.complete import Run, read_runs
 from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.config_file import read_config_file
 from alibi_attention.lab.corpus import load_corpus
@@ -142,6 +144,41 @@ def test_resume_refuses_another_schema(tiny: MakeConfig, tmp_path: Path) -> None
     (root / "config.json").write_text(json.dumps({**start, "schema_version": 99}), encoding="utf-8")
     with pytest.raises(LabError, match=r"^run: expected a run folder of schema version 3, got version 99 in "):
         resume_experiment(root)
+
+
+@pytest.mark.parametrize("name", ["config.json", "rope/result.json", "rope/evaluation/plain-windows.json"])
+def test_what_a_later_version_added_is_its_own_and_not_spoilt(tiny: MakeConfig, tmp_path: Path, name: str) -> None:
+    root = tmp_path / "run"
+    start_experiment(tiny(methods=("rope",)), root)
+    path = root / name
+    value = json.loads(path.read_text(encoding="utf-8"))
+    of_it = value["config"] if name == "config.json" else value["result"] if "result" in value else value["scores"][0]
+    of_it["invented_later"] = 1
+    path.write_text(json.dumps(value), encoding="utf-8")
+    (root / "results.json").unlink()
+    if "evaluation" in name:
+        (root / "rope" / "result.json").unlink()
+    wrote = json.loads((root / "config.json").read_text(encoding="utf-8"))["environment"]
+    with pytest.raises(LabError) as error:
+        resume_experiment(root)
+    assert str(error.value) == (
+        f"run: expected what this version of alibi-attention, {alibi_attention.__version__}, knows, got invented_later "
+        f"in {path}, which another wrote ({wrote['alibi_attention']}, sources {wrote['sources']}); "
+        "nothing is wrong with it: read and continue it with the version that wrote it"
+    )
+    assert json.loads(path.read_text(encoding="utf-8")) == value
+
+
+def test_a_report_s_file_of_a_later_version_is_told_of_likewise(tiny: MakeConfig, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    start_experiment(tiny(methods=("rope",)), root)
+    whole = json.loads((root / "results.json").read_text(encoding="utf-8"))
+    for add in (lambda value: value["config"], lambda value: value["results"][0]):
+        value = copy.deepcopy(whole)
+        add(value)["invented_later"] = 1
+        (root / "results.json").write_text(json.dumps(value), encoding="utf-8")
+        with pytest.raises(LabError, match=r"^run: expected what this version .* got invented_later in .*results.json"):
+            read_runs([root / "results.json"])
 
 
 def test_resume_refuses_a_spoilt_configuration(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from alibi_attention.cli.commands import Command, Group
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_results
-from alibi_attention.cli.lab_values import COUNT, given_settings
+from alibi_attention.cli.settings import Shown, given_experiment, takes_settings
 
 reproduce = typer.Typer(cls=Group, help="Published experiments, run through the laboratory.", no_args_is_help=True)
 
@@ -22,6 +22,40 @@ def experiments() -> None:
 
 
 @reproduce.command(cls=Command)
+@takes_settings(
+    # The paper predicts the next word of a data set.
+    leave_out=("objective", "mask_share", "text", "held_out_text", "more_text", "held_out_share"),
+    defaults={
+        "methods": "alibi,sinusoidal,rope,t5",
+        "length": Shown(512, help="Training length, in words; the paper's are 64 to 3072."),
+        "eval_lengths": Shown(words="the trained one, and the paper's that are longer"),
+        "eval_tokens": 217_646,
+        "protocols": "windows,sliding",
+        "dataset": Shown("Salesforce/wikitext", help="WikiText-103 by name, or the path of a local copy."),
+        "dataset_config": "wikitext-103-v1",
+        "dataset_held_out": "validation",
+        "document_start": "^ = [^=]",
+        "tokenizer": "words",
+        "layers": 16,
+        "width": 1024,
+        "dropout": 0.3,
+        "attention_dropout": 0.1,
+        "cutoffs": "20000,60000",
+        "steps": 286_000,
+        "batch_size": Shown(words="up to 9,216 words a device"),
+        "accumulate": Shown(words="as many as make 73,728 words"),
+        "optimizer": "nag",
+        "learning_rate": 1.0,
+        "warmup": 16_000,
+        "final_rate": 1e-4,
+        "weight_decay": 0.0,
+        "clip": 0.1,
+        "precision": "bf16",
+        "checkpoint_every": 1000,
+        "device": "cuda",
+        "devices": Shown(1, help="GPUs that share every batch."),
+    },
+)
 def paper(
     context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder of the run; must be new.")] = Path("runs/paper"),
@@ -29,44 +63,15 @@ def paper(
     config: Annotated[
         Path | None, typer.Option(help="YAML file of settings that replace the paper's.", metavar="FILE")
     ] = None,
-    methods: Annotated[str, typer.Option(help="Position methods, joined by commas.")] = "alibi,sinusoidal,rope,t5",
-    length: Annotated[int, typer.Option(help="Training length, in words; the paper's are 64 to 3072.", **COUNT)] = 512,
-    eval_lengths: Annotated[
-        str | None,
-        typer.Option(
-            help="Lengths to evaluate at, joined by commas.",
-            metavar="LENGTHS",
-            show_default="the trained one, and the paper's that are longer",
-        ),
-    ] = None,
-    dataset: Annotated[
-        str, typer.Option(help="WikiText-103 by name, or the path of a local copy.")
-    ] = "Salesforce/wikitext",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 286_000,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Sequences in each part of a step.", show_default="up to 9,216 words a device"),
-    ] = None,
-    accumulate: Annotated[
-        int | None,
-        typer.Option(help="Parts of a step whose gradients are added up.", show_default="as many as make 73,728 words"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute.", metavar="cpu|cuda")] = "cuda",
-    devices: Annotated[int, typer.Option(help="GPUs that share every batch.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights and the batches.")] = 0,
     show: Annotated[
         bool, typer.Option("--show", help="Print the configuration (--resume: the run's) and differences, and exit.")
     ] = False,
 ) -> None:
     """Train short, test long as in Press, Smith and Lewis (2022): WikiText-103, 16 layers, 8 heads, width 1024.
 
-    Needs a GPU and the extra `data` (pip install -c constraints.txt '.\\[data]' in a checkout). Other settings go into
-    a --config file.
+    Needs a GPU and the extra `data` (pip install -c constraints.txt '.\\[data]' in a checkout).
     """
-    del methods, length, eval_lengths, dataset, steps, batch_size, accumulate, device, devices, seed
-    given = given_settings(context, ignored=("output", "resume", "config", "show"))
-    if given.get("dataset") and Path(given["dataset"]).exists():
-        given["dataset"] = str(Path(given["dataset"]).resolve())
+    given = given_experiment(context, ignored=("output", "resume", "config", "show"))
     require("lab")
     with laboratory_errors(output):
         from rich.console import Console

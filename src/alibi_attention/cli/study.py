@@ -10,9 +10,25 @@ import typer
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_report
-from alibi_attention.cli.lab_values import COUNT, given_settings
+from alibi_attention.cli.settings import Shown, given_experiment, takes_settings
 
 
+@takes_settings(
+    # Each run of a study has a seed of its own, and predicts the next token.
+    leave_out=("seed", "objective", "mask_share"),
+    defaults={
+        "methods": Shown(words="every one that differs"),
+        "variants": "all",
+        "protocols": "all",
+        "width": 256,
+        "steps": 1800,
+        "batch_size": 16,
+        "learning_rate": 2e-3,
+        "recall_share": 0.5,
+        "precision": "bf16",
+        "eval_precision": "bf16",
+    },
+)
 def study(
     context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder of the study; continued where it stopped.")] = Path("runs/study"),
@@ -31,40 +47,16 @@ def study(
     config: Annotated[
         Path | None, typer.Option(help="YAML file of settings that replace the study's.", metavar="FILE")
     ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="Position methods, joined by commas.", show_default="every one that differs", metavar="NAMES"
-        ),
-    ] = None,
-    length: Annotated[int, typer.Option(help="Length of training sequences.", **COUNT)] = 256,
-    eval_lengths: Annotated[
-        str | None,
-        typer.Option(
-            help="Lengths to evaluate at, joined by commas.",
-            metavar="LENGTHS",
-            show_default="--length and its five doublings",
-        ),
-    ] = None,
-    eval_tokens: Annotated[
-        int, typer.Option(help="About how many held-out tokens to read at each length.", **COUNT)
-    ] = 131_072,
-    eval_precision: Annotated[
-        str, typer.Option(help="Precision of matrix products in evaluation.", metavar="fp32|bf16")
-    ] = "bf16",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1800,
-    device: Annotated[str, typer.Option(help="Where to compute.", metavar="cpu|cuda")] = "cpu",
 ) -> None:
     """Every method and variant that differs, by every protocol, under several seeds, and the report.
 
     A study trains at width 256 with 16 sequences a step, learning rate 0.002 and bf16, and half of its sequences have
-    values to recall in them. Any other setting of alibi extrapolate can be put into a file and given by --config.
+    values to recall in them.
 
     Ctrl-C, or the end of --minutes, stops after the step at hand, or in an evaluation, whose finished lengths are kept;
     the same command goes on from there.
     """
-    del methods, length, eval_lengths, eval_tokens, eval_precision, steps, device
-    given = given_settings(context, ignored=("output", "seeds", "only_seed", "minutes", "config"))
+    given = given_experiment(context, ignored=("output", "seeds", "only_seed", "minutes", "config"))
     require("lab")
     # A study is continued by its own command, which the message must name.
     with laboratory_errors(output, again="the same command", names={"run": "--output", "resume": "--output"}):

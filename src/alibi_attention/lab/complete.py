@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from alibi_attention.lab.config import ExperimentConfig, make_config
 from alibi_attention.lab.dissection import read_inside
 from alibi_attention.lab.errors import LabError
@@ -15,7 +17,7 @@ from alibi_attention.lab.files import read_json, write_text
 from alibi_attention.lab.inside import Inside
 from alibi_attention.lab.positions import position_methods, split_name
 from alibi_attention.lab.runs import MethodResult, RunFolder, evaluations_of
-from alibi_attention.lab.schema import SCHEMA_VERSION
+from alibi_attention.lab.schema import SCHEMA_VERSION, refuse_later_fields, refuse_later_settings
 
 # Settings in which the runs of one experiment may differ, and those in which the parts of one run may.
 _OF_SEEDS = frozenset({"seed", "checkpoint_every"})
@@ -90,7 +92,9 @@ def _read_file(path: Path) -> Run:
         value: dict[str, Any] = read_json(path)
         if value["schema_version"] == SCHEMA_VERSION:
             start = {name: value[name] for name in ("schema_version", "config", "corpus", "environment")}
-            config, sessions = make_config(value["config"]), list(value["sessions"])
+            sessions = list(value["sessions"])
+            refuse_later_settings(start["config"], path, sessions[-1])
+            config = make_config(start["config"])
             results = [MethodResult.model_validate(result).judged(config) for result in value["results"]]
             looks = {name: Inside.model_validate(look) for name, look in value.get("inside", {}).items()}
             if tuple(result.method for result in results) == config.methods and start["corpus"]["fingerprint"]:
@@ -98,6 +102,8 @@ def _read_file(path: Path) -> Run:
     except LabError:
         # A configuration that cannot be used here, of a method this installation lacks, say.
         raise
+    except ValidationError as error:
+        refuse_later_fields(error, path, sessions[-1])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     expected = f"a run folder, or a file of a run of schema version {SCHEMA_VERSION} as a report or a run wrote it"

@@ -38,7 +38,12 @@ from alibi_attention.lab.environment import differences, environment
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import is_partial, read_json, write_json, write_text
 from alibi_attention.lab.lock import locked
-from alibi_attention.lab.schema import SCHEMA_VERSION, brought_up_to_date
+from alibi_attention.lab.schema import (
+    SCHEMA_VERSION,
+    brought_up_to_date,
+    refuse_later_fields,
+    refuse_later_settings,
+)
 from alibi_attention.lab.scores import Evaluation, RecallScore, Score
 from alibi_attention.lab.verdicts import judge
 
@@ -206,7 +211,9 @@ class RunFolder:
 
     def read_config(self, *, older: bool = False) -> ExperimentConfig:
         """The configuration the run was started with; ``older`` as in `read_start`."""
-        return make_config(self.read_start(older=older)["config"])
+        start = self.read_start(older=older)
+        refuse_later_settings(start["config"], self.config, start.get("environment", {}))
+        return make_config(start["config"])
 
     def changes_of_environment(self, config: ExperimentConfig) -> list[str]:
         """In words, what is not as it was when the run was last worked on, and bears on the last bits of a result."""
@@ -231,8 +238,11 @@ class RunFolder:
             return None
         try:
             return MethodResult.model_validate(self._read_part(path)["result"]).judged(self.read_config())
-        except (ValidationError, KeyError):
-            raise LabError("run", expected="a result of this version", got=str(path), remedy=_AGAIN) from None
+        except ValidationError as error:
+            refuse_later_fields(error, path, self.read_sessions()[-1])
+            raise _not_as_written(path) from None
+        except KeyError:
+            raise _not_as_written(path) from None
 
     def read_results(self) -> list[MethodResult]:
         """Of a complete run.
@@ -279,7 +289,10 @@ class RunFolder:
         try:
             scores = tuple(kind.model_validate(score) for score in value["scores"])
             return Kept(scores=scores, seconds=value["seconds"], lengths=value["lengths"])
-        except (ValidationError, KeyError, TypeError):
+        except ValidationError as error:
+            refuse_later_fields(error, path, self.read_sessions()[-1])
+            raise _not_as_written(path) from None
+        except (KeyError, TypeError):
             raise _not_as_written(path) from None
 
     def write_evaluation(self, method: str, variant: str | None, protocol: str, kept: Kept) -> None:

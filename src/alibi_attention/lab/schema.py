@@ -1,8 +1,16 @@
-"""The beginnings of run folders that earlier versions wrote, as this version would have written them."""
+"""What other versions wrote: beginnings of run folders by earlier ones, and what later ones added."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
+
+from alibi_attention import __version__
+from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.errors import LabError
 
 SCHEMA_VERSION = 3
 """Of a run folder. Raised when a file of it changes its meaning; additions leave it alone."""
@@ -22,3 +30,28 @@ def brought_up_to_date(start: dict[str, Any]) -> dict[str, Any]:
     if "eval_bytes" in config:
         config["eval_tokens"] = config.pop("eval_bytes")
     return {**start, "schema_version": SCHEMA_VERSION, "config": config}
+
+
+def refuse_later_settings(config: Mapping[str, Any], path: Path, environment: Mapping[str, Any]) -> None:
+    """Raise `LabError` if settings are not all known here: a later version wrote them, in the ``environment``."""
+    later = [name for name in config if name not in ExperimentConfig.model_fields]
+    if later:
+        raise _of_later_version(later, path, environment)
+
+
+def refuse_later_fields(error: ValidationError, path: Path, environment: Mapping[str, Any]) -> None:
+    """Raise `LabError` if what is wrong with a file are fields that this version does not know."""
+    later = [str(each["loc"][-1]) for each in error.errors() if each["type"] == "extra_forbidden"]
+    if later:
+        raise _of_later_version(later, path, environment)
+
+
+def _of_later_version(names: list[str], path: Path, environment: Mapping[str, Any]) -> LabError:
+    wrote = f"{environment.get('alibi_attention', 'not told')}, sources {environment.get('sources', 'not told')}"
+    more = "" if len(names) == 1 else f" and {len(names) - 1} more"
+    return LabError(
+        "run",
+        expected=f"what this version of alibi-attention, {__version__}, knows",
+        got=f"{names[0]}{more} in {path}, which another wrote ({wrote})",
+        remedy="nothing is wrong with it: read and continue it with the version that wrote it",
+    )
