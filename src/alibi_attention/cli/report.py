@@ -16,6 +16,13 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(help="Complete runs of one experiment: folders, or files such as run-seed-0.json.")
     ],
+    shorter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A run trained shorter and evaluated at the lengths of the others, to compare; once for each seed.",
+            metavar="RUN",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
 ) -> None:
     """One self-contained HTML page and Markdown from runs, with every figure as SVG and PNG.
@@ -28,4 +35,4 @@ def report(
     with laboratory_errors(output, again="the same command, which begins anew", names=names):
         from alibi_attention.lab.report import write_report
 
-        print_report(output, write_report(runs, output))
+        print_report(output, write_report(runs, output, shorter=shorter or ()))

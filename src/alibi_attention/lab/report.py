@@ -18,16 +18,17 @@ from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.figures import save_figure
 from alibi_attention.lab.files import write_json, write_text
 from alibi_attention.lab.report_figures import draw_report_figures
-from alibi_attention.lab.report_folder import refuse_other_seeds, refuse_strangers, remove_figures
+from alibi_attention.lab.report_folder import refuse_other_runs, refuse_strangers, remove_figures
 from alibi_attention.lab.report_html import html_page
 from alibi_attention.lab.report_inside import Look, find_looks, inside_parts, look_command
 from alibi_attention.lab.report_table import Picture, Table
 from alibi_attention.lab.report_tables import report_tables, unit_of
+from alibi_attention.lab.shorter import read_shorter, shorter_json, shorter_tables
 from alibi_attention.lab.summary import Line, RecallPoint, machine_differences, summarise
 from alibi_attention.lab.tables import markdown
 
 
-def write_report(roots: Sequence[Path], folder: Path) -> Path:
+def write_report(roots: Sequence[Path], folder: Path, *, shorter: Sequence[Path] = ()) -> Path:
     """Report complete runs of one experiment.
 
     Args:
@@ -35,6 +36,8 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
         folder: gets ``report.html``, ``report.md``, ``summary.json``, ``figures/``, and for each run
             ``config-seed-N.yaml``, to repeat it with, and ``run-seed-N.json``, to report it again with others. An
             earlier report there is replaced, and those of its figures removed that this one has not got.
+        shorter: runs of the same seeds trained at a shorter length and evaluated at these ones', to be compared; they
+            are kept as ``run-shorter-seed-N.json``.
 
     Returns:
         The path of the page.
@@ -43,10 +46,12 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
         LabError: for runs that are not complete or do not belong together, or a folder with files of these names that
             are of no report, or of one with other seeds.
     """
-    inputs = {root.resolve() for root in roots if root.is_file()}
+    inputs = {root.resolve() for root in [*roots, *shorter] if root.is_file()}
     refuse_strangers(folder, inputs)
     runs = read_runs(roots)
-    refuse_other_seeds(folder, {run.config.seed for run in runs}, inputs)
+    short = read_shorter(shorter, runs) if shorter else []
+    kept = {**_kept(runs), **_kept(short, "shorter-")}
+    refuse_other_runs(folder, {*kept, *map(_config_of, kept)}, inputs)
     lines = summarise(runs)
     config = runs[0].config
     if config.objective != "next":
@@ -56,31 +61,36 @@ def write_report(roots: Sequence[Path], folder: Path) -> Path:
                        remedy=remedy)  # fmt: skip
     looks = find_looks(runs, lines)
     tables = report_tables(lines, config)
+    if short:
+        # Behind the verdicts: it is what a reader of the paper looks for.
+        tables[1:1] = shorter_tables(runs, short, unit_of(config))
     with mpl.rc_context({"font.size": 11.0}):
         pictures = draw_report_figures(lines, config.length, unit_of(config))
         inside_tables, inside_pictures = inside_parts(looks, unit_of(config))
         tables += inside_tables
         pictures |= inside_pictures
         # First: a folder counts as a report's from then on, so that one that was interrupted can be made again.
-        write_json(folder / "summary.json", summary_json(runs, lines))
+        write_json(folder / "summary.json", summary_json(runs, lines, short))
         remove_figures(folder, pictures)
         for name, picture in pictures.items():
             save_figure(picture.broad, [folder / "figures" / f"{name}.{suffix}" for suffix in ("png", "svg")])
         title, lead, facts = _title(config, len(runs)), _lead(lines, config), _facts(runs)
-        command = _command(runs, looks)
+        command = _command(runs, short, looks)
         settings = json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False)
         page = html_page(title, lead, facts, tables, pictures, command, settings)
-    for run in runs:
-        write_config_file(folder / _config_name(run), run.config)
-        write_run(folder / _file_name(run), run)
+    for name, run in kept.items():
+        write_config_file(folder / _config_of(name), run.config)
+        write_run(folder / name, run)
     write_text(folder / "report.md", _markdown(title, lead, facts, tables, pictures, command))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def summary_json(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, object]:
+def summary_json(runs: Sequence[Run], lines: Sequence[Line], shorter: Sequence[Run] = ()) -> dict[str, object]:
     """What the tables are made of, unrounded."""
+    compared = {"shorter": shorter_json(runs, shorter)} if shorter else {}
     return {
+        **compared,
         "config": {**runs[0].config.model_dump(mode="json"), "seed": [run.config.seed for run in runs]},
         "corpus": runs[0].start["corpus"],
         "environments": [run.start["environment"] for run in runs],
@@ -164,25 +174,31 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return facts
 
 
-def _config_name(run: Run) -> str:
-    return f"config-seed-{run.config.seed}.yaml"
+def _kept(runs: Sequence[Run], kind: str = "") -> dict[str, Run]:
+    """Runs by the names of the files that a report keeps of them."""
+    return {f"run-{kind}seed-{run.config.seed}.json": run for run in runs}
 
 
-def _file_name(run: Run) -> str:
-    return f"run-seed-{run.config.seed}.json"
+def _config_of(name: str) -> str:
+    return f"config-{name.removeprefix('run-').removesuffix('.json')}.yaml"
 
 
-def _command(runs: Sequence[Run], looks: Sequence[Look]) -> str:
+def _command(runs: Sequence[Run], shorter: Sequence[Run], looks: Sequence[Look]) -> str:
     """What repeats the runs and the report, in the report's own folder, which may be all that is left of them."""
-    roots = [f"again/seed-{run.config.seed}" for run in runs]
+    kept, short = list(_kept(runs)), list(_kept(shorter, "shorter-"))
+    roots = {name: f"again/{name.removeprefix('run-').removesuffix('.json')}" for name in [*kept, *short]}
     commands = [
-        shlex.join(["alibi", "extrapolate", "--config", _config_name(run), "--output", root])
-        for run, root in zip(runs, roots, strict=True)
+        shlex.join(["alibi", "extrapolate", "--config", _config_of(name), "--output", root])
+        for name, root in roots.items()
     ]
     commands += [look_command(look, f"again/seed-{look.seed}") for look in looks]
-    commands.append(shlex.join(["alibi", "report", *roots, "--output", "again"]))
-    kept = shlex.join(["alibi", "report", *map(_file_name, runs), "--output", "again"])
-    return "\n".join([*commands, "# or the report alone, of the scores kept beside it:", kept])
+
+    def report(names: Mapping[str, str]) -> str:
+        beside = [word for name in short for word in ("--shorter", names[name])]
+        return shlex.join(["alibi", "report", *(names[name] for name in kept), *beside, "--output", "again"])
+
+    whole = {name: name for name in roots}
+    return "\n".join([*commands, report(roots), "# or the report alone, of the scores kept beside it:", report(whole)])
 
 
 def _markdown(

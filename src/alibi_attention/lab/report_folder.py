@@ -13,7 +13,7 @@ from alibi_attention.lab.files import read_json
 _PARTS = frozenset({"config", "corpus", "evaluations"})
 
 _FIXED = ("report.md", "report.html", "summary.json", "figures")
-_OF_A_SEED = re.compile(r"(?:config-seed-(\d+)\.yaml|run-seed-(\d+)\.json)")
+_OF_A_SEED = re.compile(r"(?:config-(?:shorter-)?seed-\d+\.yaml|run-(?:shorter-)?seed-\d+\.json)")
 
 # How report.md shows a figure.
 _SHOWN = re.compile(r"\]\(figures/([\w.-]+)\.png\)")
@@ -33,13 +33,13 @@ def refuse_strangers(folder: Path, inputs: Collection[Path]) -> None:
         raise LabError("output", expected="a new folder, or one with an earlier report", got=got, remedy="name another")
 
 
-def refuse_other_seeds(folder: Path, seeds: Collection[int], inputs: Collection[Path]) -> None:
-    """Raise `LabError` where an earlier report keeps runs of seeds that this one has not got.
+def refuse_other_runs(folder: Path, written: Collection[str], inputs: Collection[Path]) -> None:
+    """Raise `LabError` where an earlier report keeps runs that this one, which writes ``written``, has not got.
 
     They would pass for runs of this one, and may be all that is left of them: they are neither kept in silence nor
     removed.
     """
-    left = [name for name, seed in _of_seeds(folder).items() if seed not in seeds]
+    left = [name for name in _of_seeds(folder) if name not in written]
     left = [name for name in left if (folder / name).resolve() not in inputs]
     if left:
         expected = "a new folder, or one whose report is of no other seeds"
@@ -70,8 +70,7 @@ def _is_taken(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _of_seeds(folder: Path) -> dict[str, int]:
-    """Files of a seed by name, with its number."""
+def _of_seeds(folder: Path) -> list[str]:
+    """Names of the files that a report keeps of runs."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    matches = {name: found for name in names if (found := _OF_A_SEED.fullmatch(name))}
-    return {name: int(found[1] or found[2]) for name, found in matches.items()}
+    return [name for name in names if _OF_A_SEED.fullmatch(name)]

@@ -102,14 +102,15 @@ def _against(lines: Sequence[Line], protocol: LossProtocol, title: str, header: 
     else:
         note += " Of one seed: the interval is over documents alone, and another seed may differ by more."
     rows = [
-        [line.title, *(_difference(point.against, seeds) for point in line.losses[protocol])]
+        [line.title, *(difference_cell(point.against, seeds) for point in line.losses[protocol])]
         for line in lines
         if line is not reference
     ]
     return Table(f"{protocol}-against", f"{title}: bits per byte less {reference.title}'s", note, header, rows)
 
 
-def _difference(difference: Difference | None, seeds: int) -> str:
+def difference_cell(difference: Difference | None, seeds: int) -> str:
+    """With its interval and, of several seeds, least and most among them."""
     if difference is None:
         return NONE
     if seeds == 1:
