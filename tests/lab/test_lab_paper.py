@@ -140,7 +140,7 @@ def test_dry_run(local_copy: Path, tmp_path: Path) -> None:
     arguments = [
         "reproduce", "paper", "--output", str(tmp_path / "run"), "--config", str(tmp_path / "smaller.yaml"),
         "--dataset", str(local_copy), "--device=cpu", "--steps=2", "--batch-size=2", "--accumulate=2", "--length=16",
-        "--eval-lengths=16,32", "--methods=alibi,sinusoidal",
+        "--eval-lengths=16,32", "--methods=alibi,sinusoidal,rope,t5",
     ]  # fmt: skip
     result = CliRunner().invoke(app, arguments, prog_name="alibi")
     assert result.exit_code == 0, result.output
@@ -150,7 +150,7 @@ def test_dry_run(local_copy: Path, tmp_path: Path) -> None:
     assert start["corpus"]["held_out_documents"] == 3
     assert start["corpus"]["tokens"].startswith("words, ")
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["results"]
-    assert [r["method"] for r in results] == ["alibi", "sinusoidal"]
+    assert [r["method"] for r in results] == ["alibi", "sinusoidal", "rope", "t5"]
     for found in results:
         (evaluation,) = found["evaluations"]
         assert [score["length"] for score in evaluation["sliding"]] == [16, 32]

@@ -58,11 +58,17 @@ DIFFERENCES = (
     "embeddings times the square root of the width under the sinusoidal method alone, where fairseq has the factor for "
     "every method",
     "a norm before the output, where the paper's model ends without one",
+    "weights drawn with unit variance through each matrix, less at the end of a sub-layer; fairseq's are Xavier's",
+    "training windows drawn anywhere in the text, with replacement; fairseq cuts it into blocks once and shuffles "
+    "those each epoch",
+    "a token between articles, where fairseq has the ends of their lines alone",
     "dropout where this decoder has it, 0.3 and 0.1 of attention weights; none inside the feed-forward layer or the "
     "output",
     "a warm-up from 1/16,001 of the peak, where fairseq's begins at 1e-7; the rates differ by less than that",
     "bfloat16 matrix products, where the paper trained in float16",
     "T5's table in units of 10 nats: it moves as in nats, but counts ten times as much in the norm that is clipped",
+    "whole segments of the longest length evaluated are scored, at most as many words as `eval_tokens`: 70 of 3,072, "
+    "215,040 of the development set's 217,646 words",
     "a sliding window that moves by a quarter of its length over a quarter of the tokens; `stride: 1` and "
     "`eval_tokens: 668608512` in a --config file, 3,072 tokens read for each one scored, are the paper's",
 )
