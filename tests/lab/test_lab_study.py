@@ -1,0 +1,64 @@
+"""The committed studies: every number of a summary follows from the scores by document that lie beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alibi_attention.bench.versus.trained import read_trained
+from alibi_attention.lab.complete import read_runs
+from alibi_attention.lab.report import summary_json
+from alibi_attention.lab.shorter import read_shorter
+from alibi_attention.lab.summary import summarise
+
+STUDY = Path(__file__).parents[2] / "docs" / "study"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def reports() -> list[Path]:
+    return sorted(path.parent for path in STUDY.rglob("summary.json") if list(path.parent.glob("run-seed-*.json")))
+
+
+def test_there_are_studies() -> None:
+    names = {str(folder.relative_to(STUDY)) for folder in reports()}
+    assert names >= {"256", "512", "256/far"}
+
+
+@pytest.mark.parametrize("folder", reports(), ids=lambda folder: str(folder.relative_to(STUDY)))
+def test_a_summary_follows_from_the_scores(folder: Path) -> None:
+    runs = read_runs(sorted(folder.glob("run-seed-*.json")))
+    short = sorted(folder.glob("run-shorter-seed-*.json"))
+    found = summary_json(runs, summarise(runs), read_shorter(short, runs) if short else [])
+    kept = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert_alike(json.loads(json.dumps(found)), kept, "summary")
+
+
+def test_alibi_against_rope_has_its_scores_from_the_studies() -> None:
+    kept = json.loads((RESULTS / "versus-amx.json").read_text(encoding="utf-8"))["trained"]
+    files = {"next": ("decoder", STUDY / "256"), "masked": ("encoder", STUDY / "encoder")}
+    assert {each["objective"] for each in kept} == files.keys()
+    for each in kept:
+        flag, folder = files[each["objective"]]
+        found = read_trained(sorted(folder.glob("run-seed-*.json")), each["objective"], flag)
+        assert_alike(json.loads(json.dumps(asdict(found))), each, flag)
+
+
+def assert_alike(found: Any, kept: Any, where: str) -> None:
+    """The same, numbers to the rounding of a sum: another library may add in another order."""
+    assert type(found) is type(kept) or {type(found), type(kept)} == {int, float}, where
+    if isinstance(kept, dict):
+        assert found.keys() == kept.keys(), where
+        for name in kept:
+            assert_alike(found[name], kept[name], f"{where}.{name}")
+    elif isinstance(kept, list):
+        assert len(found) == len(kept), where
+        for i, (one, other) in enumerate(zip(found, kept, strict=True)):
+            assert_alike(one, other, f"{where}[{i}]")
+    elif isinstance(kept, float):
+        assert found == pytest.approx(kept, rel=1e-9, abs=1e-12), where
+    else:
+        assert found == kept, where
