@@ -455,32 +455,44 @@ def test_existing_run_is_refused_and_resumed(alibi: Invoke, book: str, monkeypat
     assert Path("my run/results.json").exists()
 
 
-def test_killed_run_continues_to_the_same_result(alibi: Invoke, book: str, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = ["extrapolate", *SMALL, "--methods=alibi", "--text", book, "--steps=40", "--checkpoint-every=5"]
-    assert alibi(*arguments, "--output", str(whole)).exit_code == 0
-    running = subprocess.Popen(
-        [*ALIBI, *arguments, "--output", str(killed)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    state = killed / "alibi" / "checkpoint.safetensors"
-    deadline = time.monotonic() + 60
-    while not state.exists() and running.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    running.kill()
-    assert running.wait() == -signal.SIGKILL
-    assert not (killed / "alibi" / "weights.safetensors").exists()
+# Files at whose appearance a run is killed, one after the other: while the first method trains, as it has been trained,
+# between the protocols of its evaluation, in the training of the second, before its results are put together.
+KILLS = (
+    "alibi/checkpoint.safetensors", "alibi/weights.safetensors", "alibi/evaluation/plain-windows.json",
+    "rope/checkpoint.safetensors", "rope/evaluation/plain-sliding.json",
+)  # fmt: skip
 
-    assert alibi("extrapolate", "--resume", "--output", str(killed)).exit_code == 0
-    weights = [(root / "alibi" / "weights.safetensors").read_bytes() for root in (whole, killed)]
-    assert weights[0] == weights[1]
-    scores = [
-        json.loads((root / "results.json").read_text(encoding="utf-8"))["results"][0]["evaluations"]
-        for root in (whole, killed)
-    ]
-    assert scores[0] == scores[1]
+
+def test_run_killed_again_and_again_continues_to_the_same_result(alibi: Invoke, book: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = [
+        "extrapolate", *SMALL, "--methods=alibi,rope", "--protocols=windows,sliding", "--text", book, "--steps=40",
+        "--checkpoint-every=5",
+    ]  # fmt: skip
+    assert alibi(*arguments, "--output", str(whole)).exit_code == 0
+    command = [*arguments, "--output", str(killed)]
+    for name in KILLS:
+        running = subprocess.Popen(
+            [*ALIBI, *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        deadline = time.monotonic() + 120
+        while not (killed / name).exists() and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        running.kill()
+        assert running.wait() == -signal.SIGKILL, name
+        assert (killed / name).exists()
+        assert not (killed / "results.json").exists(), name
+        command = ["extrapolate", "--resume", "--output", str(killed)]
+
+    assert alibi(*command).exit_code == 0
+    results = [json.loads((root / "results.json").read_text(encoding="utf-8"))["results"] for root in (whole, killed)]
+    for method, *found in zip(("alibi", "rope"), *results, strict=True):
+        weights = [(root / method / "weights.safetensors").read_bytes() for root in (whole, killed)]
+        assert weights[0] == weights[1]
+        assert found[0]["evaluations"] == found[1]["evaluations"]
 
 
 def test_interrupted_before_anything_began(alibi: Invoke, book: str, monkeypatch: pytest.MonkeyPatch) -> None:
