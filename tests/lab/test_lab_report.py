@@ -32,7 +32,7 @@ from alibi_attention.lab.interruption import OUT_OF_TIME, Interruption
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.report import write_report
-from alibi_attention.lab.report_figures import draw_report_figures, enlarged
+from alibi_attention.lab.report_figures import Curve, draw_report_figures, enlarged
 from alibi_attention.lab.report_html import html_page
 from alibi_attention.lab.report_table import Table
 from alibi_attention.lab.report_tables import report_tables
@@ -384,15 +384,31 @@ def test_perplexity_is_of_tokens(runs: list[Path], tiny: MakeConfig, tmp_path: P
 
 
 def test_what_is_small_is_enlarged() -> None:
-    line = object()
+    line: Any = object()
     lengths = [256, 512]
-    curves: Any = [(line, lengths, [2.0, 1.95]), (line, lengths, [2.2, 6.0])]
+    curves = [Curve(line, lengths, [2.0, 1.95]), Curve(line, lengths, [2.2, 6.0])]
     low, high = enlarged(curves, 256) or (0, 0)
     assert high == pytest.approx(2.1)
     assert 1.9 < low < 1.95
-    assert enlarged([(line, lengths, [2.0, 1.95]), (line, lengths, [2.2, 2.22])], 256) is None
+    assert enlarged([Curve(line, lengths, [2.0, 1.95]), Curve(line, lengths, [2.2, 2.22])], 256) is None
     assert enlarged(curves, 100) is None
-    assert enlarged([(line, [], [])], 256) is None
+    assert enlarged([Curve(line, [], [])], 256) is None
+
+
+def test_each_seed_is_marked_beside_the_line_of_all(runs: list[Path]) -> None:
+    read = read_runs(runs)
+    for several in (read, read[:1]):
+        lines = summarise(several)
+        pictures = draw_report_figures(lines, 32, "bytes")
+        for name, of in (("sliding", lines[0].losses["sliding"][0].by_seed), ("recall", None)):
+            for figure in (pictures[name].broad, pictures[name].narrow):
+                axes = figure.axes[0]
+                marks = [each for each in axes.get_lines() if each.get_label() == "_seeds"]
+                told = "small marks: each seed" in figure.axes[-1].get_xlabel()
+                assert bool(marks) == told == (len(several) > 1)
+                if marks and of is not None:
+                    places, values = (list(marks[0].get_data()[i]) for i in (0, 1))
+                    assert [value for place, value in zip(places, values, strict=True) if place == 32] == list(of)
 
 
 def test_numbers_with_a_sign() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -56,8 +57,17 @@ def _span(lengths: Sequence[int]) -> str:
     return f"{lengths[0]:,}" if len(lengths) == 1 else f"{lengths[0]:,} to {lengths[-1]:,}"
 
 
-Curve = tuple[Line, list[int], list[float]]
-"""A line's places on the axis of lengths, and its values there."""
+class Curve(NamedTuple):
+    """A line's places on the axis of lengths, its values there, and those of each seed, where they are to be shown."""
+
+    line: Line
+    lengths: list[int]
+    values: list[float]
+    by_seed: Sequence[Sequence[float]] = ()
+
+
+# Of the mark of a seed, beside the line of all.
+_SEED = {"linestyle": "none", "markersize": 2.5, "alpha": 0.45, "markeredgewidth": 0.0}
 
 # Above the best value at the trained length, of what the enlarged panel shows.
 ENLARGED = 0.05
@@ -79,6 +89,20 @@ def _mark_training(axes: Axes, train_length: int) -> None:
     axes.axvline(train_length, color="#888888", linestyle=":", linewidth=1.2)
 
 
+def _mark_seeds(axes: Axes, places: Sequence[int], by_seed: Sequence[Sequence[float]], style: dict[str, Any]) -> None:
+    marks = [
+        (place, value) for place, values in zip(places, by_seed, strict=False) if len(values) > 1 for value in values
+    ]
+    if marks:
+        look = {**style, **_SEED}
+        axes.plot([place for place, _ in marks], [value for _, value in marks], label="_seeds", **look)
+
+
+def _told(lines: Sequence[Line]) -> str:
+    """What a figure's marks mean."""
+    return "dotted: trained length" + ("; small marks: each seed" if len(lines[0].seeds) > 1 else "")
+
+
 def _doublings(axes: Axes, lengths: Sequence[int], *, narrow: bool) -> None:
     axes.set_xscale("log", base=2)
     crowded = len(lengths) > (5 if narrow else 8)
@@ -88,8 +112,8 @@ def _doublings(axes: Axes, lengths: Sequence[int], *, narrow: bool) -> None:
 
 def enlarged(curves: Sequence[Curve], train_length: int) -> tuple[float, float] | None:
     """Limits that show the small changes of good methods where bad ones stretch the axis; None where none does."""
-    values = [value for _, _, line in curves for value in line]
-    trained = [line[lengths.index(train_length)] for _, lengths, line in curves if train_length in lengths]
+    values = [value for curve in curves for value in curve.values]
+    trained = [c.values[c.lengths.index(train_length)] for c in curves if train_length in c.lengths]
     if not values or not trained:
         return None
     low, high = min(values), (1 + ENLARGED) * min(trained)
@@ -100,12 +124,14 @@ def enlarged(curves: Sequence[Curve], train_length: int) -> tuple[float, float] 
 def _draw_bits(
     title: str, curves: Sequence[Curve], ticks: Sequence[int], train_length: int, label: str, *, narrow: bool
 ) -> Figure:
-    """Means over seeds as lines. No bands: most of an interval is that documents differ, which lines have in common."""
+    """Means over seeds as lines, and each seed as a mark. No bands: most of an interval is that documents differ, which
+    lines have in common."""
     zoom = enlarged(curves, train_length)
     figure, axes = _figure(title, panels=1 if zoom is None else 2, narrow=narrow)
-    styles = line_styles([line for line, _, _ in curves])
+    styles = line_styles([curve.line for curve in curves])
     for panel in axes:
-        for (line, lengths, values), style in zip(curves, styles, strict=True):
+        for (line, lengths, values, by_seed), style in zip(curves, styles, strict=True):
+            _mark_seeds(panel, lengths, by_seed, style)
             # A point without a line would lie hidden behind the lines: a ring around them does not.
             ring = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.5, "zorder": 3}
             look = ring if len(values) == 1 < len(ticks) else {"markersize": 4}
@@ -126,17 +152,19 @@ def _draw_losses(
 ) -> Figure:
     curves: list[Curve] = []
     for line in lines:
-        points = [(point.length, point.mean) for point in line.losses[protocol] if point.mean is not None]
-        curves.append((line, [length for length, _ in points], [mean for _, mean in points]))
+        points = [(p, p.mean) for p in line.losses[protocol] if p.mean is not None]
+        lengths, seeds = [p.length for p, _ in points], [p.by_seed for p, _ in points]
+        curves.append(Curve(line, lengths, [mean for _, mean in points], seeds))
     ticks = [point.length for point in lines[0].losses[protocol]]
-    label = f"window ({unit}); dotted: trained length"
+    label = f"window ({unit}); {_told(lines)}"
     return _draw_bits(_TITLES[protocol], curves, ticks, train_length, label, narrow=narrow)
 
 
 def _draw_positions(lines: Sequence[Line], train_length: int, unit: str, *, narrow: bool) -> Figure:
     # The first bin begins at 0, which a logarithmic axis has not got.
-    curves: list[Curve] = [
-        (line, [end for _, end, _ in line.by_position], [bits for _, _, bits in line.by_position]) for line in lines
+    curves = [
+        Curve(line, [end for _, end, _ in line.by_position], [bits for _, _, bits in line.by_position])
+        for line in lines
     ]
     ticks = [end for _, end, _ in longest_bins(lines)]
     label = f"position up to ({unit}); dotted: trained length"
@@ -148,12 +176,14 @@ def _draw_recall(lines: Sequence[Line], train_length: int, unit: str, *, narrow:
     longest = max(point.length for point in lines[0].recall)
     figure, (axes,) = _figure(f"Values recalled by distance, in windows of {longest:,} {unit}", narrow=narrow)
     for line, style in zip(lines, line_styles(lines), strict=True):
-        points = [(p.distance, p.median) for p in line.recall if p.length == longest and p.median is not None]
-        axes.plot([d for d, _ in points], [share for _, share in points], markersize=4, label=line.title, **style)
+        points = [(p, p.median) for p in line.recall if p.length == longest and p.median is not None]
+        distances = [p.distance for p, _ in points]
+        _mark_seeds(axes, distances, [p.shares for p, _ in points], style)
+        axes.plot(distances, [share for _, share in points], markersize=4, label=line.title, **style)
     _doublings(axes, [point.distance for point in lines[0].recall if point.length == longest], narrow=narrow)
     _mark_training(axes, train_length)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel(f"distance ({unit}); dotted: trained length")
+    axes.set_xlabel(f"distance ({unit}); {_told(lines)}")
     axes.set_ylabel("share recalled" + (", median seed" if len(lines[0].seeds) > 1 else ""))
     name_lines(figure, axes, below=narrow)
     return figure
