@@ -24,7 +24,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint isas cases sanitize aarch64 gpu kernels bare clean
+.PHONY: help run test check lint isas cases sanitize aarch64 pages gpu kernels bare clean
 
 # Only what is installed in the environment is imported.
 unexport PYTHONPATH
@@ -46,7 +46,7 @@ help: ## list these commands
 	@echo
 	@echo "  PYTHON=$(PYTHON)    the interpreter environments are made with"
 	@echo "  PYTEST_FLAGS=\"$(PYTEST_FLAGS)\""
-	@echo "  OUTPUT=FILE.json    where make gpu writes its results"
+	@echo "  OUTPUT=FILE.json    where make gpu writes its results; of make pages a folder for what was seen"
 
 run: ## train short, test long: install into a fresh environment, run (or resume) `alibi extrapolate`
 	$(call fresh,.venv-run,.[all])
@@ -113,6 +113,11 @@ sanitize: ## the C++ kernels under the address, undefined-behaviour and thread s
 aarch64: $(tools) ## the portable C++ kernels compiled for 64-bit Arm (Linux and macOS), and run in an emulator (minutes)
 	$(BIN)/python $(pip_install) ziglang unicorn
 	$(MAKE) -C csrc/tests aarch64 PYTHON=$(abspath $(BIN))/python
+
+pages: $(tools) ## the committed reports in a Chromium: phone, desk, dark, print; no message, no request, nothing cut off
+	$(BIN)/python $(pip_install) playwright
+	$(BIN)/python tests/pages/look.py $(wildcard docs/study/*/report.html docs/study/*/*/report.html) \
+	  $(if $(OUTPUT),--output "$(OUTPUT)")
 
 gpu: ## check and measure the GPU kernels on this machine's GPU, under eight minutes; torch and Triton are all it needs
 	$(PYTHON) benchmarks/gpu.py $(if $(OUTPUT),--output "$(OUTPUT)")
