@@ -42,7 +42,7 @@ endef
 help: ## list these commands
 	@echo "alibi-attention"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=$(PYTHON)    the interpreter environments are made with"
 	@echo "  PYTEST_FLAGS=\"$(PYTEST_FLAGS)\""
