@@ -86,7 +86,7 @@ lint-avx512:
 
 # What runs in the kernels. Errors, forecasts and what torch makes of the operator are the same under all, as is what runs
 # in plain PyTorch; and that each agrees with the reference is asked in the suite itself.
-kernel_tests := $(wildcard tests/backends/test_cpu*.py) tests/backends/test_auditing.py \
+kernel_tests := $(wildcard tests/backends/test_cpu*.py) $(addprefix tests/backends/test_,appending.py auditing.py) \
 	$(addprefix tests/operator/test_,conformance.py extremes.py horizon.py memory.py) \
 	$(addprefix tests/cache/test_,kv_cache.py horizon_cache.py horizon_audit.py steps.py)
 # Kernels as wide as the best differ from it in what they multiply bfloat16 by: what asks the kernels themselves will do.

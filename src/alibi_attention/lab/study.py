@@ -31,9 +31,8 @@ STUDY: Mapping[str, Any] = {
 }
 """About 3 M parameters, 7.4 M tokens, on the default corpus; with every method that differs from the others.
 
-Why so many tokens: with half of them, in 900 steps or in 1,800 of 8 sequences, ALiBi learns recall within its length
-and RoPE does not (11 of 64 values at 32 bytes at the best of three tries); with these it does, 64 of 64 at every
-distance (docs/study).
+Why so many tokens: with half of them, in 900 steps, ALiBi learns recall within its length and RoPE does not (17% of the
+values at 32 bytes at best); with these it does, 64 of 64 at every distance (docs/study).
 
 Products in bfloat16 take a step from 1.1 to 0.6 s on one core with AVX512-BF16 (T5's bias from 1.5 to 1.0), and an
 evaluation from 104 to 48 us a byte at 256 bytes, 151 to 86 at 4,096. Predicted of the scores: no difference to be seen.
