@@ -158,21 +158,41 @@ def test_what_a_later_version_added_is_its_own_and_not_spoilt(tiny: MakeConfig, 
     (root / "results.json").unlink()
     if "evaluation" in name:
         (root / "rope" / "result.json").unlink()
-    wrote = json.loads((root / "config.json").read_text(encoding="utf-8"))["environment"]
+    # By these very sources it was not written so: it is not as it was.
+    with pytest.raises(
+        LabError, match=r"^(run: expected a file as this version writes it|invented_later: expected a kn)"
+    ):
+        resume_experiment(root)
+    start = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    wrote = start["environment"]
+    wrote |= {"alibi_attention": "9.0", "sources": "of later"}
+    (root / "config.json").write_text(json.dumps(start), encoding="utf-8")
+    (root / "sessions.json").unlink(missing_ok=True)
     with pytest.raises(LabError) as error:
         resume_experiment(root)
     assert str(error.value) == (
         f"run: expected what this version of alibi-attention, {alibi_attention.__version__}, knows, got invented_later "
-        f"in {path}, which another wrote ({wrote['alibi_attention']}, sources {wrote['sources']}); "
-        "nothing is wrong with it: read and continue it with the version that wrote it"
+        f"in {path}, which another worked on (9.0, sources of later); "
+        "read and continue it with that version, or take out what was added by hand"
     )
-    assert json.loads(path.read_text(encoding="utf-8")) == value
+    # Nor is a file that is spoilt besides one of a later version.
+    if name != "config.json":
+        of_it[next(iter(of_it))] = None
+        path.write_text(json.dumps(value), encoding="utf-8")
+        with pytest.raises(LabError, match=r"^run: expected a file as this version writes it"):
+            resume_experiment(root)
 
 
 def test_a_report_s_file_of_a_later_version_is_told_of_likewise(tiny: MakeConfig, tmp_path: Path) -> None:
     root = tmp_path / "run"
     start_experiment(tiny(methods=("rope",)), root)
     whole = json.loads((root / "results.json").read_text(encoding="utf-8"))
+    for each in (whole["environment"], *whole["sessions"]):
+        each["sources"] = "of later"
+    for sessions in ([], {"a": 1}, ["a"], None):
+        (root / "results.json").write_text(json.dumps({**whole, "sessions": sessions}), encoding="utf-8")
+        with pytest.raises(LabError, match=r"^run: expected a run folder, or a file of a run"):
+            read_runs([root / "results.json"])
     for add in (lambda value: value["config"], lambda value: value["results"][0]):
         value = copy.deepcopy(whole)
         add(value)["invented_later"] = 1

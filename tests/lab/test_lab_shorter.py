@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,15 @@ def test_what_is_compared_is_the_same_text_at_the_longer_length(both: tuple[list
         "Trained at 16, tested at 32: by a sliding window",
     ]
     assert tables[0].rows[2][2:4] == ["—", "—"]
-    assert (
-        "those trained at 16, which saw 64 bytes in training, and those trained at 32, which saw 64." in tables[0].note
-    )
+    note = tables[0].note
+    assert "those trained at 16, which saw 64 bytes in training, and those trained at 32, which saw 64." in note
+    assert "over seeds, of which 2 say little" in note
+    assert "elsewhere" not in note
+    one = [read_runs(some[:1]) for some in (long, at)]
+    assert "over documents alone, for there is one seed" in shorter_tables(*one, "bytes")[0].note
+    other = replace(one[1][0], sessions=[{**one[1][0].sessions[0], "processor": "another"}])
+    found = shorter_tables(one[0], [other], "bytes")[0].note
+    assert re.search(r"Those trained short are of elsewhere: seed 0: processor .* → another\.$", found)
 
 
 def test_the_report_shows_it_and_keeps_what_repeats_it(both: tuple[list[Path], ...], tmp_path: Path) -> None:
@@ -105,16 +112,19 @@ def test_the_report_shows_it_and_keeps_what_repeats_it(both: tuple[list[Path], .
         first, second = ((tmp_path / folder / name).read_text(encoding="utf-8") for folder in ("first", "second"))
         assert first == second, name
     # What it keeps of them would be left behind by a report without them.
-    with pytest.raises(LabError, match=r"^output: expected a new folder, .* which has config-shorter-seed-0.yaml, "):
+    with pytest.raises(LabError, match=r"^output: expected .* of no other runs, got .*, which has config-shorter-"):
         write_report(long, tmp_path / "first")
 
 
 def test_what_cannot_be_compared(both: tuple[list[Path], ...]) -> None:
     long, short, at = both
-    command = "--variants '' --protocols windows,sliding --eval-lengths 32,64,128 --eval-tokens 256 --output NEW"
+    command = "--variants '' --protocols windows,sliding --eval-lengths 32,64,128 --eval-tokens 256 --output NEW, for"
+    kept = [root / "results.json" for root in short]
     for runs, shorter, complaint in (
         (at, long, r"expected below 16, that of the runs beside them, got length 32 in .*long-0; give the runs"),
-        (long, short, rf"expected the same bytes scored at 32 as in .*long-0, got others by windows .* {command}"),
+        (long, short, rf"expected the same bytes .* as in .*long-0, got others by windows .*evaluate /.*-0 {command}"),
+        (long, kept, rf"expected the same bytes .*; alibi evaluate RUN {command}"),
+        (long, [at[0] / "nowhere"], r"expected the folder of a run, got .*nowhere, which does not exist"),
         (long, at[:1], r"expected the seeds of the runs beside them, \[0, 1\], got \[0\]; give one run"),
     ):
         with pytest.raises(LabError, match=f"^shorter: {complaint}"):
@@ -123,7 +133,12 @@ def test_what_cannot_be_compared(both: tuple[list[Path], ...]) -> None:
 
 def test_models_that_differ_in_more(both: tuple[list[Path], ...], tmp_path: Path) -> None:
     text = (str(both[0][0].parent / "texts"),)
-    for name, more in (("wider", {"width": 32}), ("quicker", {"learning_rate": 0.5})):
+    for name, more in (
+        ("wider", {"width": 32}),
+        ("quicker", {"learning_rate": 0.5}),
+        ("longer", {"steps": 4}),
+        ("by-two", {"stride": 2}),
+    ):
         roots = [tmp_path / f"{name}-{seed}" for seed in (0, 1)]
         for seed, root in enumerate(roots):
             settings = {**SETTINGS, **SHORT, **more, "text": text, "seed": seed, "eval_lengths": LONG["eval_lengths"]}
@@ -132,3 +147,18 @@ def test_models_that_differ_in_more(both: tuple[list[Path], ...], tmp_path: Path
             LabError, match=rf"^shorter: expected runs that differ in length alone.* got {next(iter(more))} "
         ):
             read_shorter(roots, read_runs(both[0]))
+
+
+def test_steps_of_other_sizes_and_runs_without_their_own_length(both: tuple[list[Path], ...], tmp_path: Path) -> None:
+    text = (str(both[0][0].parent / "texts"),)
+    settings = {**SETTINGS, **SHORT, "text": text, "eval_lengths": LONG["eval_lengths"]}
+    start_experiment(make_config({**settings, "batch_size": 4}), tmp_path / "fuller")
+    with pytest.raises(
+        LabError, match=r"^shorter: expected 32 tokens a step, as in .*long-0, got 64 in .*fuller; train"
+    ):
+        read_shorter([tmp_path / "fuller"], read_runs(both[0][:1]))
+    reevaluate_experiment(both[0][0], tmp_path / "elsewhere", {"eval_lengths": (64, 128)})
+    with pytest.raises(
+        LabError, match=r"^shorter: expected runs beside them that were evaluated at their own length, 32"
+    ):
+        read_shorter(both[2][:1], read_runs([tmp_path / "elsewhere"]))

@@ -2,8 +2,8 @@
 
 ``python tests/pages/look.py PAGE.html ... [--output FOLDER]`` opens each page in a Chromium (``CHROMIUM`` names it),
 and fails for a message in the console, a request that leaves the page, text wider than the screen or too faint to read,
-or a picture that did not load. FOLDER gets what was seen, as PNG and PDF. Needs `playwright`, which `make pages`
-installs, and a browser, which it does not.
+or a picture that did not load, on screen and in print. What is drawn within a picture it does not see. FOLDER gets what
+was seen, as PNG and PDF. Needs `playwright`, which `make pages` installs, and a browser, which it does not.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _CONTRAST = """() => {
     return [255, 255, 255];
   };
   let least = 21;
-  for (const e of document.querySelectorAll("h1, h2, p, li, td, th, code, dt, dd, figcaption, summary")) {
+  const text = "h1, h2, h3, p, li, td, th, code, pre, dt, dd, a, span, figcaption, summary";
+  for (const e of document.querySelectorAll(text)) {
     if (!e.offsetParent || !e.textContent.trim()) continue;
     const [a, b] = [lum(parse(getComputedStyle(e).color)), lum(behind(e))];
     least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
@@ -48,7 +49,7 @@ _CONTRAST = """() => {
 
 def complaints(browser: Browser, page: Path, folder: Path | None) -> Iterator[str]:
     """What is wrong with a page, device by device."""
-    address = page.resolve().as_uri()
+    address, name = page.resolve().as_uri(), "-".join(page.parent.parts[-3:])
     for device, (width, height) in DEVICES.items():
         for scheme in SCHEMES:
             look: dict[str, Any] = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
@@ -60,10 +61,15 @@ def complaints(browser: Browser, page: Path, folder: Path | None) -> Iterator[st
             tab.on("request", lambda request, said=said: said.extend(_left(request.url, address)))
             tab.goto(address, wait_until="load")
             said += _seen(tab)
+            if device == "desk":
+                # On paper: black on white, whatever the scheme.
+                tab.emulate_media(media="print")
+                said += [f"printed: {what}" for what in _seen(tab)]
+                if folder is not None and scheme == "light":
+                    tab.pdf(path=folder / f"{name}.pdf", format="A4")
+                tab.emulate_media(media="screen")
             if folder is not None:
-                tab.screenshot(path=folder / f"{page.parent.name}-{device}-{scheme}.png", full_page=True)
-                if device == "desk" and scheme == "light":
-                    tab.pdf(path=folder / f"{page.parent.name}.pdf", format="A4")
+                tab.screenshot(path=folder / f"{name}-{device}-{scheme}.png", full_page=True)
             context.close()
             yield from (f"{page}, {device}, {scheme}: {what}" for what in said)
 
@@ -89,7 +95,9 @@ def main() -> None:
     parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE.html")
     parser.add_argument("--output", type=Path, help="folder for what was seen")
     options = parser.parse_args()
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    found = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if found is None:
         parser.error("expected a Chromium, found none; install one, or name it in CHROMIUM")
     if options.output is not None:

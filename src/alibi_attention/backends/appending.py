@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from alibi_attention.backends import cpu, native
+from alibi_attention.horizon.tiles import BLOCK_K
 
 # Fields of `Append` in csrc/call.h.
-_AT, _NEW_KEY, _NEW_VALUE = 7, 8, 12
-_CENTER_NORM, _LONGEST, _FARTHER = 30, 31, 32
+_TOKENS, _AT, _NEW_KEY, _NEW_VALUE = 4, 7, 8, 12
+_CENTER_NORM, _LONGEST, _FARTHER, _THREADS = 30, 31, 32, 34
 
 
 def readable(key: Tensor, value: Tensor, center: Tensor) -> bool:
@@ -42,14 +43,19 @@ def _library_is_there() -> bool:
 
 def _pack(
     key: Tensor, value: Tensor, kv_heads: int, heads: int, held: tuple[int, ...], center: Tensor,
-    norms: tuple[int, ...], radii: int, known_stride: int, threads: int,
+    norms: tuple[int, ...], radii: int, known_stride: int,
 ) -> bytes:  # fmt: skip
     batch, _, tokens, head_dim = key.shape
     return native.APPEND.pack(
         native.APPEND.size, cpu._TYPES[key.dtype], batch, kv_heads, tokens, head_dim, value.shape[3], 0,
         *cpu._place(key), *cpu._place(value), heads, *held, center.data_ptr(), *norms, radii, 0, 0, 0, known_stride,
-        threads,
+        _threads_for(tokens),
     )  # fmt: skip
+
+
+def _threads_for(tokens: int) -> int:
+    # A step's tokens are done before another thread has woken.
+    return torch.get_num_threads() if tokens > BLOCK_K else 1
 
 
 def radii_of(key: Tensor, value: Tensor, center: Tensor) -> Tensor:
@@ -60,9 +66,7 @@ def radii_of(key: Tensor, value: Tensor, center: Tensor) -> Tensor:
     radii = torch.empty(key.shape[:3], dtype=torch.float64)
     library = native.load()
     assert not isinstance(library, str)
-    packed = _pack(
-        key, value, key.shape[1], 0, (0,) * 8, center, (0, 0, 0), radii.data_ptr(), 0, torch.get_num_threads()
-    )
+    packed = _pack(key, value, key.shape[1], 0, (0,) * 8, center, (0, 0, 0), radii.data_ptr(), 0)
     native.check(library.append(packed))
     return radii
 
@@ -107,7 +111,7 @@ class PreparedAppend:
         self._template.frombytes(
             _pack(
                 key, value, held_key.shape[1], 0 if heads is None else heads.data_ptr(), held, center,
-                cpu._place(norms)[:3], 0, key.shape[1], 1,
+                cpu._place(norms)[:3], 0, key.shape[1],
             )
         )  # fmt: skip
 
@@ -119,6 +123,7 @@ class PreparedAppend:
         """Tokens like those it was made for become those from row ``at`` on."""
         call = self._template[:]
         call[_AT] = at
+        call[_THREADS] = _threads_for(call[_TOKENS])
         call[_NEW_KEY] = key.data_ptr()
         call[_NEW_VALUE] = value.data_ptr()
         if known is not None:

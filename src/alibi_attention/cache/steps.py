@@ -23,15 +23,12 @@ from alibi_attention.horizon.tiles import BLOCK_K
 # Shapes remembered: a decoder has one or two, whoever checks drafts of several tokens a few more.
 _MOST = 16
 
-# More new tokens than this go the long way: what they take is worth neither remembering their shape nor one thread.
-_MANY = BLOCK_K
-
 
 def new_radii(center: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`distances_from` of new tokens by the library, with the bits that `Steps.append` puts into a summary.
 
-    Caches of either kind that are given the same tokens thus know the same of them. The long way, taken for what the
-    library does not read or while a profiler listens, may differ in the last bits: bounds both.
+    Caches of either kind that are given the same tokens in the same pieces thus know the same of them. The long way,
+    taken for what the library does not read or while a profiler listens, may differ in the last bits: bounds both.
     """
     if (
         is_ordinary(key)
@@ -127,7 +124,6 @@ class Steps:
             and key.shape[2] > 0
             and key.shape == (*heads_in, key.shape[2], head_dim)
             and value.shape == (*heads_in, key.shape[2], value_dim)
-            and key.shape[2] <= _MANY
             and key.stride(3) == 1
             and value.stride(3) == 1
         )

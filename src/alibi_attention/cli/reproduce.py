@@ -11,7 +11,7 @@ from alibi_attention.cli.commands import Command, Group
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_results
-from alibi_attention.cli.settings import Shown, given_experiment, takes_settings
+from alibi_attention.cli.settings import RUN, Shown, given_experiment, option, takes_settings
 
 reproduce = typer.Typer(cls=Group, help="Published experiments, run through the laboratory.", no_args_is_help=True)
 
@@ -58,13 +58,20 @@ def experiments() -> None:
 )
 def paper(
     context: typer.Context,
-    output: Annotated[Path, typer.Option(help="Folder of the run; must be new.")] = Path("runs/paper"),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --output.")] = False,
+    output: Annotated[Path, option(RUN, "Folder of the run; must be new.")] = Path("runs/paper"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted run in --output.", rich_help_panel=RUN)
+    ] = False,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings that replace the paper's.", metavar="FILE")
+        Path | None, option(RUN, "YAML file of settings that replace the paper's.", metavar="FILE")
     ] = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Print the configuration (--resume: the run's) and differences, and exit.")
+        bool,
+        typer.Option(
+            "--show",
+            help="Print the configuration (--resume: the run's) and differences, and exit.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
 ) -> None:
     """Train short, test long as in Press, Smith and Lewis (2022): WikiText-103, 16 layers, 8 heads, width 1024.

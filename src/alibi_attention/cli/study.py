@@ -10,7 +10,7 @@ import typer
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_report
-from alibi_attention.cli.settings import Shown, given_experiment, takes_settings
+from alibi_attention.cli.settings import RUN, Shown, given_experiment, option, takes_settings
 
 
 @takes_settings(
@@ -31,21 +31,22 @@ from alibi_attention.cli.settings import Shown, given_experiment, takes_settings
 )
 def study(
     context: typer.Context,
-    output: Annotated[Path, typer.Option(help="Folder of the study; continued where it stopped.")] = Path("runs/study"),
-    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
+    output: Annotated[Path, option(RUN, "Folder of the study; continued where it stopped.")] = Path("runs/study"),
+    seeds: Annotated[int, option(RUN, "How many seeds, from 0.")] = 3,
     only_seed: Annotated[
         int | None,
-        typer.Option(
-            help="Run this seed alone, so that processes can share a study; the last to end reports.",
+        option(
+            RUN,
+            "Run this seed alone, so that processes can share a study; the last to end reports.",
             show_default="all of them",
         ),
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Stop after so many minutes; the same command continues.", show_default="no limit"),
+        option(RUN, "Stop after so many minutes; the same command continues.", show_default="no limit"),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings that replace the study's.", metavar="FILE")
+        Path | None, option(RUN, "YAML file of settings that replace the study's.", metavar="FILE")
     ] = None,
 ) -> None:
     """Every method and variant that differs, by every protocol, under several seeds, and the report.

@@ -92,8 +92,10 @@ def _read_file(path: Path) -> Run:
         value: dict[str, Any] = read_json(path)
         if value["schema_version"] == SCHEMA_VERSION:
             start = {name: value[name] for name in ("schema_version", "config", "corpus", "environment")}
-            sessions = list(value["sessions"])
-            refuse_later_settings(start["config"], path, sessions[-1])
+            sessions = [dict(each) for each in value["sessions"]]
+            if not sessions:
+                raise ValueError("no process worked on it")
+            refuse_later_settings(start["config"], path, [start["environment"]])
             config = make_config(start["config"])
             results = [MethodResult.model_validate(result).judged(config) for result in value["results"]]
             looks = {name: Inside.model_validate(look) for name, look in value.get("inside", {}).items()}
@@ -103,7 +105,7 @@ def _read_file(path: Path) -> Run:
         # A configuration that cannot be used here, of a method this installation lacks, say.
         raise
     except ValidationError as error:
-        refuse_later_fields(error, path, sessions[-1])
+        refuse_later_fields(error, path, sessions)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     expected = f"a run folder, or a file of a run of schema version {SCHEMA_VERSION} as a report or a run wrote it"
@@ -131,7 +133,9 @@ def _require_same(runs: Sequence[Run], free: Iterable[str]) -> None:
                 values = [f"{getattr(run.config, name)} in {run.root}" for run in (first, other)]
                 got = f"{name} {', '.join(values)}"
                 expected = "runs that differ in seed and methods alone"
-                raise LabError("runs", expected=expected, got=got, remedy="report them apart")
+                apart = "report them apart"
+                remedy = f"{apart}, or the shorter ones each behind a --shorter" if name == "length" else apart
+                raise LabError("runs", expected=expected, got=got, remedy=remedy)
         if other.start["corpus"]["fingerprint"] != first.start["corpus"]["fingerprint"]:
             got = f"different text in {first.root} and {other.root}"
             raise LabError("runs", expected="runs on one corpus", got=got, remedy="report them apart")

@@ -14,7 +14,12 @@ class LabError(ValueError):
         self.argument = argument
         self.complaint = f"expected {expected}, got {got}"
         self.remedy = remedy
+        self._parts = {"expected": expected, "got": got, "remedy": remedy}
         super().__init__(f"{argument}: {self.complaint}; {remedy}")
+
+    def of(self, argument: str) -> LabError:
+        """The same of another argument, through which it was met."""
+        return LabError(argument, **self._parts)
 
 
 class RunInterrupted(Exception):  # noqa: N818 (a request that was met, not an error)

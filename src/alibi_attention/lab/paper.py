@@ -69,8 +69,8 @@ DIFFERENCES = (
     "T5's table in units of 10 nats: it moves as in nats, but counts ten times as much in the norm that is clipped",
     "whole segments of the longest length evaluated are scored, at most as many words as `eval_tokens`: 70 of 3,072, "
     "215,040 of the development set's 217,646 words",
-    "a sliding window that moves by a quarter of its length over a quarter of the tokens; `stride: 1` and "
-    "`eval_tokens: 668608512` in a --config file, 3,072 tokens read for each one scored, are the paper's",
+    "a sliding window that moves by a quarter of its length over a quarter of the tokens; `--stride 1 --eval-tokens "
+    "668608512`, 3,072 tokens read for each one scored, is the paper's",
 )
 """What is not as in the paper at any length."""
 

@@ -90,9 +90,10 @@ def _mark_training(axes: Axes, train_length: int) -> None:
 
 
 def _mark_seeds(axes: Axes, places: Sequence[int], by_seed: Sequence[Sequence[float]], style: dict[str, Any]) -> None:
-    marks = [
-        (place, value) for place, values in zip(places, by_seed, strict=False) if len(values) > 1 for value in values
-    ]
+    if not by_seed:
+        return
+    values = zip(places, by_seed, strict=True)
+    marks = [(place, value) for place, seeds in values if len(seeds) > 1 for value in seeds]
     if marks:
         look = {**style, **_SEED}
         axes.plot([place for place, _ in marks], [value for _, value in marks], label="_seeds", **look)

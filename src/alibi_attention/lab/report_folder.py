@@ -13,7 +13,7 @@ from alibi_attention.lab.files import read_json
 _PARTS = frozenset({"config", "corpus", "evaluations"})
 
 _FIXED = ("report.md", "report.html", "summary.json", "figures")
-_OF_A_SEED = re.compile(r"(?:config-(?:shorter-)?seed-\d+\.yaml|run-(?:shorter-)?seed-\d+\.json)")
+_OF_A_RUN = re.compile(r"(?:config-(?:shorter-)?seed-\d+\.yaml|run-(?:shorter-)?seed-\d+\.json)")
 
 # How report.md shows a figure.
 _SHOWN = re.compile(r"\]\(figures/([\w.-]+)\.png\)")
@@ -26,7 +26,7 @@ def refuse_strangers(folder: Path, inputs: Collection[Path]) -> None:
     """
     if _is_summary(folder / "summary.json"):
         return
-    names = [*(name for name in _FIXED if _is_taken(folder / name)), *_of_seeds(folder)]
+    names = [*(name for name in _FIXED if _is_taken(folder / name)), *_of_runs(folder)]
     taken = [name for name in names if (folder / name).resolve() not in inputs]
     if taken:
         got = f"{folder}, whose {', '.join(taken)} {'comes' if len(taken) == 1 else 'come'} from elsewhere"
@@ -39,10 +39,10 @@ def refuse_other_runs(folder: Path, written: Collection[str], inputs: Collection
     They would pass for runs of this one, and may be all that is left of them: they are neither kept in silence nor
     removed.
     """
-    left = [name for name in _of_seeds(folder) if name not in written]
+    left = [name for name in _of_runs(folder) if name not in written]
     left = [name for name in left if (folder / name).resolve() not in inputs]
     if left:
-        expected = "a new folder, or one whose report is of no other seeds"
+        expected = "a new folder, or one whose report is of no other runs"
         remedy = "report their runs as well, move them away, or name another folder"
         raise LabError("output", expected=expected, got=f"{folder}, which has {', '.join(left)}", remedy=remedy)
 
@@ -70,7 +70,7 @@ def _is_taken(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _of_seeds(folder: Path) -> list[str]:
+def _of_runs(folder: Path) -> list[str]:
     """Names of the files that a report keeps of runs."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [name for name in names if _OF_A_SEED.fullmatch(name)]
+    return [name for name in names if _OF_A_RUN.fullmatch(name)]

@@ -212,7 +212,7 @@ class RunFolder:
     def read_config(self, *, older: bool = False) -> ExperimentConfig:
         """The configuration the run was started with; ``older`` as in `read_start`."""
         start = self.read_start(older=older)
-        refuse_later_settings(start["config"], self.config, start.get("environment", {}))
+        refuse_later_settings(start["config"], self.config, [start.get("environment", {})])
         return make_config(start["config"])
 
     def changes_of_environment(self, config: ExperimentConfig) -> list[str]:
@@ -239,7 +239,7 @@ class RunFolder:
         try:
             return MethodResult.model_validate(self._read_part(path)["result"]).judged(self.read_config())
         except ValidationError as error:
-            refuse_later_fields(error, path, self.read_sessions()[-1])
+            refuse_later_fields(error, path, self.read_sessions())
             raise _not_as_written(path) from None
         except KeyError:
             raise _not_as_written(path) from None
@@ -290,7 +290,7 @@ class RunFolder:
             scores = tuple(kind.model_validate(score) for score in value["scores"])
             return Kept(scores=scores, seconds=value["seconds"], lengths=value["lengths"])
         except ValidationError as error:
-            refuse_later_fields(error, path, self.read_sessions()[-1])
+            refuse_later_fields(error, path, self.read_sessions())
             raise _not_as_written(path) from None
         except (KeyError, TypeError):
             raise _not_as_written(path) from None

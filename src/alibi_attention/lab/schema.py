@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from alibi_attention import __version__
 from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.environment import sources
 from alibi_attention.lab.errors import LabError
 
 SCHEMA_VERSION = 3
@@ -32,18 +33,34 @@ def brought_up_to_date(start: dict[str, Any]) -> dict[str, Any]:
     return {**start, "schema_version": SCHEMA_VERSION, "config": config}
 
 
-def refuse_later_settings(config: Mapping[str, Any], path: Path, environment: Mapping[str, Any]) -> None:
-    """Raise `LabError` if settings are not all known here: a later version wrote them, in the ``environment``."""
+def refuse_later_settings(config: Mapping[str, Any], path: Path, environments: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `LabError` if settings are not all known here and other sources than these wrote them.
+
+    Args:
+        config: settings by name.
+        path: of the file.
+        environments: those of the processes that may have written it.
+    """
     later = [name for name in config if name not in ExperimentConfig.model_fields]
-    if later:
-        raise _of_later_version(later, path, environment)
+    _refuse_later(later, path, environments)
 
 
-def refuse_later_fields(error: ValidationError, path: Path, environment: Mapping[str, Any]) -> None:
-    """Raise `LabError` if what is wrong with a file are fields that this version does not know."""
-    later = [str(each["loc"][-1]) for each in error.errors() if each["type"] == "extra_forbidden"]
-    if later:
-        raise _of_later_version(later, path, environment)
+def refuse_later_fields(error: ValidationError, path: Path, environments: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `LabError` if all that is wrong with a file are fields that these sources do not know, and others wrote it.
+
+    Args:
+        error: what was found in it.
+        path, environments: as in `refuse_later_settings`.
+    """
+    found = error.errors()
+    if all(each["type"] == "extra_forbidden" for each in found):
+        _refuse_later([str(each["loc"][-1]) for each in found], path, environments)
+
+
+def _refuse_later(names: list[str], path: Path, environments: Sequence[Mapping[str, Any]]) -> None:
+    others = [each for each in environments if isinstance(each, Mapping) and each.get("sources") != sources()]
+    if names and others:
+        raise _of_later_version(names, path, others[-1])
 
 
 def _of_later_version(names: list[str], path: Path, environment: Mapping[str, Any]) -> LabError:
@@ -52,6 +69,6 @@ def _of_later_version(names: list[str], path: Path, environment: Mapping[str, An
     return LabError(
         "run",
         expected=f"what this version of alibi-attention, {__version__}, knows",
-        got=f"{names[0]}{more} in {path}, which another wrote ({wrote})",
-        remedy="nothing is wrong with it: read and continue it with the version that wrote it",
+        got=f"{names[0]}{more} in {path}, which another worked on ({wrote})",
+        remedy="read and continue it with that version, or take out what was added by hand",
     )

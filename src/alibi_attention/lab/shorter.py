@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,15 +17,16 @@ from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.report_losses import difference_cell
 from alibi_attention.lab.report_table import Table
 from alibi_attention.lab.scores import LossProtocol, Score
-from alibi_attention.lab.summary import REFERENCE
+from alibi_attention.lab.summary import REFERENCE, machine_differences
 from alibi_attention.lab.tables import NONE
 
-# Models of one text and size, given one length and another; what a step holds follows from it, and what is evaluated
-# besides is as may be. That the same bytes were scored is looked at in the scores themselves.
+# Models of one text and size, given one length and another; a step has as many tokens of either, and what is evaluated
+# besides is as may be. That the same bytes were scored is looked at in the scores themselves; that they were read by
+# the same stride is not seen there.
 _FREE = frozenset(
     {
-        "length", "batch_size", "accumulate", "steps", "checkpoint_every", "seed", "device", "devices",
-        "methods", "variants", "eval_lengths", "eval_tokens", "protocols", "stride", "recall_trials",
+        "length", "batch_size", "accumulate", "checkpoint_every", "seed", "device", "devices",
+        "methods", "variants", "eval_lengths", "eval_tokens", "protocols", "recall_trials",
         "text", "held_out_text", "dataset", "dataset_config",
     }
 )  # fmt: skip
@@ -63,27 +65,36 @@ def read_shorter(paths: Sequence[Path], runs: Sequence[Run]) -> list[Run]:
         LabError: as `read_runs`; or for runs of other seeds, another text or model, or no shorter length, or that were
             not evaluated at the length of ``runs`` over the same bytes.
     """
-    shorter = read_runs(paths)
+    try:
+        shorter = read_runs(paths)
+    except LabError as error:
+        raise error.of("shorter") from None
     config, short = runs[0].config, shorter[0].config
     if short.length >= config.length:
         raise _refuse(f"below {config.length}, that of the runs beside them", f"length {short.length} in {paths[0]}",
                       "give the runs trained at the longer length first, and these with --shorter")  # fmt: skip
+    if config.length not in config.eval_lengths:
+        lengths = ",".join(f"{length:,}" for length in config.eval_lengths)
+        raise _refuse(f"runs beside them that were evaluated at their own length, {config.length}", lengths,
+                      "evaluate those there first")  # fmt: skip
     for name in ExperimentConfig.model_fields:
         if name not in _FREE and getattr(short, name) != getattr(config, name):
             got = f"{name} {getattr(short, name)} in {shorter[0].root}, {getattr(config, name)} in {runs[0].root}"
             raise _refuse("runs that differ in length alone, and in how many sequences a step has", got,
-                          "train them alike")  # fmt: skip
+                          "train and evaluate them alike")  # fmt: skip
+    tokens, less = (c.batch_size * c.accumulate * c.length for c in (config, short))
+    if tokens != less:
+        raise _refuse(f"{tokens:,} tokens a step, as in {runs[0].root}", f"{less:,} in {shorter[0].root}",
+                      "train them with as many: twice the sequences at half the length")  # fmt: skip
     if shorter[0].start["corpus"]["fingerprint"] != runs[0].start["corpus"]["fingerprint"]:
         raise _refuse("runs on one corpus", f"different text in {runs[0].root} and {shorter[0].root}",
                       "train them on the same")  # fmt: skip
     seeds, theirs = ([run.config.seed for run in some] for some in (runs, shorter))
     if seeds != theirs:
         raise _refuse(f"the seeds of the runs beside them, {seeds}", f"{theirs}", "give one run for each seed")
-    lengths, protocols = ",".join(map(str, config.eval_lengths)), ",".join(_shared(runs))
-    again = (
-        f"alibi evaluate {shorter[0].root} --variants '' --protocols {protocols} --eval-lengths {lengths} "
-        f"--eval-tokens {config.eval_tokens} --output NEW, for each"
-    )
+    if not _shared(runs):
+        raise _refuse("runs beside them by windows or sliding", ", ".join(config.protocols), "evaluate those so first")
+    again = _evaluation(shorter[0].root, config, _shared(runs))
     if not _shared(runs, shorter):
         raise _refuse("some protocol of the runs beside them", ", ".join(short.protocols), again)
     for protocol in _shared(runs, shorter):
@@ -93,6 +104,15 @@ def read_shorter(paths: Sequence[Path], runs: Sequence[Run]) -> list[Run]:
                 got = f"{f'others by {protocol}' if two else 'none'} in {other.root}"
                 raise _refuse(f"the same bytes scored at {config.length} as in {some.root}", got, again)
     return shorter
+
+
+def _evaluation(root: Path, config: ExperimentConfig, protocols: Sequence[str]) -> str:
+    """What evaluates a run as those of ``config`` were."""
+    # A file of scores has no weights: its run is meant.
+    words = ["alibi", "evaluate", "RUN" if root.is_file() else str(root), "--variants", "", "--protocols"]
+    words += [",".join(protocols), "--eval-lengths", ",".join(map(str, config.eval_lengths))]
+    words += ["--eval-tokens", str(config.eval_tokens), "--output", "NEW"]
+    return f"{shlex.join(words)}, for each"
 
 
 def _refuse(expected: str, got: str, remedy: str) -> LabError:
@@ -168,13 +188,25 @@ def shorter_tables(runs: Sequence[Run], shorter: Sequence[Run], unit: str) -> li
         note = (
             f"All read the same text in windows of {long} {unit}, by {words[protocol]}: those trained at {less}, which "
             f"saw {seen[1]} {unit} in training, and those trained at {long}, which saw {seen[0]}. Differences are "
-            "paired by document and seed, with the 95% bootstrap interval; below 0 training short is the better. The "
-            f"last column is the question of the paper: can {alibi}, trained short, take the place of another method "
-            f"that was trained at the length it is used at? {NONE}: not evaluated, or no such length for the method."
+            "paired by document and by seed, which both have their initial weights from, with the 95% bootstrap "
+            f"interval{_of_seeds(seeds)}; below 0 training short is the better. The last column is the question of the "
+            f"paper: can {alibi}, trained short, take the place of another method that was trained at the length it is "
+            f"used at? {NONE}: not evaluated, or no such length for the method.{_made_elsewhere(runs, shorter)}"
         )
         title = f"Trained at {less}, tested at {long}: by {words[protocol]}"
         tables.append(Table(f"shorter-{protocol}", title, note, header, cells))
     return tables
+
+
+def _of_seeds(seeds: int) -> str:
+    if seeds == 1:
+        return " over documents alone, for there is one seed, and another may differ by more"
+    return f", and behind it least and most over seeds, of which {seeds} say little: the interval is too narrow"
+
+
+def _made_elsewhere(runs: Sequence[Run], shorter: Sequence[Run]) -> str:
+    found = machine_differences([runs[0], *shorter])
+    return f" Those trained short are of elsewhere: {'; '.join(found)}." if found else ""
 
 
 def shorter_json(runs: Sequence[Run], shorter: Sequence[Run]) -> dict[str, Any]:
