@@ -80,12 +80,12 @@ def test_what_is_compared_is_the_same_text_at_the_longer_length(both: tuple[list
     note = tables[0].note
     assert "those trained at 16, which saw 64 bytes in training, and those trained at 32, which saw 64." in note
     assert "over seeds, of which 2 say little" in note
-    assert "elsewhere" not in note
+    assert "were made differs" not in note
     one = [read_runs(some[:1]) for some in (long, at)]
     assert "over documents alone, for there is one seed" in shorter_tables(*one, "bytes")[0].note
     other = replace(one[1][0], sessions=[{**one[1][0].sessions[0], "processor": "another"}])
     found = shorter_tables(one[0], [other], "bytes")[0].note
-    assert re.search(r"Those trained short are of elsewhere: seed 0: processor .* → another\.$", found)
+    assert re.search(r"Where those trained short were made differs: seed 0: processor .* → another\.$", found)
 
 
 def test_the_report_shows_it_and_keeps_what_repeats_it(both: tuple[list[Path], ...], tmp_path: Path) -> None:

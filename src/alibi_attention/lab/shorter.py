@@ -206,7 +206,7 @@ def _of_seeds(seeds: int) -> str:
 
 def _made_elsewhere(runs: Sequence[Run], shorter: Sequence[Run]) -> str:
     found = machine_differences([runs[0], *shorter])
-    return f" Those trained short are of elsewhere: {'; '.join(found)}." if found else ""
+    return f" Where those trained short were made differs: {'; '.join(found)}." if found else ""
 
 
 def shorter_json(runs: Sequence[Run], shorter: Sequence[Run]) -> dict[str, Any]:
