@@ -106,7 +106,7 @@ def test_runs_of_other_seeds_are_neither_lost_nor_passed_over(runs: list[Path], 
     folder = tmp_path / "report"
     write_report(runs, folder)
     assert refusal(runs[:1], folder) == (
-        f"output: expected a new folder, or one whose report is of no other seeds, got {folder}, which has "
+        f"output: expected a new folder, or one whose report is of no other runs, got {folder}, which has "
         "config-seed-1.yaml, run-seed-1.json; report their runs as well, move them away, or name another folder"
     )
     assert "run-seed-1.json" in refusal([folder / "run-seed-0.json"], folder)
