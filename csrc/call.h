@@ -107,7 +107,7 @@ struct Append {
     double* longest;
     double* farther;
     int64_t books_batch_stride;
-    int64_t threads;  // share the tokens, unless something is known of all keys: of one call's tokens that is one thing
+    int64_t threads;  // that share the tokens; one where `longest` is given, which all of them raise
 };
 
 // Rows of queries held against the keys that a cache has let go of. cache/audit.py and cache/auditor.py say what the

@@ -56,7 +56,7 @@ def test_two_steps_of_smaller_models_through_the_same_file(tmp_path: Path) -> No
 
 
 def test_nothing_of_the_host_gets_into_a_step_on_another_device() -> None:
-    """On ``meta``, where there are no numbers and operations refuse tensors of two devices."""
+    """On ``meta``, where there are no numbers and most operations refuse tensors of two devices."""
     with pytest.raises(RuntimeError, match="device"):
         torch.zeros(2, device="meta") + torch.zeros(2)
     for method, cls in position_methods().items():

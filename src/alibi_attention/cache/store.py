@@ -128,7 +128,8 @@ class Store(Drafted):
 
         What is returned writes them, once.
         """
-        if self.length < self.most_padding + BLOCK_K or not may_be_put(key, value):
+        # Many are shared by several threads on the long way; what is known of all keys is carried on by one.
+        if key.shape[2] > BLOCK_K or self.length < self.most_padding + BLOCK_K or not may_be_put(key, value):
             return None
         found = []
         for ring in self.rings:
