@@ -271,6 +271,13 @@ def test_scaling_passes_gradcheck(method):
     assert torch.autograd.gradcheck(lambda leaf: scale_slopes(leaf, method, train_length=256, length=1000), (slopes,))
 
 
+@pytest.mark.parametrize("method", ["linear", "dynamic", "ntk"])
+def test_slopes_without_values_are_scaled(method):
+    """On ``meta`` there is nothing to refuse, and nothing of the host may get in."""
+    scaled = scale_slopes(torch.empty(8, device="meta"), method, train_length=256, length=1024)
+    assert (scaled.device.type, scaled.shape, scaled.dtype) == ("meta", (8,), torch.float32)
+
+
 @pytest.mark.parametrize("heads", [1, 5])
 def test_ntk_gradient_holds_the_exponents_still(heads: int):
     slopes = alibi_slopes(heads).requires_grad_()

@@ -38,12 +38,12 @@ def random_decoder() -> Decoder:
 
 def logits_here(decoder: Decoder, ids: list[int], *, tanh: bool) -> Tensor:
     """(tokens, 256) in float64."""
-    before = [block.gelu for block in decoder.blocks]
+    before = [block.activation for block in decoder.blocks]
     for block in decoder.blocks:
-        block.gelu = "tanh" if tanh else block.gelu  # type: ignore[assignment]
+        block.activation = "gelu-tanh" if tanh else block.activation  # type: ignore[assignment]
     out: Tensor = decoder.double()(torch.tensor([ids]))[0]
-    for block, gelu in zip(decoder.blocks, before, strict=True):
-        block.gelu = gelu
+    for block, activation in zip(decoder.blocks, before, strict=True):
+        block.activation = activation
     return out
 
 

@@ -107,7 +107,8 @@ def scale_slopes(slopes: Tensor, method: SlopeScaling, *, train_length: int, len
     if method == "dynamic":
         return slopes / ratio
     if method == "ntk":
-        if bool((slopes <= 0).any()):
+        # On ``meta`` there are no values to look at.
+        if not slopes.is_meta and bool((slopes <= 0).any()):
             raise ValueError(
                 "slopes: method 'ntk' places heads on the logarithm of their slopes and needs them all positive, "
                 f"got a minimum of {slopes.min().item():g}; use 'linear' or 'dynamic'"

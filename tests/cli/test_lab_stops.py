@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,13 +53,13 @@ def alibi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resu
     return invoke
 
 
-def fill_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A disk without room for a file of this name."""
+def fill_at(monkeypatch: pytest.MonkeyPatch, name: str, code: int = errno.ENOSPC) -> None:
+    """A disk without room for a file of this name, or another fault of it."""
     replace = Path.replace
 
     def fill(path: Path, target: Path) -> Path:
         if target.name == name:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(code, os.strerror(code))
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", fill)
@@ -96,6 +98,40 @@ def test_a_full_disk(
     again = remedy.partition("  alibi ")[2].split() or arguments
     assert alibi(*again).exit_code == 0
     assert [path.name for path in Path().iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint", "remedy"),
+    [
+        (errno.EFBIG, "error: --output: expected leave to write files this large, got no room for {path}",
+         "raise their limit (ulimit -f) or use another file system."),
+        (errno.EIO, "error: files: expected to read and write, got Input/output error ({path})",
+         "mend that; what was written is kept."),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_written_is_named(
+    alibi: Callable[..., Result], run: Path, monkeypatch: pytest.MonkeyPatch, code: int, complaint: str, remedy: str
+) -> None:
+    arguments = ["extrapolate", "--text", str(run.parent / "book.txt"), "--methods=nope", "--output=out"]
+    with monkeypatch.context() as full:
+        fill_at(full, "weights.safetensors", code)
+        result = alibi(*arguments, *SIZES, *MODEL)
+    assert result.exit_code == 2, result.output
+    path = Path("out", "nope", "weights.safetensors")
+    assert result.stderr == (
+        f"{complaint.format(path=path)}\n  {remedy} Continue with\n  alibi extrapolate --resume --output out\n"
+    )
+    assert alibi("extrapolate", "--resume", "--output", "out").exit_code == 0
+
+
+def test_damaged_weights_of_a_complete_run(alibi: Callable[..., Result], run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    path = tmp_path / "copy" / "alibi" / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    result = alibi("extrapolate", "--resume", "--output", str(tmp_path / "copy"))
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: --resume: expected a whole file of this program, got {path} (")
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize(

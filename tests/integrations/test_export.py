@@ -26,14 +26,15 @@ OF_FORMAT = {"mpt": "gelu", "bloom": "gelu-tanh"}
 Load = Callable[[Path], Any]
 
 
-def decoder_of(activation: Any = "gelu") -> Decoder:
+def decoder_of(activation: Any = "gelu", width: int = WIDTH, **settings: Any) -> Decoder:
     """A decoder with logits of the size of a trained one's, in which no two weights are alike."""
-    decoder = Decoder(DecoderShape(TRAINED, 3, HEADS, WIDTH), "alibi", seed=0, activation=activation).eval()
+    shape = DecoderShape(TRAINED, 3, HEADS, width)
+    decoder = Decoder(shape, "alibi", seed=0, activation=activation, **settings).eval()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         decoder.embedding.weight.mul_(40)
         for name, parameter in decoder.named_parameters():
-            if "norm" in name:
+            if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
             elif "up_proj" in name:
                 parameter.mul_(2)
@@ -77,9 +78,20 @@ def test_transformers_gives_the_same_logits(form: str, length: int, tmp_path: Pa
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", OF_FORMAT)
-def test_what_remains_is_rounding(form: str, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = decoder_of(OF_FORMAT[form])
+@pytest.mark.parametrize(
+    ("form", "settings"),
+    [
+        ("mpt", {}),
+        ("bloom", {}),
+        # A factor of 8, which is exact.
+        ("mpt", {"embedding_scale": "sqrt-width", "width": 64}),
+        ("bloom", {"embedding_scale": "sqrt-width", "width": 64, "bias": True}),
+    ],
+)
+def test_what_remains_is_rounding(
+    form: str, settings: dict[str, Any], tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = decoder_of(OF_FORMAT[form], **settings)
     model = load(WRITERS[form](weights(decoder), tmp_path / "out")).double()
     # These models form m * j from absolute positions and go to float32 for the softmax; let them stay in float64.
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
@@ -279,6 +291,46 @@ def test_the_other_gelu_is_refused_unless_accepted(form: str, tmp_path: Path, lo
     assert 1e-4 < off < 0.1
 
 
+@pytest.mark.parametrize("form", OF_FORMAT)
+def test_embeddings_that_are_scaled(form: str, tmp_path: Path, load: Load) -> None:
+    decoder, plain = (decoder_of(OF_FORMAT[form], embedding_scale=scale) for scale in ("sqrt-width", "method"))
+    model = load(WRITERS[form](weights(decoder), tmp_path / "out"))
+    with torch.no_grad():
+        want, got = decoder(tokens(TRAINED)), model(tokens(TRAINED)).logits
+        assert (want - plain(tokens(TRAINED))).abs().max() > 1
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+
+
+def test_biases_are_written_for_bloom_and_refused_for_others(tmp_path: Path, load: Load) -> None:
+    decoder, plain = (decoder_of("gelu-tanh", bias=bias) for bias in (True, False))
+    model = load(write_bloom(weights(decoder), tmp_path / "bloom"))
+    with torch.no_grad():
+        want, got = decoder(tokens(TRAINED)), model(tokens(TRAINED)).logits
+        assert (want - plain(tokens(TRAINED))).abs().max() > 1
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+    assert weights(decoder).parameters == sum(parameter.numel() for parameter in decoder.parameters())
+    for form, title in (("mpt", "MPT"), ("gguf", "MPT in llama.cpp")):
+        with pytest.raises(ValueError, match="bias") as error:
+            WRITERS[form](weights(decoder_of(bias=True)), tmp_path / form)
+        assert str(error.value) == (
+            f"bias: expected a decoder without biases for {title}, got one with them; train without them (--no-bias), "
+            "or export as BLOOM (--format bloom), which has them"
+        )
+        assert not (tmp_path / form).exists()
+
+
+@pytest.mark.parametrize(("form", "title"), [("mpt", "MPT"), ("bloom", "BLOOM"), ("gguf", "MPT in llama.cpp")])
+def test_relu_is_refused_whatever_is_accepted(form: str, title: str, tmp_path: Path) -> None:
+    for approximate in (False, True) if form != "gguf" else (False,):
+        with pytest.raises(ValueError, match="activation") as error:
+            WRITERS[form](weights(decoder_of("relu")), tmp_path / "out", approximate=approximate)
+        assert str(error.value) == (
+            f"activation: expected 'gelu' or 'gelu-tanh', as {title} computes GELU whatever a file says, got 'relu'; "
+            "train with one of these (--activation gelu)"
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     other = weights(decoder_of())
     other = replace(other, embedding=other.embedding[:200])
@@ -315,6 +367,22 @@ def test_nothing_is_overwritten_and_nothing_is_left_half(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full", "mine"]
     assert list((tmp_path / "mine").iterdir()) == []
     assert (tmp_path / "full" / "mine").read_text() == "kept"
+
+
+def test_what_came_into_an_empty_folder_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for output in (Path(), tmp_path):
+
+        def write_both(folder: Path, *_: Any) -> None:
+            (folder / "config.json").write_text("ours")
+            (tmp_path / "config.json").write_text("theirs")
+
+        monkeypatch.setattr("alibi_attention.integrations.export.mpt.write_tokenizer", write_both)
+        with pytest.raises(ValueError, match=r"^output: expected a new or empty folder, got .*, which exists; choose"):
+            WRITERS["mpt"](weights(decoder_of("gelu")), output)
+        assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+        assert (tmp_path / "config.json").read_text() == "theirs"
+        (tmp_path / "config.json").unlink()
 
 
 def test_bloom_norm_is_the_identity_for_any_scale_of_embedding(tmp_path: Path, load: Load) -> None:

@@ -209,6 +209,16 @@ def test_the_other_gelu(alibi: Invoke, run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_decoder_without_a_last_norm(alibi: Invoke, run: Path, tmp_path: Path) -> None:
+    start = json.loads((run / "config.json").read_text())
+    start["config"]["final_norm"] = False
+    (run / "config.json").write_text(json.dumps(start))
+    assert refused(alibi, run, tmp_path / "out") == (
+        "error: RUN: expected a norm before the output (final_norm): MPT, BLOOM and GGUF's MPT have one, got a decoder "
+        f"without it in {run}\n  train with --final-norm\n"
+    )
+
+
 def test_a_missing_extra(alibi: Invoke, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = extras.find_spec
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "gguf" else find(name))

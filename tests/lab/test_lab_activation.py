@@ -1,4 +1,4 @@
-"""The decoder's two forms of GELU."""
+"""The decoder's activations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_runs_written_before_there_was_a_choice_have_gelu() -> None:
     assert ExperimentConfig(heads=2, width=8).activation == "gelu"
 
 
-def test_each_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gelu_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     gelu = F.gelu
     monkeypatch.setattr(
@@ -32,5 +32,5 @@ def test_each_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_is_refused() -> None:
-    with pytest.raises(LabError, match="activation: expected 'gelu' or 'gelu-tanh', got 'relu'"):
-        make_config({"activation": "relu"})
+    with pytest.raises(LabError, match="activation: expected 'gelu', 'gelu-tanh' or 'relu', got 'swish'"):
+        make_config({"activation": "swish"})

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_cases import read_config_file
 from pydantic import ValidationError
 
 from alibi_attention.lab.config import ExperimentConfig, make_config
-from alibi_attention.lab.config_file import read_config_file, write_config_file
+from alibi_attention.lab.config_file import write_config_file
 from alibi_attention.lab.errors import LabError
 
 
@@ -75,6 +76,9 @@ CHOOSE = "choose from alibi, alibi-interleaved, alibi-learned, learned, nope, ro
         ({"document_start": "("}, "document_start: expected a regular expression, got '(' (missing ), unterminated "
          "subpattern at position 0); such as '^ = [^=]'"),
         ({"precision": "fp8"}, "precision: expected 'fp32' or 'bf16', got 'fp8'; choose one of these"),
+        ({"embedding_scale": "width"}, "embedding_scale: expected 'method', 'sqrt-width' or 'none', got 'width'; "
+         "choose one of these"),
+        ({"bias": "some"}, "bias: expected a valid boolean, unable to interpret input, got 'some'; give such a value"),
         ({"device": "tpu"}, "device: expected 'cpu' or 'cuda', got 'tpu'; choose one of these"),
         ({"speed": 3}, "speed: expected a known setting, got this name; seed is meant? Known are "
          + ", ".join(ExperimentConfig.model_fields)),

@@ -12,15 +12,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from lab_cases import read_config_file
 
 from alibi_attention.lab.batches import Batches
 from alibi_attention.lab.config import ExperimentConfig, make_config
-from alibi_attention.lab.config_file import read_config_file
-from alibi_attention.lab.corpus import Corpus, load_corpus
+from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.documents import Document, split_documents
 from alibi_attention.lab.duplicates import near_duplicates
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.protocols import held_out_of
+from alibi_attention.lab.streams import Corpus
 from alibi_attention.lab.tokens import load_encoder, make_encoder
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -604,7 +605,7 @@ def alter(path: Path, name: str) -> None:
 def test_every_part_of_a_cache_is_checked(
     tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """Sizes are the denominator of bits per byte, and starts the documents of the bootstrap."""
+    """Sizes are the denominator of bits per byte, and starts the documents of the intervals."""
     monkeypatch.setenv("ALIBI_CACHE", str(tmp_path / "cache"))
     # Enough held out for several documents.
     config = tiny(tokenizer="words", eval_lengths=(16,), held_out_share=0.4)

@@ -7,14 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from lab_cases import TINY
+from lab_cases import TINY, of_bytes
 
-from alibi_attention.lab.bootstrap import bootstrap_interval, wilson_interval
 from alibi_attention.lab.config import PROTOCOLS, ExperimentConfig, Protocol, make_config
 from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.ends import Ends, sliding_ends, target_ends
 from alibi_attention.lab.evaluation import evaluate_ends, evaluate_windows, window_work
-from alibi_attention.lab.held_out import HeldOut, of_bytes, segment_starts
+from alibi_attention.lab.held_out import HeldOut, segment_starts
+from alibi_attention.lab.intervals import effective_number, mean_interval, wilson_interval
 from alibi_attention.lab.masking import evaluate_masked
 from alibi_attention.lab.model import Decoder, build_decoder
 from alibi_attention.lab.positions import DecoderShape, position_methods
@@ -336,27 +336,56 @@ def test_uniform_predictions_cost_eight_bits() -> None:
 # Certainty
 
 
-def test_bootstrap_is_about_documents() -> None:
+def test_an_interval_is_about_documents() -> None:
     generator = np.random.default_rng(3)
     sizes = generator.integers(50, 500, size=200)
     rates = generator.normal(2.0, 0.3, size=200)
-    low, high = bootstrap_interval(rates * sizes, sizes) or (0, 0)
-    # The delta method's interval for a ratio of means, an independent construction.
-    ratio = (rates * sizes).sum() / sizes.sum()
-    spread = 1.96 * np.sqrt(((rates - ratio) ** 2 * sizes**2).sum()) / sizes.sum()
-    assert low == pytest.approx(ratio - spread, abs=0.1 * spread)
-    assert high == pytest.approx(ratio + spread, abs=0.1 * spread)
-    assert bootstrap_interval([1.0], [2]) is None
-    assert bootstrap_interval(rates * sizes, sizes) == (low, high)
+    low, high = mean_interval(rates * sizes, sizes) or (0, 0)
+    # Resampling documents, an independent construction.
+    drawn = generator.multinomial(200, np.full(200, 1 / 200), size=4000)
+    resampled = np.quantile(drawn @ (rates * sizes) / (drawn @ sizes), (0.025, 0.975))
+    assert (low, high) == pytest.approx(tuple(resampled), abs=0.1 * (high - low))
+    assert mean_interval([1.0], [2]) is None
+    for impossible in (math.inf, math.nan):
+        assert all(map(math.isnan, mean_interval([impossible, 1.0, 2.0], [1, 1, 1]) or (0.0,)))
 
 
-def test_bootstrap_is_about_seeds_too() -> None:
-    sizes = np.full(400, 100)
-    apart = np.stack([np.full(400, 100.0 * level) for level in (1.0, 2.0, 3.0)])
-    low, high = bootstrap_interval(apart, sizes) or (0, 0)
-    assert (low, high) == pytest.approx((1.0, 3.0), abs=0.4)
-    same = np.stack([np.full(400, 200.0)] * 3)
-    assert bootstrap_interval(same, sizes) == pytest.approx((2.0, 2.0))
+def test_an_interval_is_students() -> None:
+    """Documents of one size and one seed are a sample like any other; so are seeds whose documents are all alike."""
+    values = np.array([3.0, 5.0, 4.0, 9.0])
+    spread = 3.182446 * values.std(ddof=1) / 2.0
+    assert mean_interval(10 * values, [10] * 4) == pytest.approx((5.25 - spread, 5.25 + spread))
+    levels = np.array([1.0, 2.0, 4.0])
+    spread = 4.302653 * levels.std(ddof=1) / math.sqrt(3)
+    apart = np.repeat(100 * levels[:, None], 400, 1)
+    assert mean_interval(apart, [100] * 400) == pytest.approx((7 / 3 - spread, 7 / 3 + spread))
+    assert mean_interval(np.full((3, 400), 200.0), [100] * 400) == pytest.approx((2.0, 2.0))
+
+
+@pytest.mark.parametrize("documents", [0.01, 0.3, 3.0], ids=["alike", "like seeds", "differing"])
+@pytest.mark.parametrize("seeds", [1, 2, 3, 8])
+def test_an_interval_holds_the_truth_in_nineteen_of_twenty_cases(seeds: int, documents: float) -> None:
+    """Of sizes as texts have them, where the largest of 25 is a fifth of all."""
+    generator = np.random.default_rng(seeds)
+    sizes = np.exp(generator.normal(0.0, 1.0, size=25)) * 1000
+    of_seeds = 1.0 if seeds > 1 else 0.0
+    cases, held = 2000, 0
+    for _ in range(cases):
+        rates = documents * generator.normal(size=25) + of_seeds * generator.normal(size=(seeds, 1))
+        low, high = mean_interval(rates * sizes, sizes) or (0.0, 0.0)
+        held += low <= 0.0 <= high
+    # Two sources of doubt alike are held for a little more than they are.
+    assert 0.935 <= held / cases <= 0.99
+
+
+def test_one_document_that_is_most_of_the_text_is_not_many() -> None:
+    assert effective_number([100] * 30) == pytest.approx(30)
+    assert effective_number([7000, *[100] * 30]) == pytest.approx(1e4**2 / (7000**2 + 30 * 100**2))
+    rates = np.array([2.5, *[2.0, 2.2] * 15])
+    sizes = np.array([7000, *[100] * 30])
+    low, high = mean_interval(rates * sizes, sizes) or (0, 0)
+    # Without it the mean is 2.1: what one document does cannot be told from it alone.
+    assert low < 2.1 < 2.38 < high
 
 
 def test_wilson_is_the_formula() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lab_cases import of_bytes
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from alibi_attention.lab.dissection import dissect_run
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.evaluation import window_work
 from alibi_attention.lab.experiment import reevaluate_experiment, resume_experiment, start_experiment
-from alibi_attention.lab.held_out import HeldOut, of_bytes, segment_starts
+from alibi_attention.lab.held_out import HeldOut, segment_starts
 from alibi_attention.lab.masking import (
     SHOWN,
     Masker,

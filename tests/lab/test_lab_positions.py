@@ -106,7 +106,8 @@ def test_sinusoids_are_the_formula() -> None:
 def test_sinusoidal_adds_to_embeddings_and_leaves_attention_alone() -> None:
     sinusoidal = method("sinusoidal")
     x = torch.randn(2, 20, SHAPE.width)
-    torch.testing.assert_close(sinusoidal.embed(x), math.sqrt(32) * x + sinusoids(20, SHAPE.width))
+    assert torch.equal(sinusoidal.embed(x), x + sinusoids(20, SHAPE.width))
+    assert [name for name in METHODS if method(name).scales_embeddings] == ["sinusoidal"]
     query, key, value = random_qkv(20)
     dense = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     torch.testing.assert_close(sinusoidal.attend(query, key, value), dense)
@@ -393,21 +394,26 @@ def test_nats_in_chunks_are_those_of_the_logits(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(decoder.nats(inputs, targets), expected)
 
 
-# A process of its own, because what is measured is the most it ever held.
-_PEAK = """
-import resource, sys, torch
+# A process for each name, because what is measured is the most it ever held; forked, because torch is slow to import.
+_PEAKS = """
+import os, resource, sys, torch
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import DecoderShape, split_name
 torch.set_num_threads(1)
-base, variant = split_name(sys.argv[1])
-decoder = Decoder(DecoderShape(length=64, layers=1, heads=2, width=8), base, seed=0)
-def peak(length):
+def peak(decoder, variant, length):
     tokens = torch.randint(256, (1, length))
     with torch.no_grad(), decoder.position.used_at(length, variant):
         decoder.nats(tokens, tokens)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-peak(64)
-print(peak(1024), peak(65536))
+for name in sys.argv[2:]:
+    child = os.fork()
+    if child == 0:
+        base, variant = split_name(name)
+        decoder = Decoder(DecoderShape(length=64, layers=1, heads=1, width=8), base, seed=0)
+        peak(decoder, variant, 64)
+        print(name, peak(decoder, variant, 1024), peak(decoder, variant, int(sys.argv[1])), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 
 
@@ -421,12 +427,20 @@ def test_scaled_slopes_are_never_steeper_than_trained_ones() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
-@pytest.mark.parametrize("name", ["alibi", "rope", "sinusoidal", "t5"])
-def test_memory_is_linear_in_the_length(name: str) -> None:
-    done = subprocess.run([sys.executable, "-c", _PEAK, name], capture_output=True, text=True, check=True)
-    before, after = map(int, done.stdout.split())
-    # 65,536 squared would be 16 GiB for each head; a linear pass needs some tens of MiB.
-    assert after - before < 100 * 1024, f"{name}: {(after - before) / 1024:.0f} MiB"
+@pytest.mark.parametrize(("of", "length"), [("methods", 65_536), ("variants", 16_384)])
+def test_memory_is_linear_in_the_length(of: str, length: int) -> None:
+    """Of every method and variant but learned positions, which end."""
+    methods = {name: cls for name, cls in position_methods().items() if name != "learned"}
+    variants = [f"{name}:{variant}" for name, cls in methods.items() for variant in cls.variants]
+    names = list(methods) if of == "methods" else variants
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAKS, str(length), *names], capture_output=True, text=True, check=True
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    found = {name: (int(after) - int(before)) / 1024 for name, before, after in lines}
+    assert list(found) == names, done.stderr
+    # 16,384 squared would be 256 MiB if it were of bytes; a linear pass needs some tens.
+    assert {name: mib for name, mib in found.items() if mib >= 100} == {}
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -16,19 +16,18 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from lab_cases import TINY, Said, write_texts
+from lab_cases import TINY, Said, read_config_file, write_texts
 from typer.testing import CliRunner
 
 from alibi_attention.cli.app import app
 from alibi_attention.cli.study import study
-from alibi_attention.lab.bootstrap import bootstrap_interval
 from alibi_attention.lab.complete import read_runs
 from alibi_attention.lab.config import ExperimentConfig, make_config
-from alibi_attention.lab.config_file import read_config_file
 from alibi_attention.lab.dissection import dissect_run
 from alibi_attention.lab.errors import LabError, RunInterrupted
 from alibi_attention.lab.experiment import start_experiment
 from alibi_attention.lab.interruption import OUT_OF_TIME, Interruption
+from alibi_attention.lab.intervals import mean_interval
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import position_methods
 from alibi_attention.lab.report import write_report
@@ -39,7 +38,7 @@ from alibi_attention.lab.report_tables import report_tables
 from alibi_attention.lab.runs import evaluations_of
 from alibi_attention.lab.scores import LossVerdict, RecallScore
 from alibi_attention.lab.study import run_study, study_config
-from alibi_attention.lab.summary import RecallPoint, summarise
+from alibi_attention.lab.summary import RecallPoint, farthest, summarise
 from alibi_attention.lab.tables import signed
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -69,24 +68,33 @@ def test_summary_is_over_seeds_and_documents(runs: list[Path]) -> None:
     point = lines["alibi:ntk"].losses["windows"][2]
     assert point.by_seed == tuple(score.bits_per_byte for score in scores)
     assert point.mean == pytest.approx(np.mean(point.by_seed))
-    assert point.interval == bootstrap_interval([s.document_bits for s in scores], scores[0].document_bytes)
+    assert point.interval == mean_interval([s.document_bits for s in scores], scores[0].document_bytes)
     trained = [run.results[0].evaluations[1].windows[0] for run in found]
     moved = [np.subtract(s.document_bits, t.document_bits) for s, t in zip(scores, trained, strict=True)]
     assert point.change.mean == pytest.approx(point.mean - lines["alibi:ntk"].losses["windows"][0].mean)
-    assert point.change.interval == pytest.approx(bootstrap_interval(moved, scores[0].document_bytes))
+    assert point.change.interval == pytest.approx(mean_interval(moved, scores[0].document_bytes))
     assert lines["alibi:ntk"].losses["windows"][0].change is None
     plain = [run.results[0].evaluations[0].windows[2] for run in found]
     apart = [np.subtract(s.document_bits, t.document_bits) for s, t in zip(scores, plain, strict=True)]
     assert point.against.by_seed == pytest.approx([sum(bits) / scores[0].scored_bytes for bits in apart])
     assert point.against.mean == pytest.approx(point.mean - lines["alibi"].losses["windows"][2].mean)
-    assert point.against.interval == pytest.approx(bootstrap_interval(apart, scores[0].document_bytes))
+    assert point.against.interval == pytest.approx(mean_interval(apart, scores[0].document_bytes))
     assert lines["alibi"].losses["windows"][2].against is None
     assert lines["learned"].losses["windows"][1].note == "its positions end at 32"
     # Six steps teach nothing, whose loss would otherwise be level at any length.
     assert lines["learned"].usable_by_perplexity == LossVerdict(protocol="sliding", length=None)
     assert lines["learned"].position_parameters == 32 * 16
-    assert lines["alibi"].by_position[-1][1] == 128
-    assert lines["learned"].by_position[-1][1] == 32
+    assert lines["alibi"].by_position.keys() == {32, 128}
+    assert farthest(lines["alibi"])[-1].end == 128
+    assert farthest(lines["learned"])[-1].end == 32
+    # Each token once, at whichever place.
+    for length, bins in lines["alibi"].by_position.items():
+        windows = [score for run in found for score in run.results[0].evaluations[0].windows if score.length == length]
+        (count,) = {score.scored_tokens for score in windows}
+        assert sum(bin_.tokens for bin_ in bins) == count
+        total = sum(bin_.tokens * bin_.bits for bin_ in bins) / count
+        mean = next(point.mean for point in lines["alibi"].losses["windows"] if point.length == length)
+        assert total == pytest.approx(mean)
 
 
 def test_recall_is_never_pooled_over_seeds(runs: list[Path]) -> None:
@@ -332,8 +340,8 @@ def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
         lines = summarise(found)
         tables = {table.name: table for table in report_tables(lines, found[0].config)}
         assert list(tables) == [
-            "verdicts", "windows", "windows-against", "positions", "sliding", "sliding-against", "targets",
-            "targets-against", "recall-farthest", "recall-trained", "recall", "costs",
+            "verdicts", "windows", "windows-against", "positions-trained", "positions", "sliding", "sliding-against",
+            "targets", "targets-against", "recall-farthest", "recall-trained", "recall", "costs",
         ]  # fmt: skip
         assert tables["recall-trained"].header == ["distance (bytes)", "29"]
         assert tables["recall"].header == ["distance (bytes)", "32", "64", "125"]
@@ -343,7 +351,10 @@ def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
         ends = [signed(end) for end in point.change.interval]
         assert tables["windows"].rows[0][3] == f"{point.mean:.3f}: {signed(point.change.mean)} ({ends[0]} to {ends[1]})"
         assert f"bytes of {point.documents} documents scored" in tables["windows"].note
-        assert ("are too narrow: more are read" in tables["windows"].note) == (point.documents < 30)
+        said = f"{point.largest_document:.0%} of them of the largest, so that the documents say as much as"
+        assert f"{said} {point.effective_documents:.0f} of one size." in tables["windows"].note
+        assert 1.0 <= point.effective_documents <= point.documents
+        assert ("More are read with --eval-tokens" in tables["windows"].note) == (point.effective_documents < 30)
         positions = tables["positions"]
         assert positions.header == [
             "position (bytes)",
@@ -352,8 +363,14 @@ def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
             *(f"{n}\u2013{2 * n - 1}" for n in (2, 4, 8, 16, 32, 64)),
         ]
         # Learned positions end at 32.
-        assert [cell == "—" for cell in positions.rows[2][1:]] == [False] * 6 + [True] * 2
-        assert positions.rows[0][-1] == f"{lines[0].by_position[-1][2]:.3f}"
+        assert positions.rows[0] == ["tokens", *(f"{bin_.tokens:,}" for bin_ in farthest(lines[0]))]
+        assert [cell == "—" for cell in positions.rows[3][1:]] == [False] * 6 + [True] * 2
+        assert positions.rows[1][-1] == f"{farthest(lines[0])[-1].bits:.3f}"
+        trained = tables["positions-trained"]
+        assert trained.header == positions.header[:7]
+        assert [row[1:] for row in trained.rows[1:]] == [
+            [f"{bin_.bits:.3f}" for bin_ in line.by_position[32]] for line in lines
+        ]
         assert tables["verdicts"].header[1] == "by perplexity, sliding window"
         against = tables["windows-against"]
         assert [row[0] for row in against.rows] == ["ALiBi, NTK scaling", "learned"]
@@ -361,7 +378,7 @@ def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
         several = len(roots) > 1
         nothing = "0.000 (0.000 to 0.000)" + (", seeds 0.000 to 0.000" if several else "")
         assert against.rows[0][1] == nothing
-        assert ("too narrow" in against.note) == several
+        assert ("least and most over seeds" in against.note) == several
         assert ("by recall, each seed" in tables["verdicts"].header) == several
         assert ("Median over seeds" in tables["recall"].note) == several
         assert tables["recall"].rows[2][1:] == ["—"] * 3

@@ -1,7 +1,9 @@
-"""The committed studies: every number of a summary follows from the scores by document that lie beside it."""
+"""The committed studies: every number of a summary follows from the scores by document that lie beside it, and every
+table of their page from the summaries."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +37,32 @@ def test_a_summary_follows_from_the_scores(folder: Path) -> None:
     found = summary_json(runs, summarise(runs), read_shorter(short, runs) if short else [])
     kept = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert_alike(json.loads(json.dumps(found)), kept, "summary")
+
+
+def test_the_page_has_its_tables_from_the_summaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(STUDY)
+    tables = importlib.import_module("tables")
+    page = (STUDY / "README.md").read_text(encoding="utf-8")
+    assert tables.filled(page) == page
+    assert "| ALiBi | 1.58 |" in page
+    assert tables.filled(page.replace("| ALiBi | 1.58 |", "| ALiBi | 1.59 |")) == page
+    with pytest.raises(SystemExit, match="table: far"):
+        tables.filled(page.replace("<!-- table: far -->", ""))
+
+
+def test_a_seed_comes_to_the_same_by_later_sources_and_not_by_another_kernel() -> None:
+    (study,) = read_runs([STUDY / "256" / "run-seed-1.json"])
+    evaluations = {each.name: each for result in study.results for each in result.evaluations}
+    same = {}
+    for kernel in ("amx", "avx512"):
+        (run,) = read_runs([STUDY / "256" / "kernel" / f"run-{kernel}-seed-1.json"])
+        assert [session["kernel"] for session in run.sessions] == [f"cpu {kernel}"]
+        assert {session["sources"] for session in run.sessions}.isdisjoint(each["sources"] for each in study.sessions)
+        found = [evaluation for result in run.results for evaluation in result.evaluations]
+        assert [each.name for each in found] == ["alibi", "alibi:ntk"]
+        protocols = ("windows", "sliding", "targets", "recall")
+        same[kernel] = all(getattr(e, name) == getattr(evaluations[e.name], name) for e in found for name in protocols)
+    assert same == {"amx": True, "avx512": False}
 
 
 def test_alibi_against_rope_has_its_scores_from_the_studies() -> None:

@@ -149,6 +149,21 @@ def test_the_second_schema_is_read_for_its_weights(copy: Path, whole_run: Path) 
         resume_experiment(copy)
 
 
+def test_a_run_of_before_these_settings_is_continued_to_the_same_bits(copy: Path, whole_run: Path) -> None:
+    start = json.loads((copy / "config.json").read_text())
+    for name in ("bias", "embedding_scale", "final_norm"):
+        del start["config"][name]
+    (copy / "config.json").write_text(json.dumps(start))
+    (copy / "results.json").unlink()
+    for method in ("alibi", "rope", "sinusoidal"):
+        shutil.rmtree(copy / method)
+    resume_experiment(copy)
+    for method in ("alibi", "rope", "sinusoidal"):
+        old, new = (load_tensors(folder / method / "weights.safetensors")[0] for folder in (copy, whole_run))
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[name], tensor) for name, tensor in new.items())
+
+
 def test_but_not_continued(copy: Path) -> None:
     as_schema_1(copy)
     for call in (lambda: resume_experiment(copy), RunFolder(copy).read_results):

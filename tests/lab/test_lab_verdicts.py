@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alibi_attention.lab.bootstrap import bootstrap_interval
 from alibi_attention.lab.held_out import HeldOut
+from alibi_attention.lab.intervals import mean_interval
 from alibi_attention.lab.pairs import paired_difference
 from alibi_attention.lab.scores import Evaluation, LossVerdict, RecallScore, RecallVerdict, Score
 from alibi_attention.lab.verdicts import median_verdict, usable_by_perplexity, usable_by_recall
@@ -40,7 +40,7 @@ def test_differences_are_by_document_and_seed() -> None:
     assert found is not None
     assert found.by_seed == pytest.approx((20 / 300, 30 / 300))
     assert found.mean == pytest.approx(50 / 600)
-    assert found.interval == bootstrap_interval([[10, -10, 20], [5, 15, 10]], (100, 100, 100))
+    assert found.interval == mean_interval([[10, -10, 20], [5, 15, 10]], (100, 100, 100))
     assert paired_difference([score(1, 200)], [score(1, 200, 210)]) is None
     impossible = Score(length=1, bits_per_byte=None, scored_bytes=0)
     assert paired_difference([impossible], [impossible]) is None

@@ -34,13 +34,13 @@ def laboratory_errors(
         names: what the command calls arguments that are no flags of their own name.
     """
     from alibi_attention.lab.errors import LabError, RunInterrupted, is_out_of_memory
-    from alibi_attention.lab.files import DiskFullError
+    from alibi_attention.lab.files import NoRoomError
 
     try:
         yield
-    except DiskFullError as error:
+    except NoRoomError as error:
         flag = names.get(error.argument, f"--{error.argument}")
-        raise refuse(flag, error.complaint, f"make room. {_how_to_continue(run, again)}") from None
+        raise refuse(flag, error.complaint, f"{error.means}. {_how_to_continue(run, again)}") from None
     except LabError as error:
         flag = names.get(error.argument, f"--{error.argument.replace('_', '-')}")
         raise refuse(flag, error.complaint, error.remedy) from None
@@ -49,7 +49,7 @@ def laboratory_errors(
         raise typer.Exit(128 + stopped.signal_number) from None
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise refuse("files", f"expected to read and write, got {error.strerror}{where}",
+        raise refuse("files", f"expected to read and write, got {error.strerror or error}{where}",
                      f"mend that; what was written is kept. {_how_to_continue(run, again)}") from None  # fmt: skip
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -71,11 +71,9 @@ def export(
         argument, _, complaint = complaint.partition(": ")
         flag = f"--{argument}" if argument in ("output", "approximate") else f"RUN: {argument}"
         raise refuse(flag, complaint, remedy) from None
-    numbers = decoder.embedding.numel() + decoder.final_norm.numel()
-    numbers += sum(weight.numel() for block in decoder.blocks for weight in block)
     typer.echo(
         f"{trained.method} of {trained.folder.root}: {len(decoder.blocks)} layers, {decoder.heads} heads, "
-        f"width {decoder.width}, {numbers:,} parameters, trained at {decoder.train_length} tokens"
+        f"width {decoder.width}, {decoder.parameters:,} parameters, trained at {decoder.train_length} tokens"
     )
     typer.echo(f"Written to {written} for inputs of up to {decoder.max_length:,} tokens")
     typer.echo(f"Read it with {_HOW_TO_READ[format].format(path=str(written))}")

@@ -140,9 +140,21 @@ def _settings(
     activation: Annotated[
         str,
         option(
-            _MODEL, "GELU by the error function, as MPT has it, or by tanh, as BLOOM has it.", metavar="gelu|gelu-tanh"
+            _MODEL,
+            "GELU by the error function, as MPT has it, or by tanh, as BLOOM has it, or ReLU, which no export has.",
+            metavar="gelu|gelu-tanh|relu",
         ),
     ] = "gelu",
+    bias: Annotated[bool, option(_MODEL, "Biases in matrices and layer norms.")] = False,
+    embedding_scale: Annotated[
+        str,
+        option(
+            _MODEL,
+            "What embeddings are multiplied by: the root of the width, nothing, or what the position method asks for.",
+            metavar="method|sqrt-width|none",
+        ),
+    ] = "method",
+    final_norm: Annotated[bool, option(_MODEL, "A layer norm before the output.")] = True,
     dropout: Annotated[float, option(_MODEL, "Dropout of embeddings and sub-layers, while training.")] = 0.0,
     attention_dropout: Annotated[float, option(_MODEL, "Dropout of attention weights, while training.")] = 0.0,
     cutoffs: Annotated[

@@ -33,7 +33,9 @@ MAX_BPE = 1 << 20
 
 
 Protocol = Literal["windows", "sliding", "targets", "recall"]
-Activation = Literal["gelu", "gelu-tanh"]
+Activation = Literal["gelu", "gelu-tanh", "relu"]
+
+EmbeddingScale = Literal["method", "sqrt-width", "none"]
 
 Objective = Literal["next", "masked"]
 
@@ -87,7 +89,12 @@ class ExperimentConfig(BaseModel):
         tokenizer: ``"bytes"``, ``"bpe"`` (byte-level, trained on the training text) or ``"words"`` (split at spaces).
         vocabulary: how many tokens; 0 for 256 bytes, 8192 of BPE, or every word of the training text.
         layers, heads, width: of the decoder.
-        activation: of its MLPs: GELU by the error function, as MPT has it, or by tanh, as BLOOM has it.
+        activation: of its MLPs: GELU by the error function, as MPT has it, or by tanh, as BLOOM has it, or ReLU.
+        bias: whether its matrices and layer norms have biases; they begin at 0.
+        embedding_scale: what embeddings of tokens are multiplied by before anything is added to them: the square root
+            of the width (``"sqrt-width"``), 1 (``"none"``), or, ``"method"``, whichever of the two the position method
+            asks for, as ``sinusoidal`` alone does for the root.
+        final_norm: whether a layer norm stands between the last layer and the output.
         dropout, attention_dropout: while training.
         cutoffs: ranks at which an adaptive input and output vocabulary changes width, fourfold each; none by default.
         steps, batch_size: optimiser steps, and sequences in each part of a step.
@@ -131,6 +138,9 @@ class ExperimentConfig(BaseModel):
     heads: Count = 8
     width: Count = 128
     activation: Activation = "gelu"
+    bias: bool = False
+    embedding_scale: EmbeddingScale = "method"
+    final_norm: bool = True
     dropout: Share = 0.0
     attention_dropout: Share = 0.0
     cutoffs: Ranks = ()

@@ -1,14 +1,13 @@
-"""The configuration as a YAML file: read with flags laid over it, written with the run."""
+"""The configuration as a YAML file: its settings read, to lay flags over, and written with the run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alibi_attention.lab.config import JOINED, ExperimentConfig, make_config, nearest_setting
+from alibi_attention.lab.config import JOINED, ExperimentConfig, nearest_setting
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import write_text
 
@@ -38,19 +37,13 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def read_config_file(path: Path, flags: Mapping[str, Any] | None = None) -> ExperimentConfig:
-    """A validated configuration from a YAML file; ``flags`` take precedence over what it says.
-
-    Raises:
-        LabError: if the file cannot be read, is no mapping, or holds a setting that cannot be used.
-    """
-    return make_config({**read_settings(path), **(flags or {})})
-
-
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file, before any validation of their values.
 
     Paths are relative to the file. A data set is a path where there is such a file or folder, and else a name.
+
+    Raises:
+        LabError: if the file cannot be read, is no mapping, or holds a setting there is not.
     """
     remedy = "write one setting a line, such as `length: 256`"
     try:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alibi_attention.lab.bootstrap import bootstrap_interval
 from alibi_attention.lab.ends import Ends
 from alibi_attention.lab.held_out import HeldOut, segment_starts
+from alibi_attention.lab.intervals import mean_interval
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.scores import PositionBin, Score
 
@@ -165,7 +165,7 @@ def score(
         bits_per_byte=float(bits.sum() / sizes.sum()),
         scored_bytes=int(sizes.sum()),
         scored_tokens=len(targets),
-        interval=bootstrap_interval(bits[seen], bytes_[seen]),
+        interval=mean_interval(bits[seen], bytes_[seen]),
         # Beyond what a float holds, it is of no interest how far.
         perplexity=math.exp(min(mean, 700.0)),
         document_bits=tuple(bits[seen].tolist()),

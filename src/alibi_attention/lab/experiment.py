@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from torch import nn
 
 from alibi_attention.lab.checkpoint import load_tensors, load_weights, save_tensors
 from alibi_attention.lab.config import EVALUATION_SETTINGS, ExperimentConfig, Protocol, make_config
-from alibi_attention.lab.corpus import Corpus, load_corpus
+from alibi_attention.lab.corpus import load_corpus
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.figures import save_figures
-from alibi_attention.lab.files import replacing, write_text
+from alibi_attention.lab.files import is_partial, replacing, write_text
 from alibi_attention.lab.interruption import Interruption
+from alibi_attention.lab.lock import locked
 from alibi_attention.lab.model import Decoder, build_decoder
 from alibi_attention.lab.passages import RecallMixer
 from alibi_attention.lab.positions import full_title, split_name
@@ -35,6 +36,7 @@ from alibi_attention.lab.protocols import held_out_of, protocol_lengths, protoco
 from alibi_attention.lab.runs import Kept, MethodResult, RunFolder
 from alibi_attention.lab.schema import SCHEMA_VERSION
 from alibi_attention.lab.scores import Evaluation
+from alibi_attention.lab.streams import Corpus
 from alibi_attention.lab.tables import markdown_table
 from alibi_attention.lab.training import train
 from alibi_attention.lab.verdicts import judge
@@ -82,9 +84,11 @@ def resume_experiment(
     expected: Mapping[str, Any] | None = None,
     stop: Interruption | None = None,
 ) -> list[MethodResult]:
-    """Continue an interrupted run to the result it would have had; of a complete run only the figure is redrawn.
+    """Continue an interrupted run to the result it would have had; of a complete run the weights are checked and the
+    figure is redrawn.
 
-    A model whose weights are missing is trained again, complete or not, and its scores are made anew.
+    A model whose weights are missing is trained again, complete or not, and its scores are made anew. Damaged ones are
+    refused.
 
     On one machine with one number of threads, the same packages and the same sources of this one, the weights and
     scores are the same to the last bit; if any of these is not what it was when the run was last worked on, that is
@@ -97,7 +101,7 @@ def resume_experiment(
         stop: as in `start_experiment`.
 
     Raises:
-        LabError: if there is no run, its settings are not as expected, or its corpus has changed.
+        LabError: if there is no run, its settings are not as expected, its corpus has changed, or weights are damaged.
         RunInterrupted: as in `start_experiment`.
     """
     folder = RunFolder(root)
@@ -108,6 +112,8 @@ def resume_experiment(
     config = read_as_started(folder, expected or {})
     if folder.unfinished(config):
         check_machine(config, trains=not all(folder.weights(method).is_file() for method in config.methods))
+    # Of the others the weights are read when they are evaluated.
+    _check_weights(folder, folder.finished(config))
     progress = progress or Progress()
     corpus = load_corpus(config, progress)
     folder.refuse_changed_corpus(corpus)
@@ -176,8 +182,7 @@ def reevaluate_experiment(
         if not old.weights(method).is_file():
             remedy = f"complete it with: alibi extrapolate --resume --output {source}"
             raise LabError("run", expected=f"a run with {method} trained", got=f"{source}", remedy=remedy)
-        # Damage is better found here than in a copy.
-        load_tensors(old.weights(method))
+    _check_weights(old, config.methods)
     progress = progress or Progress()
     corpus = load_corpus(config, progress)
     old.refuse_changed_corpus(corpus)
@@ -187,6 +192,12 @@ def reevaluate_experiment(
         return _run(folder, config, corpus, progress)
 
 
+def _check_weights(folder: RunFolder, methods: Iterable[str]) -> None:
+    """Raise `LabError` for weights that are damaged: better now than in a copy, or unsaid beside their scores."""
+    for method in methods:
+        load_tensors(folder.weights(method))
+
+
 @contextmanager
 def _taking_weights(
     old: RunFolder, root: Path, config: ExperimentConfig, corpus: Corpus
@@ -194,9 +205,10 @@ def _taking_weights(
     """Make a run folder with the weights of another, all or nothing, and hold it while entered.
 
     It is made beside its place: half of it in its place would be neither new nor a run that can be continued, or one
-    that trains what it has not got.
+    that trains what it has not got. The place of a link is where it leads.
     """
-    made = RunFolder(root.with_name(f".{root.name}.partial"))
+    place = root.resolve()
+    made = RunFolder(place.with_name(f".{place.name}.partial"))
     with made.held():
         try:
             for leftover in made.root.iterdir():
@@ -208,14 +220,32 @@ def _taking_weights(
             made.begin(config, corpus)
             # It was trained by those who worked on the other.
             made.write_sessions([*old.read_sessions(), made.read_start()["environment"]])
-            RunFolder(root).refuse_existing()
-            shutil.rmtree(root, ignore_errors=True)
-            made.root.replace(root)
+            _move(made.root, place)
         except BaseException:
             # Half of it is of no use, and of a full disk it takes room. Only a process that is killed leaves it.
             shutil.rmtree(made.root, ignore_errors=True)
             raise
         yield
+
+
+def _move(made: Path, place: Path) -> None:
+    """Put a folder where there is none or an empty one; never in the place of anything that may be wanted.
+
+    Raises:
+        LabError: if there is something, another process works there, or the system does not allow it.
+    """
+    with locked(place):
+        RunFolder(place).refuse_existing()
+        try:
+            for leftover in filter(is_partial, place.iterdir()):
+                leftover.unlink()
+            # Refuses what came a moment ago.
+            place.rmdir()
+            made.replace(place)
+        except OSError as error:
+            got = f"{place} ({error.strerror})"
+            remedy = "name another; nothing in it was changed"
+            raise LabError("output", expected="an empty folder that can be replaced", got=got, remedy=remedy) from None
 
 
 def _run(
@@ -236,6 +266,7 @@ def _run(
                 progress.say(f"{result.title}: its weights are missing; it is trained and evaluated again.")
                 result = None
             if result is None:
+                folder.works_on(method)
                 result = _run_method(folder, config, corpus, method, mixer, progress, stop)
                 folder.write_result(result)
             # What it was kept for is done; the weights stay. A process that was killed may have left it.

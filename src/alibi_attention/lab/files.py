@@ -12,22 +12,28 @@ from typing import Any
 
 from alibi_attention.lab.errors import LabError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says when a disk, or a user's share of it, is full."""
-
-
 _PARTIAL = ".partial"
 
+# What is missing, and what gets it: the disk, or a user's share of it, is full; or a file is larger than the process,
+# or the file system, may make it.
+_FULL = ("room on the disk", "make room")
+_TOO_LARGE = ("leave to write files this large", "raise their limit (ulimit -f) or use another file system")
+_NO_ROOM = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _TOO_LARGE}
 
-class DiskFullError(LabError):
-    """A disk, or a user's share of it, that is full.
 
-    How to go on once there is room is for those to say who know what was under way.
+class NoRoomError(LabError):
+    """A file for which there is no room.
+
+    How to go on once there is is for those to say who know what was under way.
+
+    Attributes:
+        means: what makes room, in words.
     """
 
-    def __init__(self, path: Path) -> None:
-        remedy = "make room and go on; nothing that was written before is lost"
-        super().__init__("output", expected="room on the disk", got=f"no room for {path}", remedy=remedy)
+    def __init__(self, path: Path, code: int) -> None:
+        expected, self.means = _NO_ROOM[code]
+        remedy = f"{self.means} and go on; nothing that was written before is lost"
+        super().__init__("output", expected=expected, got=f"no room for {path}", remedy=remedy)
 
 
 def is_partial(path: Path) -> bool:
@@ -41,6 +47,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the suffix, because writers such as matplotlib choose the format by it; and it is always
     the same, so that what a killed process left is overwritten by the next.
+
+    Raises:
+        NoRoomError: if the disk is full, or the file larger than may be.
+        OSError: if it cannot be written, with a path in ``filename``: not every system call tells which file it was of.
     """
     temporary = path.with_name(f".{path.stem}{_PARTIAL}{path.suffix}")
     try:
@@ -51,9 +61,11 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in _NO_ROOM:
+            raise NoRoomError(path, error.errno) from error
+        if error.filename is not None and str(error.filename) != str(temporary):
             raise
-        raise DiskFullError(path) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         with suppress(OSError):  # a parent that is no folder
             temporary.unlink(missing_ok=True)

@@ -44,11 +44,6 @@ class HeldOut(NamedTuple):
         return found
 
 
-def of_bytes(tokens: NDArray[Any]) -> HeldOut:
-    """A single document of bytes."""
-    return HeldOut(tokens, np.zeros(1, dtype=np.int64), np.ones(256, dtype=np.int64))
-
-
 def segment_starts(stream_length: int, segment_length: int, budget: int) -> list[int]:
     """Where the scored segments begin: disjoint, evenly spread, about ``budget`` tokens in all and at least one.
 

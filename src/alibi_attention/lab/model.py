@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alibi_attention.lab.adaptive import AdaptiveEmbedding
-from alibi_attention.lab.config import Activation, ExperimentConfig
+from alibi_attention.lab.config import Activation, EmbeddingScale, ExperimentConfig
 from alibi_attention.lab.positions import Cache, DecoderShape, PositionMethod, position_methods
 
 VOCABULARY = 256
@@ -20,14 +20,22 @@ VOCABULARY = 256
 LOSS_CHUNK = 1 << 20
 
 
+def _linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=False)
+    if bias:
+        # Not drawn: with biases and without, a seed gives the same matrices.
+        layer.bias = nn.Parameter(torch.zeros(outputs))
+    return layer
+
+
 class Attention(nn.Module):
     """Self-attention; `position` decides how queries meet keys."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, bias: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out_proj = nn.Linear(width, width, bias=False)
+        self.qkv = _linear(width, 3 * width, bias)
+        self.out_proj = _linear(width, width, bias)
 
     def forward(self, x: Tensor, position: PositionMethod, cache: Cache | None = None) -> Tensor:
         split = self.qkv(x).unflatten(-1, (3, self.heads, -1))
@@ -43,32 +51,41 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, activation: Activation, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, activation: Activation, bias: bool, dropout: float) -> None:
         super().__init__()
-        self.gelu = "tanh" if activation == "gelu-tanh" else "none"
+        self.activation = activation
         self.dropout = nn.Dropout(dropout)
-        self.attention_norm = nn.LayerNorm(width, bias=False)
-        self.attention = Attention(width, heads)
-        self.mlp_norm = nn.LayerNorm(width, bias=False)
-        self.up_proj = nn.Linear(width, 4 * width, bias=False)
-        self.down_proj = nn.Linear(4 * width, width, bias=False)
+        self.attention_norm = nn.LayerNorm(width, bias=bias)
+        self.attention = Attention(width, heads, bias)
+        self.mlp_norm = nn.LayerNorm(width, bias=bias)
+        self.up_proj = _linear(width, 4 * width, bias)
+        self.down_proj = _linear(4 * width, width, bias)
 
     def forward(self, x: Tensor, position: PositionMethod, cache: Cache | None = None) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), position, cache))
-        inner = F.gelu(self.up_proj(self.mlp_norm(x)), approximate=self.gelu)
+        inner = self._activated(self.up_proj(self.mlp_norm(x)))
         out: Tensor = x + self.dropout(self.down_proj(inner))
         return out
 
+    def _activated(self, x: Tensor) -> Tensor:
+        if self.activation == "relu":
+            return F.relu(x)
+        return F.gelu(x, approximate="tanh" if self.activation == "gelu-tanh" else "none")
+
 
 class Decoder(nn.Module):
-    """A pre-norm decoder: no bias anywhere, GELU, input and output embeddings tied (as MPT is built).
+    """A pre-norm decoder, input and output embeddings tied. As it is by default, MPT is built.
 
     Args:
         shape: training length, layers, heads and width.
         method: name of the position method.
         seed: of the initial weights. The decoder draws before its position method does, so that all methods start from
             the same decoder.
-        activation: ``"gelu"``, by the error function, or ``"gelu-tanh"``, its approximation.
+        activation: ``"gelu"``, by the error function, ``"gelu-tanh"``, its approximation, or ``"relu"``.
+        bias: whether matrices and norms have biases. The embeddings, tied to the output, have none.
+        embedding_scale: whether embeddings are multiplied by the square root of the width on their way in
+            (`ExperimentConfig`).
+        final_norm: whether the last layer is normed before the output.
         vocabulary: how many tokens there are; bytes by default.
         cutoffs: of an adaptive vocabulary (`AdaptiveEmbedding`); none by default.
         dropout: of embeddings and of what each sub-layer adds, while training.
@@ -78,9 +95,9 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, shape: DecoderShape, method: str, *, seed: int, activation: Activation = "gelu",
-        vocabulary: int = VOCABULARY, cutoffs: Sequence[int] = (), dropout: float = 0.0, attention_dropout: float = 0.0,
-        causal: bool = True,
+        self, shape: DecoderShape, method: str, *, seed: int, activation: Activation = "gelu", bias: bool = False,
+        embedding_scale: EmbeddingScale = "method", final_norm: bool = True, vocabulary: int = VOCABULARY,
+        cutoffs: Sequence[int] = (), dropout: float = 0.0, attention_dropout: float = 0.0, causal: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.mask_token = vocabulary
@@ -93,11 +110,13 @@ class Decoder(nn.Module):
                 if cutoffs
                 else nn.Embedding(vocabulary, shape.width)
             )
-            blocks = (Block(shape.width, shape.heads, activation, dropout) for _ in range(shape.layers))
+            blocks = (Block(shape.width, shape.heads, activation, bias, dropout) for _ in range(shape.layers))
             self.blocks = nn.ModuleList(blocks)
-            self.final_norm = nn.LayerNorm(shape.width, bias=False)
+            self.final_norm = nn.LayerNorm(shape.width, bias=bias) if final_norm else None
             self._initialise(shape.layers)
             self.position = position_methods()[method](shape)
+        scaled = self.position.scales_embeddings if embedding_scale == "method" else embedding_scale == "sqrt-width"
+        self.embedding_factor = math.sqrt(shape.width) if scaled else 1.0
         self.dropout = nn.Dropout(dropout)
         self.position.attention_dropout = attention_dropout
         self.position.causal = causal
@@ -120,11 +139,13 @@ class Decoder(nn.Module):
         if caches:
             self.position.check_cache()
         layers: Sequence[Cache | None] = caches or [None] * len(self.blocks)
-        x = self.dropout(self.position.embed(self.embedding(tokens), caches[0].length if caches else 0))
+        x: Tensor = self.embedding(tokens)
+        if self.embedding_factor != 1.0:
+            x = self.embedding_factor * x
+        x = self.dropout(self.position.embed(x, caches[0].length if caches else 0))
         for block, cache in zip(self.blocks, layers, strict=True):
             x = block(x, self.position, cache)
-        out: Tensor = self.final_norm(x)
-        return out
+        return x if self.final_norm is None else self.final_norm(x)
 
     def forward(self, tokens: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
         """(batch, seq_len) integers to logits (batch, seq_len, vocabulary); ``caches`` as in `hidden`."""
@@ -156,6 +177,8 @@ def build_decoder(config: ExperimentConfig, method: str, *, vocabulary: int = VO
     """The decoder, or encoder, of an experiment with one of its position methods."""
     shape = DecoderShape(config.length, config.layers, config.heads, config.width)
     return Decoder(
-        shape, method, seed=config.seed, activation=config.activation, vocabulary=vocabulary, cutoffs=config.cutoffs,
-        dropout=config.dropout, attention_dropout=config.attention_dropout, causal=config.objective == "next",
+        shape, method, seed=config.seed, activation=config.activation, bias=config.bias,
+        embedding_scale=config.embedding_scale, final_norm=config.final_norm, vocabulary=vocabulary,
+        cutoffs=config.cutoffs, dropout=config.dropout, attention_dropout=config.attention_dropout,
+        causal=config.objective == "next",
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alibi_attention.lab.bootstrap import bootstrap_interval
+from alibi_attention.lab.intervals import mean_interval
 from alibi_attention.lab.scores import Score
 
 
@@ -15,7 +15,7 @@ class Difference:
 
     Attributes:
         mean: over seeds.
-        interval: 95%, over documents and seeds (`bootstrap_interval`); None for a single document.
+        interval: 95%, over documents and seeds (`mean_interval`); None for a single document.
         by_seed: one value a seed.
     """
 
@@ -38,4 +38,4 @@ def paired_difference(scores: Sequence[Score], reference: Sequence[Score]) -> Di
         for score, other in zip(scores, reference, strict=True)
     ]
     by_seed = tuple(sum(differences) / sum(sizes) for differences in moved)
-    return Difference(sum(by_seed) / len(by_seed), bootstrap_interval(moved, sizes), by_seed)
+    return Difference(sum(by_seed) / len(by_seed), mean_interval(moved, sizes), by_seed)

@@ -23,6 +23,10 @@ PAPER: Mapping[str, Any] = {
     "layers": 16,
     "heads": 8,
     "width": 1024,
+    "activation": "relu",
+    "bias": True,
+    "embedding_scale": "sqrt-width",
+    "final_norm": False,
     "dropout": 0.3,
     "attention_dropout": 0.1,
     "cutoffs": (20_000, 60_000),
@@ -39,10 +43,12 @@ PAPER: Mapping[str, Any] = {
 }
 """All but what follows from the length and the devices.
 
-Model and optimiser of Baevski and Auli (2019), which the paper trains: 16 layers of 8 heads, width 1024, adaptive input
-and output with cutoffs at 20,000 and 60,000 words, Nesterov's momentum 0.99, peak rate 1 after 16,000 steps, then one
-period of a cosine, 270,000 steps, to 0.0001 (``--min-lr`` of the command in the README of the authors' code;
-``--stop-min-lr 1e-09`` there never comes into force), gradients clipped at 0.1.
+Model and optimiser of Baevski and Auli (2019), which the paper trains. The model is fairseq's
+``transformer_lm_wiki103``: 16 layers of 8 heads, width 1024, ReLU, biases, no norm before the output, adaptive input
+and output with cutoffs at 20,000 and 60,000 words, embeddings times the square root of the width (under ALiBi too, in
+the authors' code; that of their RoPE and T5 is not published). It has 246,933,504 parameters. Nesterov's momentum 0.99,
+peak rate 1 after 16,000 steps, then one period of a cosine, 270,000 steps, to 0.0001 (``--min-lr`` of the command in
+the README of the authors' code; ``--stop-min-lr 1e-09`` there never comes into force), gradients clipped at 0.1.
 """
 
 GPUS = 8
@@ -54,11 +60,11 @@ LENGTHS = (64, 128, 256, 512, 1024, 1536, 2048, 3072)
 """Those it trains and evaluates at: each model at its own and all that are longer."""
 
 DIFFERENCES = (
-    "this laboratory's decoder: GELU and no bias terms, where the paper's has ReLU and biases",
-    "embeddings times the square root of the width under the sinusoidal method alone, where fairseq has the factor for "
-    "every method",
-    "a norm before the output, where the paper's model ends without one",
-    "weights drawn with unit variance through each matrix, less at the end of a sub-layer; fairseq's are Xavier's",
+    "weights drawn with unit variance through each matrix, less at the end of a sub-layer, and biases from 0; fairseq "
+    "draws by Xavier's rule in attention and by torch's default in the feed-forward layer, most biases too",
+    "the commonest words' vectors reach the output through the matrix they pass on their way in; fairseq has it on the "
+    "way in alone",
+    "sinusoids of the original's wavelengths, from position 0; fairseq's differ a little, and begin at position 2",
     "training windows drawn anywhere in the text, with replacement; fairseq cuts it into blocks once and shuffles "
     "those each epoch",
     "a token between articles, where fairseq has the ends of their lines alone",
@@ -119,9 +125,20 @@ def _step(length: int, devices: int, settings: Mapping[str, Any]) -> dict[str, A
     return {"batch_size": batch_size, "accumulate": accumulate}
 
 
+_OF_THE_MODEL = ("activation", "bias", "embedding_scale", "final_norm")
+
+
 def differences(config: ExperimentConfig) -> tuple[str, ...]:
-    """What is not as in the paper in a configuration of `paper_config`."""
+    """What is not as in the paper in a configuration of `paper_config`, or of a run begun before it had all of these.
+
+    That other sizes than the paper's are not the paper's goes without saying.
+    """
+    found = [
+        f"{name} {getattr(config, name)}, where the paper's model has {PAPER[name]}"
+        for name in _OF_THE_MODEL
+        if getattr(config, name) != PAPER[name]
+    ]
     tokens = config.batch_size * config.accumulate * config.length
-    if tokens == TOKENS_A_STEP:
-        return DIFFERENCES
-    return (*DIFFERENCES, f"{tokens:,} words a step, where the paper's have {TOKENS_A_STEP:,}")
+    if tokens != TOKENS_A_STEP:
+        found.append(f"{tokens:,} words a step, where the paper's have {TOKENS_A_STEP:,}")
+    return (*DIFFERENCES, *found)

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from alibi_attention.lab.config import ExperimentConfig
-from alibi_attention.lab.corpus import Corpus
 from alibi_attention.lab.ends import sliding_tokens
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.model import build_decoder
@@ -18,6 +17,7 @@ from alibi_attention.lab.positions import DecoderShape, position_methods, split_
 from alibi_attention.lab.protocols import held_out_of, protocol_lengths
 from alibi_attention.lab.reading import left_out
 from alibi_attention.lab.recall import askable_distances
+from alibi_attention.lab.streams import Corpus
 from alibi_attention.lab.training import learning_rate_factor
 
 FEW_SCORED = 256

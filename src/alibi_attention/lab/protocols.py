@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 
 from alibi_attention.lab.config import ExperimentConfig, Protocol
-from alibi_attention.lab.corpus import Corpus
 from alibi_attention.lab.ends import sliding_ends, target_ends
 from alibi_attention.lab.evaluation import Tick, evaluate_ends, evaluate_windows, window_work
 from alibi_attention.lab.held_out import HeldOut
@@ -16,6 +15,7 @@ from alibi_attention.lab.masking import evaluate_masked
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.recall import evaluate_recall, trial_count
 from alibi_attention.lab.scores import RecallScore, Score
+from alibi_attention.lab.streams import Corpus
 
 
 class Scored(NamedTuple):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alibi_attention.lab.bootstrap import wilson_interval
 from alibi_attention.lab.evaluation import Tick, rows_at_once
 from alibi_attention.lab.held_out import HeldOut
+from alibi_attention.lab.intervals import wilson_interval
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.passages import Alphabet, alphabet_of
 from alibi_attention.lab.scores import RecallScore

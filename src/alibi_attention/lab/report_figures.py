@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from alibi_attention.lab.figures import line_styles, name_lines
 from alibi_attention.lab.report_table import Picture
 from alibi_attention.lab.scores import LossProtocol
-from alibi_attention.lab.summary import Line, longest_bins
+from alibi_attention.lab.summary import Line, farthest, longest_bins
 
 _TITLES: dict[LossProtocol, str] = {
     "windows": "Non-overlapping windows",
@@ -31,7 +31,7 @@ def draw_report_figures(lines: Sequence[Line], train_length: int, unit: str) -> 
             words = _words(shown, f"bits per byte against the length of the window, {_span(lengths)} {unit}")
             pictures[protocol] = Picture(broad, narrow, words)
         if protocol == "windows" and (bins := longest_bins(lines)):
-            longest = bins[-1][1]
+            longest = bins[-1].end
             broad, narrow = (_draw_positions(lines, train_length, unit, narrow=n) for n in (False, True))
             shown = [line for line in lines if line.by_position]
             words = _words(shown, f"bits per byte against the position in the window, to {longest:,} {unit}")
@@ -164,10 +164,9 @@ def _draw_losses(
 def _draw_positions(lines: Sequence[Line], train_length: int, unit: str, *, narrow: bool) -> Figure:
     # The first bin begins at 0, which a logarithmic axis has not got.
     curves = [
-        Curve(line, [end for _, end, _ in line.by_position], [bits for _, _, bits in line.by_position])
-        for line in lines
+        Curve(line, [bin_.end for bin_ in farthest(line)], [bin_.bits for bin_ in farthest(line)]) for line in lines
     ]
-    ticks = [end for _, end, _ in longest_bins(lines)]
+    ticks = [bin_.end for bin_ in longest_bins(lines)]
     label = f"position up to ({unit}); dotted: trained length"
     return _draw_bits("Loss by position in the longest window", curves, ticks, train_length, label, narrow=narrow)
 

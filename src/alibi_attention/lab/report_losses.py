@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from alibi_attention.lab.pairs import Difference
 from alibi_attention.lab.report_table import Table
 from alibi_attention.lab.scores import LossProtocol
-from alibi_attention.lab.summary import Line, Point, longest_bins, reference_name
+from alibi_attention.lab.summary import Line, Point, PositionMean, farthest, longest_bins, reference_name
 from alibi_attention.lab.tables import NONE, signed
 
 FEW = 30
-"""Fewer documents than this are said to be few."""
+"""Where documents say as much as fewer than this of one size, it is said how to read more."""
 
 _LOSSES: tuple[tuple[LossProtocol, str, str], ...] = (
     (
@@ -35,7 +35,7 @@ _LOSSES: tuple[tuple[LossProtocol, str, str], ...] = (
 )
 
 
-def loss_tables(lines: Sequence[Line], unit: str) -> list[Table]:
+def loss_tables(lines: Sequence[Line], train_length: int, unit: str) -> list[Table]:
     """Of every protocol that was evaluated; perplexity per token where tokens are more than bytes."""
     tables = []
     for protocol, title, note in _LOSSES:
@@ -47,21 +47,27 @@ def loss_tables(lines: Sequence[Line], unit: str) -> list[Table]:
             if unit != "bytes":
                 tables.append(_perplexity(lines, protocol, title, header))
             if protocol == "windows" and longest_bins(lines):
-                tables.append(_positions(lines, unit))
+                tables += _positions(lines, train_length, unit)
     return tables
 
 
 def _losses(lines: Sequence[Line], protocol: LossProtocol, title: str, note: str, header: list[str]) -> Table:
     points = lines[0].losses[protocol]
     scored = max(point.scored_bytes for point in points)
-    documents = max(point.documents for point in points)
+    most = max(points, key=lambda point: point.documents)
     note += (
-        " Mean over seeds; at the trained length with its 95% bootstrap interval over documents and seeds, elsewhere "
-        f"with the change from there and its interval, paired by document. {scored:,} bytes of {documents:,} "
-        f"document{'' if documents == 1 else 's'} scored a length and seed."
+        " Mean over seeds; at the trained length with its 95% interval over documents and seeds, elsewhere with the "
+        f"change from there and its interval, paired by document. {scored:,} bytes of {most.documents:,} "
+        f"document{'' if most.documents == 1 else 's'} scored a length and seed"
     )
-    if documents < FEW:
-        note += f" Of fewer than {FEW} documents such intervals are too narrow: more are read with --eval-tokens."
+    if most.documents > 1:
+        note += (
+            f", {most.largest_document:.0%} of them of the largest, so that the documents say as much as "
+            f"{most.effective_documents:.0f} of one size"
+        )
+    note += "."
+    if most.effective_documents < FEW:
+        note += " More are read with --eval-tokens."
     # All methods read the same windows, but for one whose positions end before.
     whole = next((share for line in lines if (share := line.losses[protocol][-1].whole_context) is not None), None)
     if protocol == "targets" and whole is not None:
@@ -92,13 +98,11 @@ def _against(lines: Sequence[Line], protocol: LossProtocol, title: str, header: 
     seeds = len(lines[0].seeds)
     note = (
         f"Bits per byte less those of {reference.title} at the same length, paired by document and seed, with the "
-        "95% bootstrap interval; below 0 is better than it."
+        "95% interval; below 0 is better than it. An interval is of its own comparison: of twenty with nothing behind "
+        "them one is expected to leave out 0."
     )
     if seeds > 1:
-        note += (
-            f" Behind it least and most over seeds. {seeds} seeds say little of the spread over seeds: the interval "
-            "is too narrow."
-        )
+        note += " Behind it least and most over seeds."
     else:
         note += " Of one seed: the interval is over documents alone, and another seed may differ by more."
     rows = [
@@ -128,16 +132,33 @@ def _perplexity(lines: Sequence[Line], protocol: LossProtocol, title: str, heade
     return Table(f"{protocol}-perplexity", f"{title}: perplexity", note, header, rows)
 
 
-def _positions(lines: Sequence[Line], unit: str) -> Table:
+def _positions(lines: Sequence[Line], train_length: int, unit: str) -> list[Table]:
+    """Of windows of the trained length, and of the longest."""
+    whose = f"in windows that do not overlap, of {{}} {unit}{{}}. Mean over seeds; first of how many tokens each"
+    tables = []
+    trained = [line.by_position.get(train_length, ()) for line in lines]
     bins = longest_bins(lines)
-    rows = []
-    for line in lines:
-        bits = {(first, end): mean for first, end, mean in line.by_position}
-        rows.append([line.title, *(f"{bits[a, b]:.3f}" if (a, b) in bits else NONE for a, b, _ in bins)])
-    header = [f"position ({unit})", *(f"{a:,}" if b == a + 1 else f"{a:,}\N{EN DASH}{b - 1:,}" for a, b, _ in bins)]
+    if any(trained) and bins[-1].end != train_length:
+        note = f"What the tokens at these positions cost, counted from 0, {whose.format(f'{train_length:,}', '')}."
+        title = "Bits per byte by position in windows of the trained length"
+        tables.append(_by_position("positions-trained", title, note, lines, trained, max(trained, key=len), unit))
     note = (
-        "What the tokens at these positions cost, counted from 0 at the beginning of a window, in windows that do not "
-        f"overlap, of {bins[-1][1]:,} {unit} or of the longest a method can read. Mean over seeds. Positions past the "
-        "trained length are those it never met in training."
+        "What the tokens at these positions cost, counted from 0 at the beginning of a window, "
+        f"{whose.format(f'{bins[-1].end:,}', ' or of the longest a method can read')}. Positions past the trained "
+        "length are those it never met in training."
     )
-    return Table("positions", "Bits per byte by position in the longest window", note, header, rows)
+    title = "Bits per byte by position in the longest window"
+    tables.append(_by_position("positions", title, note, lines, [farthest(line) for line in lines], bins, unit))
+    return tables
+
+
+def _by_position(
+    name: str, title: str, note: str, lines: Sequence[Line], found: Sequence[Sequence[PositionMean]],
+    bins: Sequence[PositionMean], unit: str,
+) -> Table:  # fmt: skip
+    rows = [["tokens", *(f"{bin_.tokens:,}" for bin_ in bins)]]
+    for line, its in zip(lines, found, strict=True):
+        bits = {bin_[:2]: bin_.bits for bin_ in its}
+        rows.append([line.title, *(f"{bits[bin_[:2]]:.3f}" if bin_[:2] in bits else NONE for bin_ in bins)])
+    places = [f"{a:,}" if b == a + 1 else f"{a:,}\N{EN DASH}{b - 1:,}" for a, b, *_ in bins]
+    return Table(name, title, note, [f"position ({unit})", *places], rows)

@@ -23,7 +23,7 @@ def report_tables(lines: Sequence[Line], config: ExperimentConfig) -> list[Table
     """Verdicts first, then tables for each protocol, then what each method costs."""
     unit = unit_of(config)
     tables = [_verdicts(lines, config, unit)]
-    tables += loss_tables(lines, unit)
+    tables += loss_tables(lines, config.length, unit)
     if lines[0].recall:
         tables += recall_tables(lines, config.length, unit)
     tables.append(_costs(lines))

@@ -5,7 +5,7 @@
     RUN/
       config.json            the configuration, the corpus's fingerprint, where and when it was started
       config.yaml            the configuration alone, every setting, to start another run with
-      sessions.json          where and when each process worked on it, where there was more than one
+      sessions.json          where and when each process worked on which methods, where there was more than one process
       documents.json         which documents were trained on, which held out, and how much was passed over, and why
       tokenizer.json         the vocabulary, where it was learned
       METHOD/
@@ -33,7 +33,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alibi_attention.lab.config import ExperimentConfig, make_config
 from alibi_attention.lab.config_file import write_config_file
-from alibi_attention.lab.corpus import Corpus
 from alibi_attention.lab.environment import differences, environment
 from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import is_partial, read_json, write_json, write_text
@@ -45,6 +44,7 @@ from alibi_attention.lab.schema import (
     refuse_later_settings,
 )
 from alibi_attention.lab.scores import Evaluation, RecallScore, Score
+from alibi_attention.lab.streams import Corpus
 from alibi_attention.lab.verdicts import judge
 
 _AGAIN = "delete this file and --resume: only what it held is done again"
@@ -196,11 +196,26 @@ class RunFolder:
 
     def begin_session(self, config: ExperimentConfig) -> None:
         """Write down that this process goes on with the run, and where."""
-        self.write_sessions([*self.read_sessions(), environment(config.device)])
+        sessions = self.read_sessions()
+        if not self.sessions.is_file():
+            # All that lies here is of the one there was.
+            begun = [method for method in config.methods if (self.root / method).is_dir()]
+            sessions = [{**sessions[0], "methods": begun}]
+        self.write_sessions([*sessions, {**environment(config.device), "methods": []}])
+
+    def works_on(self, method: str) -> None:
+        """Write down which method this process goes on with; of a run of one process it is all of them."""
+        if self.sessions.is_file():
+            *earlier, last = self.read_sessions()
+            self.write_sessions([*earlier, {**last, "methods": [*last.get("methods", []), method]}])
+
+    def finished(self, config: ExperimentConfig) -> list[str]:
+        """Methods of which nothing is left to compute."""
+        return [m for m in config.methods if self.result(m).exists() and self.weights(m).is_file()]
 
     def unfinished(self, config: ExperimentConfig) -> bool:
         """Whether anything is left to compute."""
-        return not all(self.result(m).exists() and self.weights(m).is_file() for m in config.methods)
+        return len(self.finished(config)) < len(config.methods)
 
     def write_documents(self, corpus: Corpus) -> None:
         documents = {"train": corpus.train_documents, "held_out": corpus.held_out_documents}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from alibi_attention.lab.bootstrap import wilson_interval
+from alibi_attention.lab.intervals import wilson_interval
 
 RECALLED = 0.5
 """Values count as recalled where surely no less than this share of them is: by the lower end of the 95% interval."""
@@ -30,12 +30,13 @@ class Score(BaseModel):
     Attributes:
         length: of the windows, in tokens.
         bits_per_byte: sum of -log2 p(token) over the bytes those tokens stand for; None where it cannot be had.
-        interval: of bits_per_byte, 95%, over documents (`bootstrap_interval`).
+        interval: of bits_per_byte, 95%, over documents (`mean_interval`).
         perplexity: 2 to the mean of -log2 p(token), per token.
         scored_bytes, scored_tokens: what the means are over.
         document_bits, document_bytes: the same by document, those with scored tokens, in the order of the corpus.
         by_position: the loss in log-spaced bins of position, for non-overlapping windows.
-        whole_context: share of the windows that lie within the document of their last token, for fixed targets.
+        whole_context: share of the windows that lie within the document of their last token, for fixed targets and the
+            sliding window.
         note: why there is no score.
     """
 

@@ -188,7 +188,7 @@ def shorter_tables(runs: Sequence[Run], shorter: Sequence[Run], unit: str) -> li
         note = (
             f"All read the same text in windows of {long} {unit}, by {words[protocol]}: those trained at {less}, which "
             f"saw {seen[1]} {unit} in training, and those trained at {long}, which saw {seen[0]}. Differences are "
-            "paired by document and by seed, which both have their initial weights from, with the 95% bootstrap "
+            "paired by document and by seed, which both have their initial weights from, with the 95% "
             f"interval{_of_seeds(seeds)}; below 0 training short is the better. The last column is the question of the "
             f"paper: can {alibi}, trained short, take the place of another method that was trained at the length it is "
             f"used at? {NONE}: not evaluated, or no such length for the method.{_made_elsewhere(runs, shorter)}"
@@ -201,7 +201,7 @@ def shorter_tables(runs: Sequence[Run], shorter: Sequence[Run], unit: str) -> li
 def _of_seeds(seeds: int) -> str:
     if seeds == 1:
         return " over documents alone, for there is one seed, and another may differ by more"
-    return f", and behind it least and most over seeds, of which {seeds} say little: the interval is too narrow"
+    return ", and behind it least and most over seeds"
 
 
 def _made_elsewhere(runs: Sequence[Run], shorter: Sequence[Run]) -> str:

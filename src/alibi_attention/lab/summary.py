@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
+from typing import NamedTuple
 
-from alibi_attention.lab.bootstrap import bootstrap_interval
 from alibi_attention.lab.complete import Run
 from alibi_attention.lab.environment import course, differences
+from alibi_attention.lab.intervals import effective_number, mean_interval
 from alibi_attention.lab.pairs import Difference, paired_difference
 from alibi_attention.lab.runs import evaluations_of
 from alibi_attention.lab.scores import Evaluation, LossProtocol, LossVerdict, RecallScore, RecallVerdict, Score
@@ -31,6 +32,7 @@ class Point:
             that method itself.
         by_seed: one value a seed.
         documents: that the scored bytes are of.
+        effective_documents, largest_document: as many of one size say as much, and the share of the largest.
         scored_bytes, perplexity, whole_context, note: as in `Score`.
     """
 
@@ -41,10 +43,21 @@ class Point:
     against: Difference | None
     by_seed: tuple[float, ...]
     documents: int
+    effective_documents: float
+    largest_document: float
     scored_bytes: int
     perplexity: float | None
     whole_context: float | None
     note: str | None
+
+
+class PositionMean(NamedTuple):
+    """Bits per byte at positions [first, end) of a window, a mean over seeds, and of how many tokens in each."""
+
+    first: int
+    end: int
+    bits: float
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class Line:
     Attributes:
         name, title: of the evaluation.
         losses: points by protocol.
-        by_position: (first, end, mean bits per byte) in windows of the longest length evaluated.
+        by_position: of windows of the trained length, and of the longest that could be evaluated.
         recall: points in the order of lengths and distances.
         usable_by_perplexity: by the rule of a single run, the interval over documents and seeds.
         usable_by_recall, recall_by_seed: that of the median seed, and of each.
@@ -87,7 +100,7 @@ class Line:
     name: str
     title: str
     losses: dict[LossProtocol, tuple[Point, ...]]
-    by_position: tuple[tuple[int, int, float], ...]
+    by_position: dict[int, tuple[PositionMean, ...]]
     recall: tuple[RecallPoint, ...]
     usable_by_perplexity: LossVerdict | None
     usable_by_recall: RecallVerdict | None
@@ -137,7 +150,7 @@ def summarise(runs: Sequence[Run]) -> list[Line]:
                 name=name,
                 title=evaluations[0].title,
                 losses=_losses(evaluations, reference, config.length),
-                by_position=_by_position(evaluations),
+                by_position=_by_position(evaluations, config.length),
                 recall=tuple(recall),
                 usable_by_perplexity=usable_by_perplexity(evaluations, config.length),
                 usable_by_recall=median_verdict(verdicts),
@@ -179,24 +192,38 @@ def _point(scores: Sequence[Score], change: Difference | None, against: Differen
     first = scores[0]
     values = tuple(score.bits_per_byte for score in scores if score.bits_per_byte is not None)
     if len(values) < len(scores):
-        return Point(first.length, None, None, None, None, (), 0, 0, None, None, first.note)
-    interval = bootstrap_interval([score.document_bits for score in scores], first.document_bytes)
+        return Point(first.length, None, None, None, None, (), 0, 0.0, 0.0, 0, None, None, first.note)
+    sizes = first.document_bytes
+    interval = mean_interval([score.document_bits for score in scores], sizes)
     perplexities = [score.perplexity for score in scores if score.perplexity is not None]
     perplexity = fmean(perplexities) if perplexities else None
     return Point(
-        first.length, fmean(values), interval, change, against, values, len(first.document_bytes), first.scored_bytes,
-        perplexity, first.whole_context, None,
+        first.length, fmean(values), interval, change, against, values, len(sizes), effective_number(sizes),
+        max(sizes) / sum(sizes), first.scored_bytes, perplexity, first.whole_context, None,
     )  # fmt: skip
 
 
-def _by_position(evaluations: Sequence[Evaluation]) -> tuple[tuple[int, int, float], ...]:
-    longest = [[s for s in e.windows if s.bits_per_byte is not None][-1:] for e in evaluations]
-    if not all(longest):
-        return ()
-    bins = zip(*(scores[0].by_position for scores in longest), strict=True)
-    return tuple((some[0].first, some[0].end, fmean(b.bits_per_byte for b in some)) for some in bins)
+def _by_position(evaluations: Sequence[Evaluation], train_length: int) -> dict[int, tuple[PositionMean, ...]]:
+    columns = [scores for scores in _by_length(evaluations, "windows") if all(score.by_position for score in scores)]
+    found = {}
+    for scores in columns:
+        length = scores[0].length
+        if length == train_length or scores is columns[-1]:
+            # Every window has each position once, but for one at the end of a segment that is cut short.
+            windows = scores[0].scored_tokens / length
+            found[length] = tuple(
+                PositionMean(some[0].first, some[0].end, fmean(bin_.bits_per_byte for bin_ in some),
+                             round(windows * (some[0].end - some[0].first)))
+                for some in zip(*(score.by_position for score in scores), strict=True)
+            )  # fmt: skip
+    return found
 
 
-def longest_bins(lines: Sequence[Line]) -> tuple[tuple[int, int, float], ...]:
+def farthest(line: Line) -> tuple[PositionMean, ...]:
+    """Of the longest windows it was read in; none where there are none."""
+    return line.by_position[max(line.by_position)] if line.by_position else ()
+
+
+def longest_bins(lines: Sequence[Line]) -> tuple[PositionMean, ...]:
     """Those of the line that goes farthest: not every method can be evaluated at every length."""
-    return max((line.by_position for line in lines), key=lambda bins: bins[-1][1] if bins else 0)
+    return max((farthest(line) for line in lines), key=lambda bins: bins[-1].end if bins else 0)

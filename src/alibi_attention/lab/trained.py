@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from alibi_attention import alibi_slopes
-from alibi_attention.integrations.export.decoder import BlockWeights, DecoderWeights
+from alibi_attention.integrations.export.decoder import Biases, BlockWeights, DecoderWeights
 from alibi_attention.integrations.inspect import AlibiModel, NotAlibi
 from alibi_attention.lab.checkpoint import load_tensors
 from alibi_attention.lab.config import ExperimentConfig
@@ -204,7 +204,7 @@ def decoder_weights(trained: Trained, max_length: int | None = None) -> DecoderW
         max_length: the longest input to promise; by default the longest the run was evaluated at.
 
     Raises:
-        LabError: as `load_decoder`, and for methods other than ALiBi.
+        LabError: as `load_decoder`, and for methods other than ALiBi, and what no format has a place for.
     """
     if not trained.has_linear_biases:
         expected = "a method with linear biases: MPT, BLOOM and GGUF's MPT know positions by nothing else"
@@ -221,6 +221,10 @@ def decoder_weights(trained: Trained, max_length: int | None = None) -> DecoderW
         got = f"the tokenizer {trained.config.tokenizer}{adaptive} in {trained.folder.root}"
         remedy = "train with --tokenizer bytes and without --cutoffs"
         raise LabError("run", expected=expected, got=got, remedy=remedy)
+    if not trained.config.final_norm:
+        expected = "a norm before the output (final_norm): MPT, BLOOM and GGUF's MPT have one"
+        got = f"a decoder without it in {trained.folder.root}"
+        raise LabError("run", expected=expected, got=got, remedy="train with --final-norm")
     if max_length is not None and max_length < 1:
         raise LabError("max_length", expected="at least 1 token", got=f"{max_length}", remedy="leave it out")
     longest = max_length or max((trained.config.length, *trained.config.eval_lengths))
@@ -229,26 +233,31 @@ def decoder_weights(trained: Trained, max_length: int | None = None) -> DecoderW
 
 
 def weights_of(decoder: Decoder, max_length: int, name: str) -> DecoderWeights:
-    """The weights of a decoder over bytes whose position method has ``slopes``."""
-    embedding = cast(nn.Embedding, decoder.embedding)
+    """The weights of a decoder over bytes whose position method has ``slopes``, with a norm before the output.
+
+    No format multiplies embeddings on their way in alone. So they are written multiplied, and what comes to the output,
+    which they are too, is as much smaller: the same up to rounding, and exactly where the factor is a power of two.
+    """
+    embedding, norm = cast(nn.Embedding, decoder.embedding), cast(nn.LayerNorm, decoder.final_norm)
+    factor = decoder.embedding_factor
+    blocks = [cast(Block, block) for block in decoder.blocks]
+    biases = None
+    if norm.bias is not None:
+        biases = Biases(tuple(_of_block(block, "bias") for block in blocks), norm.bias.detach() / factor)
     return DecoderWeights(
-        embedding=embedding.weight.detach(),
-        blocks=tuple(_block(cast(Block, block)) for block in decoder.blocks),
-        final_norm=decoder.final_norm.weight.detach(),
+        embedding=factor * embedding.weight.detach(),
+        blocks=tuple(_of_block(block, "weight") for block in blocks),
+        final_norm=norm.weight.detach() / factor,
         slopes=cast(Tensor, decoder.position.slopes).detach(),
         activation=decoder.activation,
         train_length=decoder.position.shape.length,
         max_length=max_length,
         name=name,
+        biases=biases,
     )
 
 
-def _block(block: Block) -> BlockWeights:
-    return BlockWeights(
-        attention_norm=block.attention_norm.weight.detach(),
-        qkv=block.attention.qkv.weight.detach(),
-        out_proj=block.attention.out_proj.weight.detach(),
-        mlp_norm=block.mlp_norm.weight.detach(),
-        up_proj=block.up_proj.weight.detach(),
-        down_proj=block.down_proj.weight.detach(),
-    )
+def _of_block(block: Block, kind: Literal["weight", "bias"]) -> BlockWeights:
+    attention = block.attention
+    parts = (block.attention_norm, attention.qkv, attention.out_proj, block.mlp_norm, block.up_proj, block.down_proj)
+    return BlockWeights(*(getattr(part, kind).detach() for part in parts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alibi_attention.lab.config import ExperimentConfig
+from alibi_attention.lab.intervals import mean_interval
 from alibi_attention.lab.pairs import paired_difference
 from alibi_attention.lab.scores import (
     Evaluation,
@@ -106,10 +107,16 @@ def usable_by_recall(scores: Sequence[RecallScore], train_length: int, *, taught
 
 
 def judge(evaluation: Evaluation, config: ExperimentConfig) -> Evaluation:
-    """An evaluation with the verdicts its scores come to, whatever was written there."""
+    """An evaluation with the intervals and verdicts its scores come to, whatever was written there."""
+    scores = {str(protocol): tuple(map(_told, getattr(evaluation, protocol))) for protocol in LOSS_PROTOCOLS}
     by_loss = usable_by_perplexity([evaluation], config.length)
     by_recall = usable_by_recall(evaluation.recall, config.length, taught=config.recall_share > 0.0)
-    return evaluation.model_copy(update={"usable_by_perplexity": by_loss, "usable_by_recall": by_recall})
+    verdicts = {"usable_by_perplexity": by_loss, "usable_by_recall": by_recall}
+    return evaluation.model_copy(update={**scores, **verdicts})
+
+
+def _told(score: Score) -> Score:
+    return score.model_copy(update={"interval": mean_interval(score.document_bits, score.document_bytes)})
 
 
 def median_verdict(verdicts: Sequence[RecallVerdict | None]) -> RecallVerdict | None:

@@ -1,13 +1,13 @@
 """BLOOM, which has a layer norm behind the embedding and biases everywhere.
 
-The biases are zero. The layer norm is made the identity, up to a term nobody sees. With the embedding scaled by a
-small power of two, s, the variance of a row is far below eps, so that
+The biases are zero where the decoder has none. The layer norm is made the identity, up to a term nobody sees. With the
+embedding scaled by a small power of two, s, the variance of a row is far below eps, so that
 
     LN(s e) = (s e - s mean(e)) / sqrt(s^2 var(e) + eps) * g  =  e - mean(e)       for  g = sqrt(eps) / s
 
 up to a relative error of s^2 var(e) / (2 eps), chosen below 2^-26. The mean vanishes in every layer norm that reads
 the residual stream, and nothing else reads it. The output embedding is the same scaled matrix; the gain of the last
-norm is divided by s, which is exact.
+norm, and its bias, are divided by s, which is exact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alibi_attention.integrations.export.decoder import NORM_EPS, DecoderWeights
+from alibi_attention.integrations.export.decoder import NORM_EPS, BlockWeights, DecoderWeights
 from alibi_attention.integrations.export.folder import new_folder, write_json, write_weights
 from alibi_attention.integrations.export.tokenizer import SEPARATOR, write_tokenizer
 
@@ -83,28 +83,31 @@ def bloom_config(decoder: DecoderWeights) -> dict[str, Any]:
 def bloom_tensors(decoder: DecoderWeights) -> dict[str, Tensor]:
     embedding = decoder.embedding.detach().cpu().float()
     shrink = _shrinkage(embedding)
-    width = decoder.width
+    width, biases = decoder.width, decoder.biases
     tensors = {
         "transformer.word_embeddings.weight": embedding * shrink,
         "transformer.word_embeddings_layernorm.weight": torch.full((width,), math.sqrt(NORM_EPS) / shrink),
         "transformer.word_embeddings_layernorm.bias": torch.zeros(width),
         "transformer.ln_f.weight": decoder.final_norm / shrink,
-        "transformer.ln_f.bias": torch.zeros(width),
+        "transformer.ln_f.bias": torch.zeros(width) if biases is None else biases.final_norm / shrink,
     }
     for number, block in enumerate(decoder.blocks):
-        prefix = f"transformer.h.{number}"
-        weights = {
-            "input_layernorm": block.attention_norm,
-            "self_attention.query_key_value": _by_head(block.qkv, decoder.heads),
-            "self_attention.dense": block.out_proj,
-            "post_attention_layernorm": block.mlp_norm,
-            "mlp.dense_h_to_4h": block.up_proj,
-            "mlp.dense_4h_to_h": block.down_proj,
-        }
-        for name, weight in weights.items():
-            tensors[f"{prefix}.{name}.weight"] = weight
-            tensors[f"{prefix}.{name}.bias"] = torch.zeros(weight.shape[0])
+        none = BlockWeights(*(torch.zeros(len(weight)) for weight in block))
+        for kind, part in (("weight", block), ("bias", none if biases is None else biases.blocks[number])):
+            for name, tensor in _named(part, decoder.heads).items():
+                tensors[f"transformer.h.{number}.{name}.{kind}"] = tensor
     return tensors
+
+
+def _named(block: BlockWeights, heads: int) -> dict[str, Tensor]:
+    return {
+        "input_layernorm": block.attention_norm,
+        "self_attention.query_key_value": _by_head(block.qkv, heads),
+        "self_attention.dense": block.out_proj,
+        "post_attention_layernorm": block.mlp_norm,
+        "mlp.dense_h_to_4h": block.up_proj,
+        "mlp.dense_4h_to_h": block.down_proj,
+    }
 
 
 def _shrinkage(embedding: Tensor) -> float:

@@ -21,19 +21,23 @@ def new_folder(output: Path) -> Iterator[Path]:
     is inside, and what it holds is moved up.
 
     Raises:
-        ValueError: if ``output`` exists (unless it is an empty folder), or cannot be made or written.
+        ValueError: if ``output`` exists (unless it is an empty folder, and still is in the end), or cannot be made or
+            written.
     """
     temporary = None
     try:
         is_there = output.exists()
         if is_there and (not output.is_dir() or any(output.iterdir())):
-            raise ValueError(f"output: expected a new or empty folder, got {output}, which exists; choose another")
+            raise _exists(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         beside = output if is_there else output.parent
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=beside))
         temporary.chmod(0o755)
         yield temporary
         if is_there:
+            # What came in the meantime is not written over.
+            if any(path.name != temporary.name for path in output.iterdir()):
+                raise _exists(output)
             for written in sorted(temporary.iterdir()):
                 written.replace(output / written.name)
         else:
@@ -46,6 +50,10 @@ def new_folder(output: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exists(output: Path) -> ValueError:
+    return ValueError(f"output: expected a new or empty folder, got {output}, which exists; choose another")
 
 
 def write_json(path: Path, value: Any) -> None:

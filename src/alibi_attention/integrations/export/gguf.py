@@ -39,6 +39,7 @@ def write_gguf(decoder: DecoderWeights, output: Path, *, approximate: bool = Fal
             "tanh approximation whatever the file says; leave it out"
         )
     decoder.refuse_unless_expressible("MPT in llama.cpp")
+    decoder.refuse_biases("MPT in llama.cpp")
     with new_folder(output) as folder:
         _write(decoder, folder / FILE_NAME)
     return output / FILE_NAME

@@ -29,6 +29,8 @@ def write_mpt(decoder: DecoderWeights, output: Path, *, approximate: bool = Fals
     Source: the configuration and tensor names of mosaicml/mpt-7b.
     """
     decoder.refuse_unless_expressible("MPT")
+    # Transformers' MPT has none, whatever ``no_bias`` says.
+    decoder.refuse_biases("MPT")
     if not approximate:
         decoder.refuse_other_activation("MPT", "gelu")
     with new_folder(output) as folder:

@@ -64,6 +64,8 @@ class PositionMethod(nn.Module):
     part of ``all``."""
     can_forget: ClassVar[bool] = False
     """Whether keys lose their weight with distance, so that a `HorizonCache` may let them go."""
+    scales_embeddings: ClassVar[bool] = False
+    """Whether `embed` is to be given embeddings times the square root of the width, unless an experiment says."""
     unit: ClassVar[float] = 1.0
     """What one of its trained numbers stands for. AdamW moves each by about the learning rate a step, whatever its
     gradient: numbers that have to become large count in larger units."""
@@ -119,7 +121,7 @@ class PositionMethod(nn.Module):
             self.length, self.variant = before
 
     def embed(self, x: Tensor, start: int = 0) -> Tensor:  # noqa: ARG002
-        """Token embeddings (batch, seq_len, width) to the input of the first layer, same shape.
+        """Token embeddings (batch, seq_len, width), scaled, to the input of the first layer, same shape.
 
         ``start`` is the position of the first of them.
         """

@@ -35,13 +35,14 @@ class Sinusoidal(PositionMethod):
 
         x' = sqrt(width) * x + p
 
-    The factor is the original's (section 3.4) and matters: without it the waves, of amplitude 1, drown embeddings that
-    start small, or, made as small as these, are soon drowned by what the embeddings grow to. Either learns far worse.
+    The decoder multiplies. The factor is the original's (section 3.4) and matters: without it the waves, of amplitude
+    1, drown embeddings that start small, or, made as small as these, are soon drowned by what the embeddings grow to.
+    Either learns far worse.
     """
 
     name = "sinusoidal"
     title = "sinusoidal"
+    scales_embeddings = True
 
     def embed(self, x: Tensor, start: int = 0) -> Tensor:
-        waves = sinusoids(x.shape[1], self.shape.width, start=start, device=x.device)
-        return math.sqrt(self.shape.width) * x + waves
+        return x + sinusoids(x.shape[1], self.shape.width, start=start, device=x.device)
