@@ -17,6 +17,7 @@ import torch
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+import alibi_attention_start
 from alibi_attention import __version__
 from alibi_attention.cli.app import app
 from alibi_attention.cli.extrapolate import extrapolate
@@ -37,7 +38,7 @@ SMALL = [
 ]
 
 # Where `alibi` would be typed: a process of its own, in which only these lines run.
-ALIBI = [sys.executable, "-c", "from alibi_attention.cli import main; main()"]
+ALIBI = [sys.executable, "-c", "from alibi_attention_start import main; main()"]
 
 
 @pytest.mark.parametrize(("text", "count"), [("8192", 8192), ("8K", 8192), ("1k", 1024), ("0", 0), ("-3", -3)])
@@ -98,6 +99,38 @@ def every_command(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 # Help, version, imports
+
+
+def test_ctrl_c_while_torch_is_imported_ends_without_a_traceback() -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "            time.sleep(60)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "from alibi_attention_start import main; main()\n"
+    )
+    done = fresh(code, "--help")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_commands_hear_of_ctrl_c_as_before(monkeypatch: pytest.MonkeyPatch, handler: Any) -> None:
+    heard: list[Any] = []
+
+    def load() -> Callable[..., None]:
+        heard.append(signal.getsignal(signal.SIGINT))
+        return lambda prog_name: heard.extend([signal.getsignal(signal.SIGINT), prog_name])
+
+    monkeypatch.setattr("alibi_attention.cli.load", load)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        alibi_attention_start.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIG_IGN if handler is signal.SIG_IGN else signal.SIG_DFL, handler, "alibi"]
 
 
 def test_version(alibi: Invoke) -> None:
@@ -378,6 +411,29 @@ def test_settings_from_a_file_with_flags_over_it(alibi: Invoke, book: str) -> No
     refused = alibi("extrapolate", "--config=nowhere.yaml", "--output=other")
     assert refused.exit_code == 2
     assert refused.stderr.startswith("error: --config: expected a file that can be read, got nowhere.yaml (")
+
+
+def test_what_is_wrong_in_a_file_is_called_as_it_is_written_there(alibi: Invoke) -> None:
+    Path("small.yaml").write_text("learning-rate: fast\nsteps: true\n", encoding="utf-8")
+    for command in (["extrapolate"], ["study"], ["reproduce", "paper"]):
+        result = alibi(*command, "--config=small.yaml", "--steps=2")
+        assert result.exit_code == 2
+        assert result.stderr == (
+            "error: learning-rate in small.yaml: expected a finite number, got 'fast'\n  such as 0.003, the default\n"
+        )
+        result = alibi(*command, "--config=small.yaml", "--learning-rate=-1")
+        assert result.stderr.startswith("error: steps in small.yaml: expected a whole number, got 'true'\n")
+        # What is laid over the file is a flag again.
+        result = alibi(*command, "--config=small.yaml", "--learning-rate=-1", "--steps=2")
+        assert result.stderr.startswith("error: --learning-rate: expected a number above 0, got -1.0\n")
+    assert not Path("runs").exists()
+
+
+def test_a_study_refuses_before_it_says_anything(alibi: Invoke) -> None:
+    result = alibi("study", "--text=nowhere", "--seeds=1")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: --text: expected an existing file or folder, got ")
 
 
 def test_masked_prediction(alibi: Invoke, book: str) -> None:

@@ -8,7 +8,7 @@ from lab_cases import read_config_file
 from pydantic import ValidationError
 
 from alibi_attention.lab.config import ExperimentConfig, make_config
-from alibi_attention.lab.config_file import write_config_file
+from alibi_attention.lab.config_file import read_settings, write_config_file
 from alibi_attention.lab.errors import LabError
 
 
@@ -78,7 +78,23 @@ CHOOSE = "choose from alibi, alibi-interleaved, alibi-learned, learned, nope, ro
         ({"precision": "fp8"}, "precision: expected 'fp32' or 'bf16', got 'fp8'; choose one of these"),
         ({"embedding_scale": "width"}, "embedding_scale: expected 'method', 'sqrt-width' or 'none', got 'width'; "
          "choose one of these"),
-        ({"bias": "some"}, "bias: expected a valid boolean, unable to interpret input, got 'some'; give such a value"),
+        ({"bias": "some"}, "bias: expected true or false, got 'some'; such as false, the default"),
+        ({"steps": True}, "steps: expected a whole number, got 'true'; such as 900, the default"),
+        ({"steps": "many"}, "steps: expected a whole number, got 'many'; such as 900, the default"),
+        ({"steps": 3.5}, "steps: expected a whole number, got 3.5; such as 900, the default"),
+        ({"steps": None}, "steps: expected a whole number, got nothing; such as 900, the default"),
+        ({"seed": False}, "seed: expected a whole number, got 'false'; such as 0, the default"),
+        ({"cutoffs": (True,)}, "cutoffs: expected a list of whole numbers, got 'true'; such as 20000,60000"),
+        ({"learning_rate": True}, "learning_rate: expected a finite number, got 'true'; such as 0.003, the default"),
+        ({"dropout": False}, "dropout: expected a finite number, got 'false'; such as 0.0, the default"),
+        ({"clip": True}, "clip: expected a finite number, got 'true'; such as 1.0, the default"),
+        ({"weight_decay": True}, "weight_decay: expected a finite number, got 'true'; such as 0.1, the default"),
+        ({"held_out_share": True}, "held_out_share: expected a finite number, got 'true'; such as 0.1, the default"),
+        ({"methods": 3}, "methods: expected a list of names, got 3; such as alibi,sinusoidal,rope"),
+        ({"methods": [3]}, "methods: expected a list of names, got 3; such as alibi,sinusoidal,rope"),
+        ({"variants": 3}, "variants: expected a list of names, got 3; such as alibi:ntk,rope:yarn, or all"),
+        ({"protocols": 3}, "protocols: expected a list of names, got 3; such as windows"),
+        ({"dataset_split": 3}, "dataset_split: expected text, got 3; put it into quotes"),
         ({"device": "tpu"}, "device: expected 'cpu' or 'cuda', got 'tpu'; choose one of these"),
         ({"speed": 3}, "speed: expected a known setting, got this name; seed is meant? Known are "
          + ", ".join(ExperimentConfig.model_fields)),
@@ -173,20 +189,21 @@ def test_written_file_gives_the_same_configuration(tmp_path: Path) -> None:
     [
         ("", "config: expected settings by name, got {path}, which holds nothing; write one setting a line, such as "
          "`length: 256`"),
-        ("- 3", "config: expected settings by name, got {path}, which holds list; write one setting a line, such as "
+        ("- 3", "config: expected settings by name, got {path}, which holds a list; write one setting a line, such as "
          "`length: 256`"),
         ("lenght: 3", "config: expected known settings, got lenght in {path}; length is meant?"),
-        ("length: 16\nsteps: 2\nlength: 32", "config: expected a YAML file, got {path} (length comes twice in "
-         '"<unicode string>", line 3, column 1: length: 32 ^); write one setting a line, such as `length: 256`'),
+        ("length: 16\nsteps: 2\nlength: 32", "config: expected a YAML file, got {path} (length comes twice, "
+         'line 3, column 1: length: 32 ^); write one setting a line, such as `length: 256`'),
         ("mask-share: 0.2\nmask_share: 0.3", "config: expected each setting once, got mask-share and mask_share in "
          "{path}; leave one of them out"),
-        ("text: 2024", "text: expected names of files and folders, got 2024 in {path}; put a name that YAML takes for "
-         "something else into quotes"),
-        ("held-out-text: [a, 3.5]", "held_out_text: expected names of files and folders, got 3.5 in {path}; put a name "
-         "that YAML takes for something else into quotes"),
+        ("some words", "config: expected settings by name, got {path}, which holds text; write one setting a line, "
+         "such as `length: 256`"),
+        ("text: 2024", "config: expected names of files and folders, got 2024 for text in {path}; put a name that YAML "
+         "takes for something else into quotes"),
+        ("held-out-text: [a, 3.5]", "config: expected names of files and folders, got 3.5 for held-out-text in {path}; "
+         "put a name that YAML takes for something else into quotes"),
         ("3: 4", "config: expected known settings, got 3 in {path}; `alibi extrapolate --help` has them as flags"),
-        ("length: short", "length: expected a valid integer, unable to parse string as an integer, got 'short'; "
-         "give such a value"),
+        ("length: short", "length: expected a whole number, got 'short'; such as 256, the default"),
     ],
 )  # fmt: skip
 def test_file_refusals(content: str, text: str, tmp_path: Path) -> None:
@@ -198,8 +215,29 @@ def test_file_refusals(content: str, text: str, tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match=r"^config: expected a file that can be read, got .*nowhere.yaml"):
+    with pytest.raises(LabError) as error:
         read_config_file(tmp_path / "nowhere.yaml")
+    assert str(error.value) == (
+        f"config: expected a file that can be read, got {tmp_path / 'nowhere.yaml'} (No such file or directory); "
+        "check its name"
+    )
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"\x89PNG\xff")
+    with pytest.raises(LabError) as error:
+        read_config_file(path)
+    assert str(error.value) == (
+        f"config: expected UTF-8 text, got {path}, which is binary or in another encoding; "
+        "name a YAML file, or save it as UTF-8"
+    )
+
+
+def test_a_file_says_where_each_setting_is(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("length: 16\nlearning-rate: 1\n", encoding="utf-8")
+    assert read_settings(path).places == {"length": f"length in {path}", "learning_rate": f"learning-rate in {path}"}
 
 
 def test_broken_file(tmp_path: Path) -> None:

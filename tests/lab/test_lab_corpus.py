@@ -403,8 +403,39 @@ def test_data_set_refusals(tiny: MakeConfig, saved: Path, tmp_path: Path, monkey
     monkeypatch.setattr("alibi_attention.lab.documents.find_spec", lambda _: None)
     assert refusal() == (
         "dataset: expected the package datasets, got none installed; "
-        "pip install -c constraints.txt '.[data]' in a checkout of alibi-attention"
+        "pip install -c constraints.txt '.[all,data]' in a checkout of alibi-attention"
     )
+    # First what can be mended without it.
+    missing = str(tmp_path / "mising")
+    assert refusal(dataset=missing) == (
+        f"dataset: expected an existing file or folder, got {missing}; check the spelling and the folder you are in"
+    )
+    for name in ("./rows", "../rows", "a/b/c"):
+        assert refusal(dataset=name).startswith(f"dataset: expected an existing file or folder, got {name}; ")
+
+
+def test_a_configuration_there_is_not(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    datasets.Dataset.from_dict({"text": [" ".join(words(i, 60)) for i in range(20)]}).to_parquet(folder / "a.parquet")
+
+    def refusal(name: str) -> str:
+        with pytest.raises(LabError) as error:
+            load_corpus(tiny(text=(), dataset=str(folder), dataset_config=name))
+        return str(error.value)
+
+    assert refusal("v1") == (
+        f"dataset_config: expected a configuration of {folder}, got 'v1'; "
+        "there is default alone: --dataset-config '' takes it"
+    )
+    assert load_corpus(tiny(text=(), dataset=str(folder), dataset_config="")).source == f"the data set {folder}"
+    each = "".join(f"- config_name: {name}\n  data_files: a.parquet\n" for name in ("one", "two"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{each}---\n", encoding="utf-8")
+    for name in ("v1", ""):
+        assert refusal(name) == (
+            f"dataset_config: expected a configuration of {folder}, got {name!r}; choose from one, two"
+        )
 
 
 # A division of the user's own
@@ -439,8 +470,12 @@ def test_bad_held_out_text_is_refused_by_its_name(tiny: MakeConfig, texts: Path,
     (tmp_path / "short.txt").write_text("short", encoding="utf-8")
     with pytest.raises(LabError, match=r"^held_out_text: expected at least 65 bytes of held-out text, got 5 from "):
         load_corpus(tiny(held_out_text=(str(tmp_path / "short.txt"),)))
-    with pytest.raises(LabError, match=r"^text: expected text that is not held out, got none; name text that is not"):
+    with pytest.raises(LabError) as error:
         load_corpus(tiny(held_out_text=(str(texts),)))
+    assert str(error.value) == (
+        f"held_out_text: expected text that leaves some of --text to train on, got {texts}, which has all of it; "
+        "hold out other text, or leave it out to hold out documents of --text"
+    )
 
 
 # Tokens

@@ -23,10 +23,17 @@ def test_figure_has_a_labelled_line_for_each_method(tiny: MakeConfig) -> None:
     colours = {title: lines[title].get_color() for title in ("ALiBi", "RoPE")}
     assert len(set(colours.values())) == 2
     texts = {text.get_text(): text for text in axes.texts}
-    finding = "Change in bits per byte from 256 to 1024: ALiBi −0.04, RoPE +2.52"
+    finding = "Change in bits per byte from 256 to 1,024: ALiBi −0.039, RoPE +2.520"
     assert set(texts) == {"ALiBi", "RoPE", "training length", finding}
     assert axes.get_title(loc="left") == "Trained at 256 bytes, evaluated at longer lengths"
     assert all(texts[title].get_color() == colour for title, colour in colours.items())
+
+
+def test_a_change_of_nothing_has_no_sign(tiny: MakeConfig) -> None:
+    level = [result("a", "A", 2.0, 2.0004), result("b", "B", 2.0, 1.9996)]
+    axes = draw_figure(level, tiny(length=256)).axes[0]
+    assert "Change in bits per byte from 256 to 512: A 0.000, B 0.000" in {text.get_text() for text in axes.texts}
+    assert draw_figure(level, tiny(length=2048)).axes[0].get_title(loc="left").startswith("Trained at 2,048 bytes")
 
 
 def test_labels_of_lines_that_end_together_stand_apart(tiny: MakeConfig) -> None:

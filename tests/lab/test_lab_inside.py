@@ -125,18 +125,24 @@ def test_dissect_run(tiny: Callable[..., ExperimentConfig], tmp_path: Path) -> N
     with pytest.raises(LabError) as error:
         dissect_run(root, "learned", None, tmp_path / "other", mass_length=32)
     assert str(error.value) == (
-        "lengths: expected at most 16, where the positions of learned end, got 32; ask for shorter lengths"
+        "mass_length: expected at most 16, where the positions of learned end, got 32; lower it to 16"
     )
     # What is of the horizon alone, and has defaults that a short text need not reach.
-    inside, _ = dissect_run(root, "learned", None, tmp_path / "other", mass_length=16)
-    assert (inside.horizon, inside.tolerance) == ((), None)
+    inside, _ = dissect_run(root, "learned", None, tmp_path / "other")
+    assert (inside.horizon, inside.tolerance, inside.mass.length) == ((), None, 16)
     for options, name in (({"lengths": (16,)}, "lengths"), ({"tolerance": 0.1}, "tolerance")):
         with pytest.raises(LabError, match=rf"^{name}: expected nothing for learned, which has no horizon"):
             dissect_run(root, "learned", folder=tmp_path / "other", mass_length=16, **options)
     with pytest.raises(LabError, match=r"^lengths: expected at most the [\d,]+ tokens of held-out text, got 100,000; "):
         dissect_run(root, "alibi", (100_000,), tmp_path / "other", mass_length=16)
-    with pytest.raises(LabError, match=r"^lengths: expected ascending lengths of at least 1, got 64,32 and a mass"):
+    with pytest.raises(LabError, match=r"^lengths: expected ascending lengths of at least 1, got 64,32; such as"):
         dissect_run(root, "alibi", (64, 32), tmp_path / "other", mass_length=16)
+    # The default is 1024 where nothing ends sooner.
+    with pytest.raises(LabError, match=r"^mass_length: expected at most the \d+ tokens of held-out text, got 1,024; "):
+        dissect_run(root, "alibi", (16,), tmp_path / "other")
+    with pytest.raises(LabError) as error:
+        dissect_run(root, "alibi", (16,), tmp_path / "other", mass_length=0)
+    assert str(error.value) == "mass_length: expected at least 1, got 0; such as 1024"
 
 
 class Counting(Progress):

@@ -148,6 +148,19 @@ def test_a_saved_copy_takes_no_name_of_a_configuration(local_copy: Path) -> None
     assert paper_config({"dataset": str(local_copy), "dataset_config": "x"}).dataset_config == "x"
 
 
+def test_a_local_copy_of_one_configuration_is_taken_as_it_is(tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        rows = datasets.Dataset.from_dict({"text": wikitext(0, 2)})
+        rows.to_parquet(tmp_path / "rows" / f"{name}.parquet")
+    assert paper_config({"dataset": str(tmp_path / "rows")}).dataset_config == ""
+    assert paper_config({"dataset": str(tmp_path / "rows" / "train.parquet")}).dataset_config == ""
+    assert paper_config({"dataset": str(tmp_path / "rows"), "dataset_config": "x"}).dataset_config == "x"
+    # As a clone of the hub's has them.
+    each = "".join(f"- config_name: {name}\n  data_files: train.parquet\n" for name in ("wikitext-103-v1", "other"))
+    (tmp_path / "rows" / "README.md").write_text(f"---\nconfigs:\n{each}---\n", encoding="utf-8")
+    assert paper_config({"dataset": str(tmp_path / "rows")}).dataset_config == "wikitext-103-v1"
+
+
 def test_dry_run(local_copy: Path, tmp_path: Path) -> None:
     (tmp_path / "smaller.yaml").write_text(SMALLER, encoding="utf-8")
     arguments = [

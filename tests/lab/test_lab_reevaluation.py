@@ -95,6 +95,17 @@ def test_a_link_to_an_empty_folder_stays_one(tiny: MakeConfig, tmp_path: Path, l
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link", "run", "texts"]
 
 
+def test_a_link_to_nothing_leads_to_the_new_run(tiny: MakeConfig, tmp_path: Path) -> None:
+    target, link, other = tmp_path / "elsewhere" / "target", tmp_path / "link", tmp_path / "other"
+    link.symlink_to(target)
+    other.symlink_to(tmp_path / "run")
+    start_experiment(tiny(methods=("rope",)), other)
+    results = reevaluate_experiment(other, link, {})
+    assert link.readlink() == target
+    assert RunFolder(target).read_results() == results
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link", "other", "run", "texts"]
+
+
 def test_a_run_begun_in_the_meantime_is_kept(tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "again"
     start_experiment(tiny(methods=("rope",)), tmp_path / "run")

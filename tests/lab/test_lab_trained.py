@@ -257,7 +257,11 @@ def test_a_config_json_without_its_parts_is_refused(
 ) -> None:
     path = copy / "config.json"
     path.write_text(json.dumps({"schema_version": 3, **content}))
-    complaint = f"expected a config.json as it was written, got {path}, which lacks its {lacks}\n  start a new run\n"
+    complaint = (
+        f"expected a config.json as it was written, got {path}, which lacks its {lacks}\n"
+        "  restore it from a copy: nothing else of the run is lost; "
+        f"alibi report takes {copy / 'results.json'} instead\n"
+    )
     for command in (
         ("extrapolate", "--resume", "--output", copy),
         ("evaluate", copy, "--output", tmp_path / "again"),
@@ -267,6 +271,59 @@ def test_a_config_json_without_its_parts_is_refused(
         assert done.exit_code == 2
         assert done.stderr.partition(": ")[2].partition(": ")[2] == complaint
     assert [each.name for each in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"config": ', " (Expecting value: line 1 column 12 (char 11))"),
+        ("[]", ", which holds something else"),
+        ('{"schema_version": 3}', ", which lacks its config"),
+    ],
+)
+def test_a_damaged_config_json_is_named_once_and_the_rest_is_not_given_up(
+    copy: Path, tmp_path: Path, content: str, why: str
+) -> None:
+    path = copy / "config.json"
+    path.write_text(content)
+    for command in (("dissect", copy), ("evaluate", copy, "--output", tmp_path / "again")):
+        done = alibi(*command)
+        assert done.exit_code == 2
+        assert done.stderr.partition(": ")[2].partition(": ")[2] == (
+            f"expected a config.json as it was written, got {path}{why}\n"
+            "  restore it from a copy: nothing else of the run is lost; "
+            f"alibi report takes {copy / 'results.json'} instead\n"
+        )
+    # As it says.
+    assert alibi("report", copy / "results.json", "--output", tmp_path / "report").exit_code == 0
+
+
+def test_a_setting_in_config_json_that_cannot_be_is_named(copy: Path) -> None:
+    start = json.loads((copy / "config.json").read_text())
+    start["config"]["heads"] = 0
+    (copy / "config.json").write_text(json.dumps(start))
+    done = alibi("dissect", copy)
+    assert done.stderr == (
+        f"error: RUN: expected at least 1, got 0 for heads in {copy / 'config.json'}\n  raise it to 1 or more\n"
+    )
+
+
+def test_a_folder_of_another_version_is_left_to_that_version(copy: Path, tmp_path: Path) -> None:
+    start = json.loads((copy / "config.json").read_text())
+    remedies = {
+        2: "use the version of alibi-attention that started it; "
+        "of this one alibi dissect, generate and export do with its weights",
+        99: "use the version of alibi-attention that started it",
+    }
+    for version, remedy in remedies.items():
+        (copy / "config.json").write_text(json.dumps({**start, "schema_version": version}))
+        for command in (
+            ("report", copy, "--output", tmp_path / "report"), ("evaluate", copy, "--output", tmp_path / "again")
+        ):  # fmt: skip
+            done = alibi(*command)
+            assert done.exit_code == 2
+            complaint = f"expected a run folder of schema version 3, got version {version} in {copy}"
+            assert done.stderr.partition(": ")[2].partition(": ")[2] == f"{complaint}\n  {remedy}\n"
 
 
 def test_text_that_may_have_been_seen_is_called_so(copy: Path) -> None:

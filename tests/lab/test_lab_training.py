@@ -162,7 +162,7 @@ def test_divergence_is_refused(tiny: MakeConfig, tmp_path: Path, monkeypatch: py
         start_experiment(tiny(steps=10), tmp_path / "run")
     assert str(error.value) == (
         "learning_rate: expected a rate at which the loss stays finite, got a loss of nan at step 2 with 0.003; "
-        "start a new run with a lower rate"
+        "start a new run with a lower --learning-rate, in another --output"
     )
     # What would be continued from for ever was not kept.
     assert not RunFolder(tmp_path / "run").checkpoint("alibi").exists()

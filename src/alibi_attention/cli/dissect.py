@@ -30,8 +30,13 @@ def dissect(
         ),
     ] = None,
     mass_length: Annotated[
-        int, typer.Option(help="Length at which attention mass is added up by distance.", **COUNT)
-    ] = 1024,
+        int | None,
+        typer.Option(
+            help="Length at which attention mass is added up by distance.",
+            **COUNT,
+            show_default="1024, or where the positions end",
+        ),
+    ] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Share of a row's mass that may be skipped.", show_default="2^-24")
     ] = None,

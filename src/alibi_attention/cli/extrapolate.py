@@ -10,7 +10,7 @@ import typer
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_results
-from alibi_attention.cli.settings import RUN, given_experiment, option, takes_settings
+from alibi_attention.cli.settings import RUN, given_experiment, option, over_file, takes_settings
 
 DEFAULT_OUTPUT = Path("runs/extrapolate")
 
@@ -31,15 +31,15 @@ def extrapolate(
     """
     given = given_experiment(context, ignored=("output", "resume", "config"))
     require("lab")
-    with laboratory_errors(output):
+    names = {"run": "--output"}
+    with laboratory_errors(output, names=names):
         from rich.console import Console
 
         from alibi_attention.lab.config import make_config
-        from alibi_attention.lab.config_file import read_settings
         from alibi_attention.lab.experiment import resume_experiment, start_experiment
         from alibi_attention.lab.progress import Progress
 
-        settings = {**(read_settings(config) if config else {}), **given}
+        settings = over_file(config, given, names)
         if resume:
             results = resume_experiment(output, Progress(Console()), expected=settings)
         else:

@@ -11,7 +11,7 @@ from alibi_attention.cli.commands import Command, Group
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_results
-from alibi_attention.cli.settings import RUN, Shown, given_experiment, option, takes_settings
+from alibi_attention.cli.settings import RUN, Shown, given_experiment, option, over_file, takes_settings
 
 reproduce = typer.Typer(cls=Group, help="Published experiments, run through the laboratory.", no_args_is_help=True)
 
@@ -31,7 +31,10 @@ def experiments() -> None:
         "eval_lengths": Shown(words="the trained one, and the paper's that are longer"),
         "eval_tokens": 217_646,
         "protocols": "windows,sliding",
-        "dataset": Shown("Salesforce/wikitext", help="WikiText-103 by name, or the path of a local copy."),
+        "dataset": Shown(
+            "Salesforce/wikitext",
+            help="WikiText-103 by name, or the path of a local copy, of whose configurations an only one is taken.",
+        ),
         "dataset_config": "wikitext-103-v1",
         "dataset_held_out": "validation",
         "document_start": "^ = [^=]",
@@ -84,16 +87,16 @@ def paper(
     """
     given = given_experiment(context, ignored=("output", "resume", "config", "show"))
     require("lab")
-    with laboratory_errors(output):
+    names = {"run": "--output"}
+    with laboratory_errors(output, names=names):
         from rich.console import Console
 
-        from alibi_attention.lab.config_file import read_settings
         from alibi_attention.lab.experiment import read_as_started, resume_experiment, start_experiment
         from alibi_attention.lab.paper import differences, paper_config
         from alibi_attention.lab.progress import Progress
         from alibi_attention.lab.runs import RunFolder
 
-        settings = {**(read_settings(config) if config else {}), **given}
+        settings = over_file(config, given, names)
         console = Console()
         if resume and not show:
             print_results(resume_experiment(output, Progress(console), expected=settings), output)

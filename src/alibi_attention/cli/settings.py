@@ -252,3 +252,20 @@ def given_experiment(context: typer.Context, *, ignored: tuple[str, ...]) -> dic
     if given.get("dataset") and Path(given["dataset"]).exists():
         given["dataset"] = str(Path(given["dataset"]).resolve())
     return given
+
+
+def over_file(config: Path | None, given: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """The settings that were given, over those of a file where there is one.
+
+    Args:
+        config: the file.
+        given: on the command line.
+        names: gets what errors about settings of the file are to name, which are no flags.
+    """
+    if config is None:
+        return dict(given)
+    from alibi_attention.lab.config_file import read_settings
+
+    settings = read_settings(config)
+    names.update({name: place for name, place in settings.places.items() if name not in given})
+    return {**settings, **given}

@@ -10,7 +10,7 @@ import typer
 from alibi_attention.cli.errors import laboratory_errors
 from alibi_attention.cli.extras import require
 from alibi_attention.cli.lab_output import print_report
-from alibi_attention.cli.settings import RUN, Shown, given_experiment, option, takes_settings
+from alibi_attention.cli.settings import RUN, Shown, given_experiment, option, over_file, takes_settings
 
 
 @takes_settings(
@@ -60,14 +60,14 @@ def study(
     given = given_experiment(context, ignored=("output", "seeds", "only_seed", "minutes", "config"))
     require("lab")
     # A study is continued by its own command, which the message must name.
-    with laboratory_errors(output, again="the same command", names={"run": "--output", "resume": "--output"}):
+    names = {"run": "--output", "resume": "--output"}
+    with laboratory_errors(output, again="the same command", names=names):
         from rich.console import Console
 
-        from alibi_attention.lab.config_file import read_settings
         from alibi_attention.lab.progress import Progress
         from alibi_attention.lab.study import run_study
 
-        settings = {**(read_settings(config) if config else {}), **given}
+        settings = over_file(config, given, names)
         page = run_study(
             output, settings, seeds=seeds, only_seed=only_seed, minutes=minutes, progress=Progress(Console())
         )

@@ -192,6 +192,8 @@ class ExperimentConfig(BaseModel):
     @field_validator("protocols", mode="before")
     @classmethod
     def _all_protocols(cls, names: Any) -> Any:
+        if not isinstance(names, list | tuple):
+            return names
         if tuple(names) == ("all",):
             return PROTOCOLS
         remedy = f"choose from {', '.join(PROTOCOLS)}, or all"
@@ -341,6 +343,26 @@ def make_config(values: Mapping[str, Any]) -> ExperimentConfig:
             near = nearest_setting(name)
             remedy = f"{near} is meant? Known are {known}" if near else f"known are {known}"
             raise LabError(name, expected="a known setting", got="this name", remedy=remedy) from None
-        expected = first["msg"].removeprefix("Input should be ")
-        remedy = "choose one of these" if first["type"] == "literal_error" else "give such a value"
-        raise LabError(name, expected=expected, got=repr(first["input"]), remedy=remedy) from None
+        got = "nothing" if first["input"] is None else repr(first["input"])
+        if first["type"] == "literal_error":
+            expected, remedy = first["msg"].removeprefix("Input should be "), "choose one of these"
+        else:
+            expected, remedy = _kind_of(name)
+        raise LabError(name, expected=expected, got=got, remedy=remedy) from None
+
+
+def _kind_of(name: str) -> tuple[str, str]:
+    """What a setting takes, in words, and an example of it as a remedy."""
+    default = ExperimentConfig.model_fields[name].default
+    if name in ("eval_lengths", "cutoffs"):
+        return "a list of whole numbers", "such as 256,512,1024" if name == "eval_lengths" else "such as 20000,60000"
+    if name == "variants":
+        return "a list of names", "such as alibi:ntk,rope:yarn, or all"
+    if isinstance(default, tuple):
+        return "a list of names", f"such as {','.join(default)}" if default else "such as book.txt"
+    if isinstance(default, str):
+        return "text", "put it into quotes"
+    if isinstance(default, bool):
+        return "true or false", f"such as {str(default).lower()}, the default"
+    kind = "a whole number" if isinstance(default, int) else "a finite number"
+    return kind, f"such as {default}, the default"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from alibi_attention.lab.files import write_text
 _HEAD = "# Every setting of this run: `alibi extrapolate --config THIS_FILE --output NEW_FOLDER` repeats it.\n"
 
 _PATHS = ("text", "held_out_text")
+
+_UNNAMED = ' in "<unicode string>",'
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -37,7 +40,19 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+class FileSettings(dict[str, Any]):
+    """Settings by name, as a file has them.
+
+    Attributes:
+        places: by the same names, the key as it is written there and the file: what an error about one is to name.
+    """
+
+    def __init__(self, values: Mapping[str, Any], places: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.places = dict(places)
+
+
+def read_settings(path: Path) -> FileSettings:
     """The settings in a file, before any validation of their values.
 
     Paths are relative to the file. A data set is a path where there is such a file or folder, and else a name.
@@ -48,14 +63,20 @@ def read_settings(path: Path) -> dict[str, Any]:
     remedy = "write one setting a line, such as `length: 256`"
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabError("config", expected="a file that can be read", got=f"{path} ({error})", remedy="check its name"
+    except OSError as error:
+        got = f"{path} ({error.strerror})"
+        raise LabError("config", expected="a file that can be read", got=got, remedy="check its name") from None
+    except UnicodeDecodeError:
+        got = f"{path}, which is binary or in another encoding"
+        raise LabError("config", expected="UTF-8 text", got=got, remedy="name a YAML file, or save it as UTF-8"
                        ) from None  # fmt: skip
     except yaml.YAMLError as error:
-        got = f"{path} ({' '.join(str(error).split())})"
+        # The parser was given text, and knows no name of it.
+        got = f"{path} ({' '.join(str(error).split()).replace(_UNNAMED, ',')})"
         raise LabError("config", expected="a YAML file", got=got, remedy=remedy) from None
     if not isinstance(values, dict):
-        got = f"{path}, which holds {'nothing' if values is None else type(values).__name__}"
+        kind = {type(None): "nothing", list: "a list", str: "text"}.get(type(values), "a single value")
+        got = f"{path}, which holds {kind}"
         raise LabError("config", expected="settings by name", got=got, remedy=remedy)
     seen: dict[str, Any] = {}
     for name in values:
@@ -79,12 +100,12 @@ def read_settings(path: Path) -> dict[str, Any]:
             wrong = [each for each in values[name] if not isinstance(each, str)]
             if wrong:
                 remedy = "put a name that YAML takes for something else into quotes"
-                got = f"{wrong[0]!r} in {path}"
-                raise LabError(name, expected="names of files and folders", got=got, remedy=remedy)
+                got = f"{wrong[0]!r} for {seen[name]} in {path}"
+                raise LabError("config", expected="names of files and folders", got=got, remedy=remedy)
             values[name] = [str((path.parent / text).resolve()) for text in values[name]]
     if isinstance(values.get("dataset"), str):
         values["dataset"] = _path_or_name(values["dataset"], path.parent)
-    return values
+    return FileSettings(values, {name: f"{key} in {path}" for name, key in seen.items()})
 
 
 def _path_or_name(dataset: str, folder: Path) -> str:

@@ -25,10 +25,13 @@ _FILE = "inside.json"
 LENGTHS = (1024, 2048, 4096, 8192)
 """Where the horizon is certified by default."""
 
+MASS_LENGTH = 1024
+"""Where attention mass is added up by default."""
+
 
 def dissect_run(
-    root: Path, name: str, lengths: Sequence[int] | None = None, folder: Path | None = None, *, mass_length: int,
-    tolerance: float | None = None, progress: Progress | None = None,
+    root: Path, name: str, lengths: Sequence[int] | None = None, folder: Path | None = None, *,
+    mass_length: int | None = None, tolerance: float | None = None, progress: Progress | None = None,
 ) -> tuple[Inside, Path]:  # fmt: skip
     """Look inside one method of a run, on the beginning of its held-out text, and write what is found.
 
@@ -36,7 +39,8 @@ def dissect_run(
         root: of the run.
         name: ``"alibi"`` or ``"alibi:ntk"``.
         lengths, mass_length, tolerance: as in `look_inside`. The first and the last are of the horizon, which ALiBi's
-            methods have alone: `LENGTHS` by default, and refused for others.
+            methods have alone: `LENGTHS` by default, and refused for others. The second is `MASS_LENGTH` by default,
+            or where the method's positions end, if that is sooner.
         folder: gets ``inside.json`` and the figures; by default the run's own, where `alibi report` finds them.
         progress: told of the corpus, and of each layer; silent by default.
 
@@ -47,10 +51,11 @@ def dissect_run(
         LabError: for a run, a method or lengths that cannot be used.
     """
     asked = LENGTHS if lengths is None else lengths
-    if not asked or list(asked) != sorted(set(asked)) or asked[0] < 1 or mass_length < 1:
-        got = ",".join(map(str, asked)) + f" and a mass length of {mass_length}"
-        remedy = "such as 1024,2048,4096"
+    if not asked or list(asked) != sorted(set(asked)) or asked[0] < 1:
+        got, remedy = ",".join(map(str, asked)) or "none", "such as 1024,2048,4096"
         raise LabError("lengths", expected="ascending lengths of at least 1", got=got, remedy=remedy)
+    if mass_length is not None and mass_length < 1:
+        raise LabError("mass_length", expected="at least 1", got=f"{mass_length}", remedy=f"such as {MASS_LENGTH}")
     method, variant = split_name(name)
     folder = folder or RunFolder(root).inside(method, variant)
     if read_run(RunFolder(root)).objective != "next":
@@ -65,6 +70,8 @@ def dissect_run(
                 shown = f"{given}" if argument == "tolerance" else ",".join(map(str, asked))
                 raise LabError(argument, expected=expected, got=shown, remedy="leave it out")
         asked = ()
+    if mass_length is None:
+        mass_length = min(MASS_LENGTH, decoder.position.longest or MASS_LENGTH)
     progress = progress or Progress()
     corpus = load_corpus(RunFolder(root).read_config(older=True), progress)
     RunFolder(root).refuse_changed_corpus(corpus)

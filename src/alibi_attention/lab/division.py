@@ -19,10 +19,12 @@ def divided_as_given(
     texts = {document.text for document in held_out}
     train = [document for document in documents if document.text not in texts]
     if not train:
-        name, remedy = "text", "name text that is not held out with --text"
         if config.dataset:
-            name, remedy = "dataset_split", "choose another split, or another to hold out"
-        raise LabError(name, expected="text that is not held out", got="none", remedy=remedy)
+            remedy = "choose another split, or another to hold out"
+            raise LabError("dataset_split", expected="text that is not held out", got="none", remedy=remedy)
+        got = f"{', '.join(config.held_out_text)}, which has all of it"
+        remedy = "hold out other text, or leave it out to hold out documents of --text"
+        raise LabError("held_out_text", expected="text that leaves some of --text to train on", got=got, remedy=remedy)
     if config.dataset:
         split = f"as the data set has it: {len(train)} documents of {config.dataset_split} for training, "
         split += f"{len(held_out)} of {config.dataset_held_out} held out"

@@ -80,15 +80,19 @@ def open_dataset(config: ExperimentConfig) -> Any:
     disk. A single file is the split ``train``.
 
     Raises:
-        LabError: if the package is missing, there is no such data set, split or column, or a configuration is named of
-            a copy that has but one.
+        LabError: if the package is missing, there is no such data set, configuration, split or column, or a
+            configuration is named of a copy that has but one.
     """
+    name = config.dataset
+    if _only_a_path(name) and not Path(name).exists():
+        remedy = "check the spelling and the folder you are in"
+        raise LabError("dataset", expected="an existing file or folder", got=name, remedy=remedy)
     if find_spec("datasets") is None:
-        remedy = installing("data")
+        # With all else there may be, which this install is not to leave behind.
+        remedy = installing("all,data")
         raise LabError("dataset", expected="the package datasets", got="none installed", remedy=remedy)
     import datasets
 
-    name = config.dataset
     is_file, suffix = Path(name).is_file(), Path(name).suffix.lower()
     single = "a single file" if is_file else "a copy saved to disk" if saved_to_disk(name) else ""
     if config.dataset_config and single:
@@ -111,6 +115,8 @@ def open_dataset(config: ExperimentConfig) -> Any:
         raise
     except Exception as error:
         # The package lets through whatever its readers and the network beneath it raise.
+        if isinstance(error, ValueError):
+            _refuse_configuration(config)
         why = _reason(error)
         remedy = "give a name on the hub that this machine can reach, or the path of a local copy"
         if is_file:
@@ -129,6 +135,37 @@ def open_dataset(config: ExperimentConfig) -> Any:
         remedy = f"choose from {', '.join(columns)}"
         raise LabError("text_column", expected=f"a column of {name}", got=repr(config.text_column), remedy=remedy)
     return whole
+
+
+def _only_a_path(name: str) -> bool:
+    """Whether it cannot be a name on the hub, which is NAME or OWNER/NAME."""
+    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or Path(name).is_absolute()
+
+
+def configurations(name: str) -> list[str]:
+    """The names of a data set's configurations; none where the package datasets, or what it asks, cannot tell."""
+    if find_spec("datasets") is None:
+        return []
+    import datasets
+
+    try:
+        return [str(each) for each in datasets.get_dataset_config_names(name)]
+    except MemoryError:
+        raise
+    except Exception:
+        return []
+
+
+def _refuse_configuration(config: ExperimentConfig) -> None:
+    """Raise `LabError` if the name of the configuration is why a data set could not be read."""
+    name, given = config.dataset, config.dataset_config
+    there = [] if Path(name).is_file() or saved_to_disk(name) else configurations(name)
+    if not there or given in there or (not given and len(there) == 1):
+        return
+    remedy = f"choose from {', '.join(there)}"
+    if len(there) == 1:
+        remedy = f"there is {there[0]} alone: --dataset-config '' takes it"
+    raise LabError("dataset_config", expected=f"a configuration of {name}", got=repr(given), remedy=remedy)
 
 
 def _reason(error: Exception) -> str:

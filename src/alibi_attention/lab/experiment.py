@@ -43,7 +43,12 @@ from alibi_attention.lab.verdicts import judge
 
 
 def start_experiment(
-    config: ExperimentConfig, root: Path, progress: Progress | None = None, *, stop: Interruption | None = None
+    config: ExperimentConfig,
+    root: Path,
+    progress: Progress | None = None,
+    *,
+    stop: Interruption | None = None,
+    heading: str = "",
 ) -> list[MethodResult]:
     """Train and evaluate every method of a configuration in a new run folder.
 
@@ -52,6 +57,7 @@ def start_experiment(
         root: of the run folder; new or empty.
         progress: told of what goes on; silent by default.
         stop: asked whether to go on; Ctrl-C and SIGTERM by default.
+        heading: said first, once nothing is refused any more.
 
     Returns:
         One result per method, in the order of the configuration. The folder then holds them, too (see `runs`).
@@ -74,6 +80,7 @@ def start_experiment(
         # Once more: another process may have begun and ended in the meantime.
         folder.refuse_existing()
         folder.begin(config, corpus)
+        _say(progress, heading)
         return _run(folder, config, corpus, progress, stop)
 
 
@@ -83,6 +90,7 @@ def resume_experiment(
     *,
     expected: Mapping[str, Any] | None = None,
     stop: Interruption | None = None,
+    heading: str = "",
 ) -> list[MethodResult]:
     """Continue an interrupted run to the result it would have had; of a complete run the weights are checked and the
     figure is redrawn.
@@ -98,7 +106,7 @@ def resume_experiment(
         root: of the run folder.
         progress: told of what goes on; silent by default.
         expected: settings the caller believes the run has.
-        stop: as in `start_experiment`.
+        stop, heading: as in `start_experiment`.
 
     Raises:
         LabError: if there is no run, its settings are not as expected, its corpus has changed, or weights are damaged.
@@ -118,6 +126,7 @@ def resume_experiment(
     corpus = load_corpus(config, progress)
     folder.refuse_changed_corpus(corpus)
     with folder.held():
+        _say(progress, heading)
         folder.complete_beginning(config)
         if folder.unfinished(config):
             changed = folder.changes_of_environment(config)
@@ -126,6 +135,11 @@ def resume_experiment(
                              "It goes on, but the last bits may come out otherwise.")  # fmt: skip
             folder.begin_session(config)
         return _run(folder, config, corpus, progress, stop)
+
+
+def _say(progress: Progress, heading: str) -> None:
+    if heading:
+        progress.say(heading)
 
 
 def read_as_started(folder: RunFolder, expected: Mapping[str, Any]) -> ExperimentConfig:

@@ -16,6 +16,7 @@ from alibi_attention.lab.config import ExperimentConfig
 from alibi_attention.lab.files import replacing
 from alibi_attention.lab.runs import MethodResult, evaluations_of
 from alibi_attention.lab.scores import Evaluation
+from alibi_attention.lab.tables import signed
 
 # Okabe and Ito's palette, told apart with every kind of colour vision, and markers for print without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -92,7 +93,8 @@ def _draw_losses(evaluations: Sequence[Evaluation], config: ExperimentConfig) ->
     _dress(axes, lengths, config)
     name_lines(figure, axes)
     unit = "bytes" if config.tokenizer == "bytes" else "tokens"
-    axes.set_title(f"Trained at {config.length} {unit}, evaluated at longer lengths", loc="left", weight="bold", pad=26)
+    title = f"Trained at {config.length:,} {unit}, evaluated at longer lengths"
+    axes.set_title(title, loc="left", weight="bold", pad=26)
     axes.set_xlabel(f"evaluation length ({unit})")
     finding = axes.annotate(
         _finding(evaluations),
@@ -148,8 +150,8 @@ def _finding(evaluations: Sequence[Evaluation]) -> str:
 
 def _changes(evaluations: Sequence[Evaluation], changes: Mapping[str, float]) -> str:
     first, last = evaluations[0].scores[0].length, evaluations[0].scores[-1].length
-    listed = ", ".join(f"{title} {change:+.2f}".replace("-", "\N{MINUS SIGN}") for title, change in changes.items())
-    return f"Change in {evaluations[0].unit} from {first} to {last}: {listed or 'none measured'}"
+    listed = ", ".join(f"{title} {signed(change)}" for title, change in changes.items())
+    return f"Change in {evaluations[0].unit} from {first:,} to {last:,}: {listed or 'none measured'}"
 
 
 def _dress(axes: Axes, lengths: Sequence[int], config: ExperimentConfig) -> None:

@@ -120,14 +120,15 @@ def look_inside(
     Raises:
         LabError: for a text or positions too short.
     """
-    longest = max((*lengths, mass_length))
-    if len(tokens) < longest:
-        remedy = "ask for shorter lengths, or use a larger corpus"
-        raise LabError("lengths", expected=f"at most the {len(tokens):,} tokens of held-out text", got=f"{longest:,}",
-                       remedy=remedy)  # fmt: skip
-    if decoder.position.longest is not None and longest > decoder.position.longest:
-        expected = f"at most {decoder.position.longest}, where the positions of {method} end"
-        raise LabError("lengths", expected=expected, got=f"{longest}", remedy="ask for shorter lengths")
+    end = decoder.position.longest
+    for argument, longest in (("lengths", max(lengths, default=0)), ("mass_length", mass_length)):
+        if end is not None and longest > end:
+            expected = f"at most {end:,}, where the positions of {method} end"
+            raise LabError(argument, expected=expected, got=f"{longest:,}", remedy=f"lower it to {end}")
+        if longest > len(tokens):
+            expected = f"at most the {len(tokens):,} tokens of held-out text"
+            remedy = "lower it, or use a larger corpus"
+            raise LabError(argument, expected=expected, got=f"{longest:,}", remedy=remedy)
     mass = _mass(decoder, tokens[:mass_length], variant, tick)
     horizon: list[Horizon] = []
     tiles: list[Tiles] = []

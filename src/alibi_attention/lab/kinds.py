@@ -15,9 +15,14 @@ from alibi_attention.lab.numerals import whole_number
 def _by_thousands(value: Any) -> Any:
     """``"8K"`` as a flag has it; what else there is stays as it is."""
     try:
-        return whole_number(value) if isinstance(value, str) else value
+        return whole_number(value) if isinstance(value, str) else _no_truth(value)
     except ValueError:
         return value
+
+
+def _no_truth(value: Any) -> Any:
+    """The value; of true and false, which Python counts as 1 and 0, the word, which is no number."""
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _at_least(minimum: float) -> AfterValidator:
@@ -96,13 +101,14 @@ def _not_absurd(value: int, info: ValidationInfo) -> int:
 
 
 Number = Annotated[int, BeforeValidator(_by_thousands)]
+Real = Annotated[float, BeforeValidator(_no_truth)]
 Count = Annotated[Number, _at_least(1), AfterValidator(_not_absurd)]
 WholeNumber = Annotated[Number, _at_least(0), AfterValidator(_not_absurd)]
-Seed = Annotated[int, AfterValidator(_a_seed)]
-Positive = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_above_zero)]
-NotNegative = Annotated[float, Field(allow_inf_nan=False), _at_least(0)]
-Share = Annotated[float, AfterValidator(_below_one)]
-HeldOutShare = Annotated[float, AfterValidator(_up_to_half)]
+Seed = Annotated[int, BeforeValidator(_no_truth), AfterValidator(_a_seed)]
+Positive = Annotated[Real, Field(allow_inf_nan=False), AfterValidator(_above_zero)]
+NotNegative = Annotated[Real, Field(allow_inf_nan=False), _at_least(0)]
+Share = Annotated[Real, AfterValidator(_below_one)]
+HeldOutShare = Annotated[Real, AfterValidator(_up_to_half)]
 Lengths = Annotated[
     tuple[Number, ...], _ascending("lengths", "list each length once, shortest first, such as 256,512,1024")
 ]

@@ -30,7 +30,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         LabError: if it cannot be made, or another process holds it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        # Of a link to nothing, what it leads to.
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         got = f"{folder} ({error.strerror})"
         raise LabError("output", expected="a folder that can be written", got=got, remedy="choose another") from None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from alibi_attention.lab.config import ExperimentConfig, make_config
-from alibi_attention.lab.documents import saved_to_disk
+from alibi_attention.lab.documents import configurations, saved_to_disk
 from alibi_attention.lab.numerals import whole_number
 
 PAPER: Mapping[str, Any] = {
@@ -92,14 +93,22 @@ def paper_config(changes: Mapping[str, Any] | None = None) -> ExperimentConfig:
         LabError: for changes that cannot be used.
     """
     settings = {**PAPER, **(changes or {})}
-    if saved_to_disk(str(settings["dataset"])) and "dataset_config" not in (changes or {}):
-        # A copy saved to disk is of one configuration, and takes no name of one.
+    if "dataset_config" not in (changes or {}) and _of_one_configuration(str(settings["dataset"])):
         settings["dataset_config"] = ""
     length = _usable(settings["length"])
     settings |= _step(length, _usable(settings.get("devices", 1)), settings)
     if not settings.get("eval_lengths"):
         settings["eval_lengths"] = (length, *(longer for longer in LENGTHS if longer > length))
     return make_config(settings)
+
+
+def _of_one_configuration(dataset: str) -> bool:
+    """Whether it is a copy on this machine with one configuration to take. A clone of the hub's has the paper's among
+    several."""
+    path = Path(dataset)
+    if path.is_dir() and not saved_to_disk(dataset):
+        return len(configurations(dataset)) == 1
+    return path.exists()
 
 
 def _usable(value: Any) -> int:

@@ -38,6 +38,7 @@ from alibi_attention.lab.errors import LabError
 from alibi_attention.lab.files import is_partial, read_json, write_json, write_text
 from alibi_attention.lab.lock import locked
 from alibi_attention.lab.schema import (
+    OLDER,
     SCHEMA_VERSION,
     brought_up_to_date,
     refuse_later_fields,
@@ -348,16 +349,18 @@ class RunFolder:
             start: Any = read_json(self.config)
         except ValueError as error:
             got = f"{self.config} ({error})"
-            raise LabError("run", expected=expected, got=got, remedy="start a new run") from None
+            raise LabError("run", expected=expected, got=got, remedy=self._restoring()) from None
         if not isinstance(start, dict):
             got = f"{self.config}, which holds something else"
-            raise LabError("run", expected=expected, got=got, remedy="start a new run")
+            raise LabError("run", expected=expected, got=got, remedy=self._restoring())
         if older:
             start = brought_up_to_date(start)
         version = start.get("schema_version")
         if version != SCHEMA_VERSION:
             expected = f"a run folder of schema version {SCHEMA_VERSION}"
-            remedy = "continue it with the version of alibi-attention that started it"
+            remedy = "use the version of alibi-attention that started it"
+            if version in OLDER:
+                remedy += "; of this one alibi dissect, generate and export do with its weights"
             raise LabError("run", expected=expected, got=f"version {version} in {self.root}", remedy=remedy)
         self._require_parts(start, *(("config",) if older else _PARTS))
         return dict(start)
@@ -368,7 +371,13 @@ class RunFolder:
             part = start.get(name)
             if not isinstance(part, dict) or (name == "corpus" and not isinstance(part.get("fingerprint"), str)):
                 got = f"{self.config}, which lacks its {'fingerprint of the corpus' if name == 'corpus' else name}"
-                raise LabError("run", expected="a config.json as it was written", got=got, remedy="start a new run")
+                expected = "a config.json as it was written"
+                raise LabError("run", expected=expected, got=got, remedy=self._restoring())
+
+    def _restoring(self) -> str:
+        """What mends a damaged ``config.json``: all else of the run, the trained models too, is as good as it was."""
+        instead = f"; alibi report takes {self.results} instead" if self.results.is_file() else ""
+        return f"restore it from a copy: nothing else of the run is lost{instead}"
 
 
 def _not_as_written(path: Path, remedy: str = _AGAIN) -> LabError:

@@ -16,6 +16,9 @@ from alibi_attention.lab.errors import LabError
 SCHEMA_VERSION = 3
 """Of a run folder. Raised when a file of it changes its meaning; additions leave it alone."""
 
+OLDER = (1, 2)
+"""Schemas whose weights are read all the same."""
+
 
 def brought_up_to_date(start: dict[str, Any]) -> dict[str, Any]:
     """A ``config.json`` of schema 1 or 2 as one of schema 3; any other unchanged.
@@ -25,7 +28,7 @@ def brought_up_to_date(start: dict[str, Any]) -> dict[str, Any]:
     The weights are the same in all.
     """
     config = start.get("config")
-    if start.get("schema_version") not in (1, 2) or not isinstance(config, dict):
+    if start.get("schema_version") not in OLDER or not isinstance(config, dict):
         return start
     config = dict(config)
     if "eval_bytes" in config:

@@ -102,12 +102,12 @@ def run_study(
     study = study_config(changes) if begun is None else read_as_started(begun, changes or {})
     for seed in range(seeds) if only_seed is None else [only_seed]:
         config = study.model_copy(update={"seed": seed})
-        progress.say(f"Seed {seed}, {seed + 1} of {seeds}")
+        heading = f"Seed {seed}, {seed + 1} of {seeds}"
         if folders[seed].config.exists():
             expected_settings = config.model_dump()
-            resume_experiment(folders[seed].root, progress, expected=expected_settings, stop=stop)
+            resume_experiment(folders[seed].root, progress, expected=expected_settings, stop=stop, heading=heading)
         else:
-            start_experiment(config, folders[seed].root, progress, stop=stop)
+            start_experiment(config, folders[seed].root, progress, stop=stop, heading=heading)
     # Held, and looked at once it is: of two processes that end together one sees all that there is.
     with locked(root, wait=True):
         missing = [str(seed) for seed, folder in enumerate(folders) if not folder.results.is_file()]

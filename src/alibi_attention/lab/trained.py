@@ -81,8 +81,12 @@ def read_run(folder: RunFolder) -> ExperimentConfig:
     try:
         return folder.read_config(older=True)
     except LabError as error:
+        if error.argument == "run":
+            raise
+        # Of a setting, which is no flag here.
         expected, _, got = error.complaint.removeprefix("expected ").partition(", got ")
-        raise LabError("run", expected=expected, got=f"{got} in {folder.config}", remedy=error.remedy) from None
+        got = f"{got} for {error.argument} in {folder.config}"
+        raise LabError("run", expected=expected, got=got, remedy=error.remedy) from None
     except (KeyError, TypeError, AttributeError):
         expected, got = "a config.json as alibi extrapolate wrote it", f"{folder.config}, which holds something else"
         raise LabError("run", expected=expected, got=got, remedy="name the folder of a run") from None

@@ -212,7 +212,7 @@ class _Keeper(L.Callback):
                 "learning_rate",
                 expected="a rate at which the loss stays finite",
                 got=f"a loss of {bits} at step {self.step} with {self._config.learning_rate:g}",
-                remedy="start a new run with a lower rate",
+                remedy="start a new run with a lower --learning-rate, in another --output",
             )
 
 

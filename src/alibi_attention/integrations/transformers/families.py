@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomGelu, BloomMLP, BloomModel
-from transformers.models.falcon.modeling_falcon import FalconAttention, FalconModel
-from transformers.models.mpt.modeling_mpt import MptAttention, MptBlock, MptModel
+from transformers.models.falcon.modeling_falcon import FalconAttention, FalconMLP, FalconModel
+from transformers.models.mpt.modeling_mpt import MptAttention, MptBlock, MptMLP, MptModel
 
 from alibi_attention.integrations.transformers.hooks import remove_hooks
 from alibi_attention.integrations.transformers.native import (
@@ -21,6 +21,7 @@ from alibi_attention.integrations.transformers.native import (
     FusedBloomGelu,
     LeanBloomMLP,
 )
+from alibi_attention.integrations.transformers.one_token import OneTokenFalconMLP, OneTokenMptMLP
 
 # Biases that nobody reads are not formed: (heads, keys) of them at every step.
 
@@ -108,7 +109,7 @@ FAMILIES = {
     ),
     "mpt": Family(
         ALiBiMptAttention.slopes,
-        ((MptAttention, ALiBiMptAttention), (MptBlock, ALiBiMptBlock)),
+        ((MptAttention, ALiBiMptAttention), (MptBlock, ALiBiMptBlock), (MptMLP, OneTokenMptMLP)),
         MptModel,
         _mpt_without_bias,
         _mpt_with_bias,
@@ -116,7 +117,7 @@ FAMILIES = {
     ),
     "falcon": Family(
         ALiBiFalconAttention.slopes,
-        ((FalconAttention, ALiBiFalconAttention),),
+        ((FalconAttention, ALiBiFalconAttention), (FalconMLP, OneTokenFalconMLP)),
         FalconModel,
         _falcon_without_bias,
         _falcon_with_bias,

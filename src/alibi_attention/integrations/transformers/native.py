@@ -13,6 +13,7 @@ from transformers.models.mpt.modeling_mpt import MptAttention, MptBlock
 
 from alibi_attention.integrations.transformers.attention import attend, give_slopes, refuse_fed_again, refuse_weights
 from alibi_attention.integrations.transformers.masks import key_mask_of
+from alibi_attention.integrations.transformers.one_token import is_watched, through
 from alibi_attention.slopes import alibi_slopes
 
 
@@ -43,13 +44,13 @@ class ALiBiBloomAttention(BloomAttention):  # type: ignore[misc]
         refuse_weights(output_attentions)
         refuse_fed_again(layer_past, self.layer_idx, hidden_states.shape[1], use_cache)
         context = attend(
-            self, list(self._reshape(self.query_key_value(hidden_states))), cache=layer_past,
+            self, list(self._reshape(through(self.query_key_value, hidden_states))), cache=layer_past,
             attention_mask=attention_mask, scale=self.inv_norm_factor,
             dropout_p=self.attention_dropout.p if self.training else 0.0,
         )  # fmt: skip
-        out = self.dense(context)
+        out = through(self.dense, context)
         del context
-        if self.training or torch.is_grad_enabled() or _is_watched(self.dense):
+        if self.training or torch.is_grad_enabled() or is_watched(self.dense):
             return dropout_add(out, residual, self.hidden_dropout, self.training), None
         return _with_residual(out, residual), None
 
@@ -70,27 +71,30 @@ class LeanBloomMLP(BloomMLP):  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
         """As BloomMLP."""
+        if self.pretraining_tp > 1 and self.slow_but_exact:
+            exact: Tensor = super().forward(hidden_states, residual)
+            return exact
         parts = (self.dense_h_to_4h, self.gelu_impl, self.dense_4h_to_h)
         if (
             hidden_states.shape[:-1].numel() <= _MLP_TOKENS
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
-            or (self.pretraining_tp > 1 and self.slow_but_exact)
-            or any(_is_watched(part) for part in parts)
+            or any(is_watched(part) for part in parts)
         ):
-            whole: Tensor = super().forward(hidden_states, residual)
+            out = through(self.dense_4h_to_h, self.gelu_impl(through(self.dense_h_to_4h, hidden_states)))
+            whole: Tensor = dropout_add(out, residual, self.hidden_dropout, self.training)
             return whole
         tokens = hidden_states.flatten(0, -2)
-        out: Tensor | None = None
+        pieces: Tensor | None = None
         for start in range(0, tokens.shape[0], _MLP_TOKENS):
             piece = self.dense_4h_to_h(self.gelu_impl(self.dense_h_to_4h(tokens[start : start + _MLP_TOKENS])))
-            if out is None:
+            if pieces is None:
                 # Under autocast a piece is of fewer bits than the sum.
                 dtype = torch.promote_types(piece.dtype, residual.dtype)
-                out = piece.new_empty(tokens.shape[0], piece.shape[-1], dtype=dtype)
-            out[start : start + _MLP_TOKENS] = piece
-        assert out is not None
-        out = out.view(residual.shape)
+                pieces = piece.new_empty(tokens.shape[0], piece.shape[-1], dtype=dtype)
+            pieces[start : start + _MLP_TOKENS] = piece
+        assert pieces is not None
+        out = pieces.view(residual.shape)
         if self.training:
             summed: Tensor = dropout_add(out, residual, self.hidden_dropout, self.training)
             return summed
@@ -104,11 +108,6 @@ def _with_residual(out: Tensor, residual: Tensor) -> Tensor:
     """Their sum, in the memory of ``out`` where that holds it: under autocast the residual alone is float32."""
     holds_it = torch.promote_types(out.dtype, residual.dtype) == out.dtype
     return out.add_(residual) if holds_it else out + residual
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether hooks would see the difference."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
 class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
@@ -148,7 +147,7 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
         **_: Any,
     ) -> tuple[Tensor, None]:
         """As MptAttention; no weights are returned."""
-        mixed = self.Wqkv(hidden_states)
+        mixed = through(self.Wqkv, hidden_states)
         if self.clip_qkv:
             mixed = mixed.clamp(min=-self.clip_qkv, max=self.clip_qkv)
         heads = list(mixed.unflatten(-1, (3, self.n_heads, self.head_dim)).permute(2, 0, 3, 1, 4))
@@ -157,7 +156,7 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
             self, heads, cache=past_key_values, attention_mask=attention_mask, scale=self.softmax_scale,
             dropout_p=self.attn_dropout_p if self.training else 0.0,
         )  # fmt: skip
-        return self.out_proj(context), None
+        return through(self.out_proj, context), None
 
 
 class ALiBiMptBlock(MptBlock):  # type: ignore[misc]
@@ -215,7 +214,7 @@ class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
         """As FalconAttention; no weights are returned."""
         refuse_weights(output_attentions)
         refuse_fed_again(layer_past, self.layer_idx, hidden_states.shape[1], use_cache)
-        heads = [part.transpose(1, 2) for part in self._heads(self.query_key_value(hidden_states))]
+        heads = [part.transpose(1, 2) for part in self._heads(through(self.query_key_value, hidden_states))]
         if self.reproduces_rounding:
             past = 0 if layer_past is None else layer_past.get_seq_length(self.layer_idx)
             heads[:2] = self._with_rounding(heads[0], heads[1], past, key_mask_of(attention_mask))
@@ -223,7 +222,7 @@ class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
             self, heads, cache=layer_past, attention_mask=attention_mask, scale=self.inv_norm_factor,
             dropout_p=self.attention_dropout.p if self.training else 0.0,
         )  # fmt: skip
-        return self.dense(context), None
+        return through(self.dense, context), None
 
     def _heads(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, tokens, heads, head_dim) of query, key and value."""
