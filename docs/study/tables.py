@@ -119,6 +119,27 @@ def twice(name: str, length: int, seed: int) -> str:
     return f"{found[0]['recalled']}, {found[1]['recalled']} of {found[0]['asked']}"
 
 
+def rates_table() -> list[list[str]]:
+    """Seed 0 at other learning rates; the study's own between them."""
+    rows = [["seed 0, learning rate", "bits at 512", "at 1,024", "at 8,192", "recalled in 512", "recalled in 1,024"]]
+    for method in ("alibi", "rope"):
+        for rate in ("0.001", "0.002", "0.004"):
+            name = "run-seed-0.json" if rate == "0.002" else f"rates/run-{method}-{rate}.json"
+            run = json.loads((STUDY / "512" / name).read_text(encoding="utf-8"))
+            (result,) = (each for each in run["results"] if each["method"] == method)
+            scores = result["evaluations"][0]
+            bits = {score["length"]: score["bits_per_byte"] for score in scores["sliding"]}
+            found = [_least_and_farthest(scores["recall"], length) for length in (512, 1024)]
+            rows.append([f"{WHO[method]}, {rate}", *(f"{bits[n]:.3f}" for n in (512, 1024, 8192)), *found])
+    return rows
+
+
+def _least_and_farthest(recall: Sequence[dict[str, Any]], length: int) -> str:
+    counts = [each["recalled"] / each["asked"] for each in recall if each["length"] == length]
+    least, far = shares([min(counts)]), shares(counts[-1:])
+    return least if least == far else f"{least} ({far})"
+
+
 def far_table() -> list[list[str]]:
     lengths = (256, 4096, 65536)
     rows = [["bits per byte at", *(f"{length:,}" for length in lengths)]]
@@ -136,6 +157,7 @@ def tables() -> dict[str, str]:
         "shorter": shorter_table(),
         "text": text_table(),
         "twice": twice_table(),
+        "rates": rates_table(),
         "far": far_table(),
     }
     return {name: _markdown(rows) for name, rows in found.items()}
@@ -144,7 +166,7 @@ def tables() -> dict[str, str]:
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(row).replace("|  |", "| |") + " |" for row in (head, rule, *body))
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in (head, rule, *body))
 
 
 def filled(page: str) -> str:

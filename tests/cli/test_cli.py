@@ -104,6 +104,8 @@ def every_command(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[st
 def test_ctrl_c_while_torch_is_imported_ends_without_a_traceback() -> None:
     code = (
         "import os, signal, sys, time\n"
+        # Whoever runs the tests may have it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Slow:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'torch':\n"

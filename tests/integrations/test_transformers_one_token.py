@@ -68,13 +68,20 @@ class Adapted(nn.Linear):
         return 2.0 * super().forward(hidden)
 
 
-@pytest.mark.parametrize("why", ["tokens", "float32", "mixed", "kind", "hook", "graph", "autocast", "accelerate"])
+@pytest.mark.parametrize(
+    "why", ["tokens", "float32", "mixed", "kind", "hook", "hook of all", "forward", "graph", "autocast", "accelerate"]
+)
 def test_whatever_else_is_the_layers_own_affair(products: list[tuple[int, ...]], why: str) -> None:
     layer = linear(Adapted if why == "kind" else nn.Linear, dtype=torch.float32 if why == "float32" else torch.bfloat16)
     hidden = torch.randn(1, 2 if why == "tokens" else 1, 48).to(layer.weight.dtype)
     around: Any = nullcontext()
     if why == "hook":
         layer.register_forward_hook(lambda *seen: seen[-1] + 1.0)
+    elif why == "hook of all":
+        around = nn.modules.module.register_module_forward_hook(lambda *seen: seen[-1] + 1.0)
+    elif why == "forward":
+        own = layer.forward
+        layer.forward = lambda hidden: own(hidden) + 1.0  # type: ignore[method-assign]
     elif why == "graph":
         around = torch.enable_grad()
     elif why == "autocast":

@@ -82,6 +82,7 @@ CHOOSE = "choose from alibi, alibi-interleaved, alibi-learned, learned, nope, ro
         ({"steps": True}, "steps: expected a whole number, got 'true'; such as 900, the default"),
         ({"steps": "many"}, "steps: expected a whole number, got 'many'; such as 900, the default"),
         ({"steps": 3.5}, "steps: expected a whole number, got 3.5; such as 900, the default"),
+        ({"text_column": None}, "text_column: expected text, got nothing; leave it out for the default"),
         ({"steps": None}, "steps: expected a whole number, got nothing; such as 900, the default"),
         ({"seed": False}, "seed: expected a whole number, got 'false'; such as 0, the default"),
         ({"cutoffs": (True,)}, "cutoffs: expected a list of whole numbers, got 'true'; such as 20000,60000"),

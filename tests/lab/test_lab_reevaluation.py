@@ -59,6 +59,7 @@ def test_who_trained_is_kept_with_what_is_evaluated_once_more(tiny: MakeConfig, 
         torch.set_num_threads(1)
     folder = RunFolder(tmp_path / "again")
     assert [session["threads"] for session in folder.read_sessions()] == [1, 2]
+    assert [session["methods"] for session in folder.read_sessions()] == [["rope"], ["rope"]]
     assert folder.read_start()["environment"]["threads"] == 2
 
 

@@ -354,7 +354,7 @@ def test_tables_of_one_seed_and_of_several(runs: list[Path]) -> None:
         said = f"{point.largest_document:.0%} of them of the largest, so that the documents say as much as"
         assert f"{said} {point.effective_documents:.0f} of one size." in tables["windows"].note
         assert 1.0 <= point.effective_documents <= point.documents
-        assert ("More are read with --eval-tokens" in tables["windows"].note) == (point.effective_documents < 30)
+        assert ("More are read with --eval-tokens" in tables["windows"].note) == (point.documents < 30)
         positions = tables["positions"]
         assert positions.header == [
             "position (bytes)",

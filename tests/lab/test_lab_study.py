@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,33 @@ def test_the_page_has_its_tables_from_the_summaries(monkeypatch: pytest.MonkeyPa
     assert tables.filled(page.replace("| ALiBi | 1.58 |", "| ALiBi | 1.59 |")) == page
     with pytest.raises(SystemExit, match="table: far"):
         tables.filled(page.replace("<!-- table: far -->", ""))
+
+
+def intervals(value: Any) -> Iterator[tuple[float, float]]:
+    """All of a summary."""
+    if isinstance(value, dict):
+        if value.get("interval"):
+            yield tuple(value["interval"])
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from intervals(each)
+
+
+def test_every_interval_of_the_page_is_one_of_the_summaries() -> None:
+    """To the digits given, of what is said to be more or to be less."""
+    page = (STUDY / "README.md").read_text(encoding="utf-8")
+    prose = re.sub(r"<!-- table: .*?<!-- end of table -->", "", page, flags=re.DOTALL).replace("\N{MINUS SIGN}", "-")
+    said = re.findall(r"\((-?\d+\.\d+) to\s(-?\d+\.\d+)[);,]", prose)
+    assert len(said) >= 30
+    known = set()
+    for folder in ("256", "512", "256/text"):
+        known.update(intervals(json.loads((STUDY / folder / "summary.json").read_text(encoding="utf-8"))))
+    for low, high in said:
+        digits = [len(end.partition(".")[2]) for end in (low, high)]
+        ends = (float(low), float(high))
+        found = (tuple(map(round, some, digits)) for a, b in known for some in ((a, b), (-b, -a)))
+        assert any(each == pytest.approx(ends) for each in found), (low, high)
 
 
 def test_a_seed_comes_to_the_same_by_later_sources_and_not_by_another_kernel() -> None:

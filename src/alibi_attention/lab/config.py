@@ -348,6 +348,8 @@ def make_config(values: Mapping[str, Any]) -> ExperimentConfig:
             expected, remedy = first["msg"].removeprefix("Input should be "), "choose one of these"
         else:
             expected, remedy = _kind_of(name)
+            if first["input"] is None and remedy.startswith("put"):
+                remedy = "leave it out for the default"
         raise LabError(name, expected=expected, got=got, remedy=remedy) from None
 
 

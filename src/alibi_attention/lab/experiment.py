@@ -233,7 +233,7 @@ def _taking_weights(
                     shutil.copyfile(old.weights(method), temporary)
             made.begin(config, corpus)
             # It was trained by those who worked on the other.
-            made.write_sessions([*old.read_sessions(), made.read_start()["environment"]])
+            made.write_sessions([*old.told_sessions(config), made.read_start()["environment"]])
             _move(made.root, place)
         except BaseException:
             # Half of it is of no use, and of a full disk it takes room. Only a process that is killed leaves it.

@@ -11,7 +11,7 @@ from alibi_attention.lab.summary import Line, Point, PositionMean, farthest, lon
 from alibi_attention.lab.tables import NONE, signed
 
 FEW = 30
-"""Where documents say as much as fewer than this of one size, it is said how to read more."""
+"""Where documents are fewer than this, it is said how to read more."""
 
 _LOSSES: tuple[tuple[LossProtocol, str, str], ...] = (
     (
@@ -66,7 +66,7 @@ def _losses(lines: Sequence[Line], protocol: LossProtocol, title: str, note: str
             f"{most.effective_documents:.0f} of one size"
         )
     note += "."
-    if most.effective_documents < FEW:
+    if most.documents < FEW:
         note += " More are read with --eval-tokens."
     # All methods read the same windows, but for one whose positions end before.
     whole = next((share for line in lines if (share := line.losses[protocol][-1].whole_context) is not None), None)

@@ -197,12 +197,16 @@ class RunFolder:
 
     def begin_session(self, config: ExperimentConfig) -> None:
         """Write down that this process goes on with the run, and where."""
+        self.write_sessions([*self.told_sessions(config), {**environment(config.device), "methods": []}])
+
+    def told_sessions(self, config: ExperimentConfig) -> list[dict[str, Any]]:
+        """As `read_sessions`, with what the one process of a run worked on."""
         sessions = self.read_sessions()
         if not self.sessions.is_file():
-            # All that lies here is of the one there was.
+            # All that lies here is of that one.
             begun = [method for method in config.methods if (self.root / method).is_dir()]
             sessions = [{**sessions[0], "methods": begun}]
-        self.write_sessions([*sessions, {**environment(config.device), "methods": []}])
+        return sessions
 
     def works_on(self, method: str) -> None:
         """Write down which method this process goes on with; of a run of one process it is all of them."""

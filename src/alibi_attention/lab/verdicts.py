@@ -33,8 +33,9 @@ def usable_by_perplexity(evaluations: Sequence[Evaluation], train_length: int) -
 
     That is: at this and at every shorter evaluated length from the trained one on, the upper end of the 95% interval of
     the change in bits per byte since the trained length, paired by document and seed, is at most 1% of what they are
-    there. Of a single document there is no interval, and the change itself is taken. A model that is no better there
-    than the tokens' frequencies are has not learned anything that a length could take from it.
+    there. Where there is no interval, of a single document or one that is nearly all, the change itself is taken. A
+    model that is no better there than the tokens' frequencies are has not learned anything that a length could take
+    from it.
 
     Args:
         evaluations: of one method or variant, one a seed.

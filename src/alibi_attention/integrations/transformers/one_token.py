@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every
 from transformers.models.falcon.modeling_falcon import FalconLinear, FalconMLP
 from transformers.models.mpt.modeling_mpt import MptMLP
 
@@ -15,8 +16,8 @@ def through(layer: nn.Module, hidden: Tensor) -> Tensor:
     """``layer(hidden)``, of a single token in bfloat16 on a CPU as the product of a matrix and a vector.
 
     torch takes a linear layer for a product of matrices whatever the number of tokens, and oneDNN's in bfloat16 reads
-    the weights of one at half to two thirds of the speed (measured: docs/transformers.md). Sums are in float32 and
-    rounded once in both.
+    the weights at less than half the speed where there is one (docs/kernel-log.md). Sums are in float32 and rounded
+    once in both; a FalconLinear by itself rounds once more before it adds its bias.
     """
     if (
         hidden.dtype != torch.bfloat16
@@ -52,8 +53,10 @@ def _(weight: Tensor, bias: Tensor | None, vector: Tensor) -> Tensor:  # noqa: A
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether hooks would see the difference."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
+    """Whether anything would see the difference: hooks, of the module or of all, or a forward put over its own."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    of_all = every._global_forward_hooks or every._global_forward_pre_hooks
+    return bool(hooks or of_all or "forward" in vars(module) or hasattr(module, "_hf_hook"))
 
 
 class OneTokenMptMLP(MptMLP):  # type: ignore[misc]
