@@ -31,7 +31,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """
     try:
         # Of a link to nothing, what it leads to.
-        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
+        (folder.resolve() if folder.is_symlink() else folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         got = f"{folder} ({error.strerror})"
         raise LabError("output", expected="a folder that can be written", got=got, remedy="choose another") from None
