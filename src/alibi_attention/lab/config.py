@@ -347,14 +347,12 @@ def make_config(values: Mapping[str, Any]) -> ExperimentConfig:
         if first["type"] == "literal_error":
             expected, remedy = first["msg"].removeprefix("Input should be "), "choose one of these"
         else:
-            expected, remedy = _kind_of(name)
-            if first["input"] is None and remedy.startswith("put"):
-                remedy = "leave it out for the default"
+            expected, remedy = _kind_of(name, first["input"])
         raise LabError(name, expected=expected, got=got, remedy=remedy) from None
 
 
-def _kind_of(name: str) -> tuple[str, str]:
-    """What a setting takes, in words, and an example of it as a remedy."""
+def _kind_of(name: str, value: Any) -> tuple[str, str]:
+    """What a setting takes, in words, and what mends a value that is none: mostly an example."""
     default = ExperimentConfig.model_fields[name].default
     if name in ("eval_lengths", "cutoffs"):
         return "a list of whole numbers", "such as 256,512,1024" if name == "eval_lengths" else "such as 20000,60000"
@@ -363,7 +361,7 @@ def _kind_of(name: str) -> tuple[str, str]:
     if isinstance(default, tuple):
         return "a list of names", f"such as {','.join(default)}" if default else "such as book.txt"
     if isinstance(default, str):
-        return "text", "put it into quotes"
+        return "text", "leave it out for the default" if value is None else "put it into quotes"
     if isinstance(default, bool):
         return "true or false", f"such as {str(default).lower()}, the default"
     kind = "a whole number" if isinstance(default, int) else "a finite number"

@@ -152,7 +152,7 @@ def configurations(name: str) -> list[str]:
         return [str(each) for each in datasets.get_dataset_config_names(name)]
     except MemoryError:
         raise
-    except Exception:
+    except Exception:  # of many kinds, or the hub cannot be reached: whoever opens the data set says what is wrong
         return []
 
 
