@@ -20,6 +20,8 @@ tidy_aarch64 := $(tidy_flags) --target=aarch64-linux-gnu -ffreestanding -DALIBI_
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
 tidy_avx512 := -DALIBI_TARGET=amx -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 \
 	-mamx-tile -mamx-bf16
+# What asks the machine what it has.
+tidy_library := -DALIBI_HAS_AVX2 -DALIBI_HAS_AVX512BF16 -DALIBI_HAS_AMX
 endif
 
 .DEFAULT_GOAL := help
@@ -73,7 +75,7 @@ lint-python:
 	$(BIN)/python -m mypy
 
 lint-library:
-	$(BIN)/clang-tidy --quiet csrc/library.cpp csrc/tests/driver.cpp -- $(tidy_flags)
+	$(BIN)/clang-tidy --quiet csrc/library.cpp csrc/tests/driver.cpp -- $(tidy_flags) $(tidy_library)
 
 lint-baseline:
 	$(BIN)/clang-tidy --quiet csrc/kernel.cpp -- $(tidy_flags) -DALIBI_TARGET=baseline

@@ -74,7 +74,7 @@ struct Stretches {
 static int64_t append(const Append& call) {
     Stretches stretches = {&call, 0};
     const int64_t count = stretches.count(), most = call.longest ? 1 : call.threads;
-    run_team(most < count ? most : count, Stretches::take, &stretches);
+    run_team(count == 1 ? 1 : most, Stretches::take, &stretches);
     return kDone;
 }
 

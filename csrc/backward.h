@@ -279,7 +279,7 @@ static void end_block(const Backward& run, BackwardSpace& space) {
     unpack_transposed(rows, call.type, space.grad_query, block.rows, call.head_dim, factors);
     double slope = 0.0;
     for (int i = 0; i < block.rows; ++i) slope -= space.slope[i];
-    run.slope_parts[(block.batch * call.heads + block.head) * run.blocks + block.first_row / kBlock] = slope;
+    run.slope_parts[(block.batch * call.heads + block.head) * run.blocks + block.number] = slope;
 }
 
 // Some blocks of a share from `at` on.
@@ -315,6 +315,8 @@ static void backward_blocks_of(
 
 static void backward_member(void* context, int64_t member) {
     Backward& run = *static_cast<Backward*>(context);
+    // There is a ring for so many.
+    if (member >= run.members) return;
     const Call& call = *run.call;
     const int64_t key_dim = run.key_stride, value_dim = run.value_stride;
     const bool widens = call.type != kFloat32, pairs = takes_pairs(call), matrix = takes_matrix_unit(call);
@@ -443,7 +445,8 @@ static int64_t backward(const Call& call) {
     place_shares(run, sums + touched_bytes, reinterpret_cast<unsigned char*>(sums));
     run.rings = sums + touched_bytes + needs.bytes;
     run.ring_tiles = needs.ring;
-    run_team(members, backward_member, &run);
+    run.members = members;
+    run_team(members == 1 ? 1 : threads, backward_member, &run);
     if (!run.failed) {
         run.next = 0;
         run_team(threads, collect_member, &run);

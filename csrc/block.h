@@ -18,7 +18,7 @@ constexpr bool kBias = true;
 #endif
 
 struct Block {
-    int64_t batch, head, kv_head, first_row;
+    int64_t batch, head, kv_head, number, first_row;
     int rows;
     float slope;   // in bits: times log2(e)
     float factor;  // what a product of query and key has yet to be multiplied by to be in bits
@@ -27,12 +27,45 @@ struct Block {
     int64_t first_key, end_key;        // what some row sees
     int64_t common_first, common_end;  // what every row sees
     int64_t position[kBlock], lower[kBlock], upper[kBlock];
-    alignas(64) float stand[kBlock];   // position - base: small, so exact
+    alignas(64) float stand[kBlock];   // position - base: small within a group, so exact
     alignas(64) float slopes[kBlock];  // of each row: `slope` throughout where the rows are of one head
 };
 
+// Rows that blocks do not mix with others.
+struct Group {
+    int64_t first_row, end_row, first_block;
+
+    int64_t rows() const { return end_row - first_row; }
+};
+
+ALIBI_INLINE int64_t groups_of(const Call& call) {
+    return call.group_rows ? call.groups : 1;
+}
+ALIBI_INLINE Group group_at(const Call& call, int64_t number) {
+    if (!call.group_rows) return {0, call.q_len, 0};
+    return {call.group_rows[number], call.group_rows[number + 1], call.group_blocks[number]};
+}
+// The group of a block.
+ALIBI_INLINE Group group_with(const Call& call, int64_t block) {
+    int64_t low = 0, high = groups_of(call);
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        (group_at(call, middle).first_block <= block ? low : high) = middle;
+    }
+    return group_at(call, low);
+}
+ALIBI_INLINE int64_t most_rows(const Call& call) {
+    int64_t most = 0;
+    for (int64_t g = 0; g < groups_of(call); ++g) most = largest(most, group_at(call, g).rows());
+    return most;
+}
+
+ALIBI_INLINE int64_t blocks_in(int64_t rows) {
+    return (rows + kBlock - 1) / kBlock;
+}
 ALIBI_INLINE int64_t blocks_of(const Call& call) {
-    return (call.q_len + kBlock - 1) / kBlock;
+    const Group last = group_at(call, groups_of(call) - 1);
+    return last.first_block + blocks_in(last.rows());
 }
 ALIBI_INLINE int64_t tiles_of(const Call& call) {
     return (call.k_len + kTile - 1) / kTile;
@@ -109,8 +142,10 @@ static void locate(Block& block, const Call& call, int64_t batch, int64_t head, 
     block.batch = batch;
     block.head = head;
     block.kv_head = head / (call.heads / call.kv_heads);
-    block.first_row = number * kBlock;
-    block.rows = static_cast<int>(smallest(kBlock, call.q_len - block.first_row));
+    const Group group = group_with(call, number);
+    block.number = number;
+    block.first_row = group.first_row + (number - group.first_block) * kBlock;
+    block.rows = static_cast<int>(smallest(kBlock, group.end_row - block.first_row));
     block.slope = slope_in_bits(call, batch, head);
     block.factor = static_cast<float>(call.scale * 1.4426950408889634);
     for (int i = 0; i < block.rows; ++i) {

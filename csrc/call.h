@@ -10,10 +10,10 @@ enum DataType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Status : int64_t { kDone = 0, kWrongSize = 1, kNoMemory = 2, kWrongPlan = 3, kWrongShape = 4 };
 
 // Raised whenever a caller of before would be misunderstood, be it at equal sizes.
-constexpr int64_t kInterface = 5;
+constexpr int64_t kInterface = 6;
 
 // The grid of plans and summaries. Python's share of the work knows both.
-constexpr int kBlock = 48;  // queries in a block: three vectors of 16
+constexpr int kBlock = 48;  // queries in a block, at most: three vectors of 16
 constexpr int kTile = 64;   // keys in a tile
 constexpr int kPlan = 4;    // numbers that a plan has for a block
 
@@ -61,8 +61,9 @@ struct Call {
     Tensor value;
     Tensor out;
     float* lse;  // (batch, heads, q_len)
-    // (batch, heads, blocks of queries, kPlan): first tile, end tile, tile apart or -1, and how often a tile's scores
-    // were taken: of tiles passed over no more than that is done, and a tile that comes back is scored twice.
+    // (batch, heads, blocks of queries, kPlan), blocks in the order of their rows: first tile, end tile, tile apart or
+    // -1, and how often a tile's scores were taken: of tiles passed over no more than that is done, and a tile that
+    // comes back is scored twice.
     int32_t* plan;
     // A summary of the keys that outlives the call, or null: a center (batch, kv_heads, head_dim), and the largest
     // distance from it of the keys of each tile, inf where a key or value is not finite, -inf where all is padding.
@@ -70,6 +71,12 @@ struct Call {
     const double* norms;
     int64_t norms_batch_stride;
     int64_t norms_head_stride;
+    // Rows that no block mixes: group g has the rows group_rows[g] to group_rows[g + 1], and blocks from number
+    // group_blocks[g] on. Null where all rows are one group. Packed sequences are groups: rows that see keys far apart
+    // would all sweep what lies between, and their distances would not be small integers.
+    int64_t groups;
+    const int64_t* group_rows;
+    const int64_t* group_blocks;
     // Backward only.
     Tensor grad_out;
     const float* grad_lse;  // as lse, or null for zero

@@ -27,10 +27,11 @@ constexpr int64_t kWaveBytes = 8 << 20;
 #endif
 
 ALIBI_INLINE bool is_decoding(const Call& call) {
-    if (call.dropout > 0.0 || call.q_len > (call.norms ? kFewQueries : kFewWithoutSummary)) return false;
+    const int64_t rows = most_rows(call);
+    if (call.dropout > 0.0 || rows > (call.norms ? kFewQueries : kFewWithoutSummary)) return false;
     // Over few keys there is nothing to cut and nothing to skip: what is left to gain is full lanes.
     if (call.k_len > 4 * kTile || streams_rows(call)) return true;
-    return call.heads > call.kv_heads && call.q_len <= kFewWithoutSummary;
+    return call.heads > call.kv_heads && rows <= kFewWithoutSummary;
 }
 
 // What the rows of one key head need of its summary: the length of the center, with the largest finite radius past the
@@ -125,6 +126,11 @@ static void lanes_piece(const Decode& run, ForwardSpace& space, const Piece& pie
 static void decode_member(void* context, int64_t) {
     Decode& run = *static_cast<Decode*>(context);
     const Call& call = *run.call;
+    // With the near pieces comes what the horizon will ask of the summary.
+    const Pieces& pieces = *run.now;
+    const int64_t extents = run.skips && run.now == &run.near ? run.end_pair - run.first_pair : 0;
+    int64_t item = draw(run.next);
+    if (item >= pieces.count + extents) return;
     ForwardSpace space;
     Common common;
     if (!run.streams && !make_space(&space, 1, common, call, false)) {
@@ -132,10 +138,7 @@ static void decode_member(void* context, int64_t) {
         return;
     }
     const MatrixUnit matrix_unit(!run.streams && takes_matrix_unit(call));
-    // With the near pieces comes what the horizon will ask of the summary.
-    const Pieces& pieces = *run.now;
-    const int64_t extents = run.skips && run.now == &run.near ? run.end_pair - run.first_pair : 0;
-    for (int64_t item = draw(run.next); item < pieces.count + extents; item = draw(run.next)) {
+    for (; item < pieces.count + extents; item = draw(run.next)) {
         if (item >= pieces.count) {
             find_extent(run, run.first_pair + item - pieces.count);
             continue;
@@ -190,7 +193,7 @@ static void find_first_tile(const Decode& run, const Unit& unit, int row) {
         2.4e-7 * (size + away * static_cast<double>(largest(line.position - near, line.upper - line.position)));
     const double room = most + budget_of(call, line.slope, farthest) - kRoundingBits - rounding(extent.reach) - coarse -
                         call.scale * with.with_center * 1.4426950408889634;
-    if (!(__builtin_fabs(room) < 1e29)) return;
+    if (!(__builtin_fabs(room) < kNever)) return;
     const double slope = away * static_cast<double>(kLn2), fade = away * kTile;
     const double series = __builtin_log2(__builtin_expm1(-slope * kTile) / __builtin_expm1(-slope));
     const auto radius = [&](int64_t t) { return kept_radius(call, unit.batch, unit.kv_head, t); };
@@ -201,23 +204,24 @@ static void find_first_tile(const Decode& run, const Unit& unit, int row) {
     // nothing to leap over.
     const double widest = tile_mass(extent.farther, norm, -__builtin_log2(-__builtin_expm1(-slope)));
     const double leap = place - (widest - room + 1.0) / away;
-    if (widest < kHuge && leap > static_cast<double>((first + 1) * kTile)) {
+    if (widest < kNever && leap > static_cast<double>((first + 1) * kTile)) {
         stop = smallest(limit, static_cast<int64_t>(leap < 1e15 ? leap + 1.0 : 1e15) / kTile);
         mass = widest;
         held = widest - away * (place - static_cast<double>(stop * kTile - 1));
     }
     // The first tile is the sink's: it is left out here and judged apart below.
     for (int64_t t = stop; t < limit; ++t) {
-        mass -= fade;
+        mass = from_afar(mass, fade);
         if (t != first) mass = add_logs(tile_mass(radius(t), norm, series), mass);
-        const double bound = mass - away * (place - static_cast<double>((t + 1) * kTile - 1));
+        const double bound = from_afar(mass, away * (place - static_cast<double>((t + 1) * kTile - 1)));
         if (!(bound <= room)) break;
         stop = t + 1;
         held = bound;
     }
     if (stop == first) return;
-    const double sink =
-        tile_mass(radius(first), norm, series) - away * (place - static_cast<double>((first + 1) * kTile - 1));
+    const double sink = from_afar(
+        tile_mass(radius(first), norm, series), away * (place - static_cast<double>((first + 1) * kTile - 1))
+    );
     line.first_tile = stop;
     // What the first tile's own length adds to the rounding is charged to this test alone.
     const double sink_room = room - (rounding(extent.sink_reach) - rounding(extent.reach));
@@ -228,6 +232,13 @@ static void find_first_tiles(void* context, int64_t) {
     Decode& run = *static_cast<Decode*>(context);
     for (int64_t unit = run.first_unit + draw(run.next); unit < run.end_unit; unit = run.first_unit + draw(run.next))
         for (int row = 0; row < run.units[unit].lines; ++row) find_first_tile(run, run.units[unit], row);
+}
+
+// Where the lines of a key head's query head of that rank among its slopes begin, of one group of rows: lines are in
+// the order of key heads, groups, ranks and rows.
+ALIBI_INLINE int64_t first_line(const Call& call, int64_t pair, const Group& group, int64_t rank) {
+    const int64_t heads = call.heads / call.kv_heads;
+    return heads * (pair * call.q_len + group.first_row) + rank * group.rows();
 }
 
 // Backward runs by blocks of queries of one head: all rows of such a block take the union of what its rows need, and
@@ -260,16 +271,21 @@ static void settle_block(const Call& call, Line* lines, int64_t count, int32_t* 
 
 static void settle(const Decode& run) {
     const Call& call = *run.call;
-    const int64_t blocks = blocks_of(call), rows = call.heads / call.kv_heads * call.q_len;
-    for (int64_t at = run.first_pair * rows; at < run.end_pair * rows; at += call.q_len) {
-        // The lines of a head lie together.
-        const int64_t pair = run.lines[at].batch * call.heads + run.lines[at].head;
-        for (int64_t n = 0; n < blocks; ++n)
-            settle_block(
-                call, run.lines + at + n * kBlock, smallest(kBlock, call.q_len - n * kBlock),
-                call.plan + (pair * blocks + n) * kPlan
-            );
-    }
+    const int64_t blocks = blocks_of(call), heads = call.heads / call.kv_heads;
+    for (int64_t pair = run.first_pair; pair < run.end_pair; ++pair)
+        for (int64_t g = 0; g < groups_of(call); ++g) {
+            const Group group = group_at(call, g);
+            for (int64_t rank = 0; rank < heads; ++rank) {
+                // A head's lines of a group lie together.
+                Line* const lines = run.lines + first_line(call, pair, group, rank);
+                const int64_t head = lines->batch * call.heads + lines->head;
+                for (int64_t n = 0; n < blocks_in(group.rows()); ++n)
+                    settle_block(
+                        call, lines + n * kBlock, smallest(kBlock, group.rows() - n * kBlock),
+                        call.plan + (head * blocks + group.first_block + n) * kPlan
+                    );
+            }
+        }
 }
 
 // Puts the pieces of the rows of a unit together, in their order, and writes the rows.
@@ -326,79 +342,88 @@ static void finish_unit(const Decode& run, ForwardSpace& space, float* total, co
 
 static void finish_member(void* context, int64_t) {
     Decode& run = *static_cast<Decode*>(context);
+    int64_t unit = run.first_unit + draw(run.next);
+    if (unit >= run.end_unit) return;
     ForwardSpace space;
     Common common;
     if (!make_space(&space, 1, common, *run.call, true)) {
         __atomic_store_n(&run.failed, true, __ATOMIC_RELAXED);
         return;
     }
-    for (int64_t unit = run.first_unit + draw(run.next); unit < run.end_unit; unit = run.first_unit + draw(run.next))
+    for (; unit < run.end_unit; unit = run.first_unit + draw(run.next))
         finish_unit(run, space, space.out, run.units[unit]);
 }
 
-// Every row in its place: by key head, within one by rising slope, so that rows that see as far lie together.
-static void make_lines(Decode& run, const int32_t* order, int64_t* filled) {
+// Every row in its place: by key head and group, within one by rising slope, so that rows that see as far lie together.
+static void make_lines(Decode& run, const int32_t* order, int64_t* ranks) {
     const Call& call = *run.call;
-    const int64_t group = call.heads / call.kv_heads, rows = group * call.q_len, pairs = call.batch * call.kv_heads;
+    const int64_t heads = call.heads / call.kv_heads, pairs = call.batch * call.kv_heads;
     const int64_t padded = round_up(call.head_dim, kWidth);
     for (int64_t i = 0; i < pairs; ++i) {
-        filled[i] = 0;
+        ranks[i] = 0;
         run.extents[i].first = tiles_of(call);
     }
     for (int64_t i = 0; i < call.batch * call.heads; ++i) {
         const int64_t batch = order[i] / call.heads, head = order[i] % call.heads;
-        const int64_t pair = batch * call.kv_heads + head / group;
+        const int64_t pair = batch * call.kv_heads + head / heads, rank = ranks[pair]++;
         const float slope = slope_in_bits(call, batch, head);
-        for (int64_t row = 0; row < call.q_len; ++row) {
-            const Place at = place_of(call, batch, row);
-            const int64_t index = pair * rows + filled[pair]++;
-            const char* query = row_of(call.query, call.type, batch, head, row);
-            run.lines[index] = {batch, head, row, at.position, at.lower, at.upper, 0, -1, slope, query};
-            if (at.upper > at.lower) run.extents[pair].first = smallest(run.extents[pair].first, at.lower / kTile);
-            if (run.streams) read_streamed(run.query + index * padded, call, query);
+        for (int64_t g = 0; g < groups_of(call); ++g) {
+            const Group group = group_at(call, g);
+            int64_t index = first_line(call, pair, group, rank);
+            for (int64_t row = group.first_row; row < group.end_row; ++row, ++index) {
+                const Place at = place_of(call, batch, row);
+                const char* query = row_of(call.query, call.type, batch, head, row);
+                run.lines[index] = {batch, head, row, at.position, at.lower, at.upper, 0, -1, slope, query};
+                if (at.upper > at.lower) run.extents[pair].first = smallest(run.extents[pair].first, at.lower / kTile);
+                if (run.streams) read_streamed(run.query + index * padded, call, query);
+            }
         }
     }
 }
 
-// Units of rows, and for each the tile from which keys are near: enough of them for most of the mass of its flattest
-// row that falls off at all.
+// A unit of rows, and the tile from which keys are near: enough of them for most of the mass of its flattest row that
+// falls off at all.
+static void make_unit(const Decode& run, Unit& unit, int64_t pair, int64_t first_line, int64_t lines) {
+    const Call& call = *run.call;
+    unit = {pair / call.kv_heads,
+            pair % call.kv_heads,
+            first_line,
+            static_cast<int>(lines),
+            tiles_of(call),
+            0,
+            0,
+            0,
+            0,
+            0,
+            0};
+    float flattest = kInfinity;
+    int64_t nearest = call.k_len;
+    for (int i = 0; i < unit.lines; ++i) {
+        const Line& line = run.lines[unit.first_line + i];
+        if (line.upper <= line.lower) continue;
+        unit.low = smallest(unit.low, line.lower / kTile);
+        unit.high = largest(unit.high, (line.upper + kTile - 1) / kTile);
+        nearest = smallest(nearest, smallest(line.upper - 1, largest(line.position, line.lower)));
+        if (line.slope > 0.0f && line.slope < flattest) flattest = line.slope;
+    }
+    unit.low = smallest(unit.low, unit.high);
+    unit.near = unit.low;
+    if (!run.skips || flattest == kInfinity) return;
+    const double keys = 4.0 * 1.4426950408889634 / static_cast<double>(flattest);
+    const int64_t tiles = keys < kMostNearTiles * kTile ? 1 + static_cast<int64_t>(keys) / kTile : kMostNearTiles;
+    unit.near = largest(unit.low, nearest / kTile - tiles);
+}
+
 static void make_units(Decode& run) {
     const Call& call = *run.call;
-    const int64_t rows = call.heads / call.kv_heads * call.q_len, pairs = call.batch * call.kv_heads;
+    const int64_t heads = call.heads / call.kv_heads, pairs = call.batch * call.kv_heads;
     int64_t count = 0;
     for (int64_t pair = 0; pair < pairs; ++pair)
-        for (int64_t at = 0; at < rows; at += kBlock) {
-            Unit& unit = run.units[count++];
-            unit = {
-                pair / call.kv_heads,
-                pair % call.kv_heads,
-                pair * rows + at,
-                static_cast<int>(smallest(kBlock, rows - at)),
-                tiles_of(call),
-                0,
-                0,
-                0,
-                0,
-                0,
-                0
-            };
-            float flattest = kInfinity;
-            int64_t nearest = call.k_len;
-            for (int i = 0; i < unit.lines; ++i) {
-                const Line& line = run.lines[unit.first_line + i];
-                if (line.upper <= line.lower) continue;
-                unit.low = smallest(unit.low, line.lower / kTile);
-                unit.high = largest(unit.high, (line.upper + kTile - 1) / kTile);
-                nearest = smallest(nearest, smallest(line.upper - 1, largest(line.position, line.lower)));
-                if (line.slope > 0.0f && line.slope < flattest) flattest = line.slope;
-            }
-            unit.low = smallest(unit.low, unit.high);
-            unit.near = unit.low;
-            if (!run.skips || flattest == kInfinity) continue;
-            const double keys = 4.0 * 1.4426950408889634 / static_cast<double>(flattest);
-            const int64_t tiles =
-                keys < kMostNearTiles * kTile ? 1 + static_cast<int64_t>(keys) / kTile : kMostNearTiles;
-            unit.near = largest(unit.low, nearest / kTile - tiles);
+        for (int64_t g = 0; g < groups_of(call); ++g) {
+            const Group group = group_at(call, g);
+            const int64_t begin = first_line(call, pair, group, 0), end = begin + heads * group.rows();
+            for (int64_t line = begin; line < end; line += kBlock)
+                make_unit(run, run.units[count++], pair, line, smallest(kBlock, end - line));
         }
 }
 
@@ -475,7 +500,7 @@ static bool make_pieces(Decode& run, Pieces& pieces, bool far) {
 static void decode_wave(Decode& run, int64_t threads) {
     const auto team = [&](void (*body)(void*, int64_t), int64_t items) {
         run.next = 0;
-        if (!run.failed && items > 0) run_team(smallest(threads, items), body, &run);
+        if (!run.failed && items > 0) run_team(items == 1 ? 1 : threads, body, &run);
     };
     run.near = run.far = {};
     run.failed = !make_pieces(run, run.near, false);
@@ -496,22 +521,22 @@ static void decode_wave(Decode& run, int64_t threads) {
 }
 
 static int64_t decode(const Call& call, int64_t threads) {
-    const int64_t group = call.heads / call.kv_heads, pairs = call.batch * call.kv_heads;
-    const int64_t heads = call.batch * call.heads, rows = group * call.q_len;
+    const int64_t shared = call.heads / call.kv_heads, pairs = call.batch * call.kv_heads;
+    const int64_t heads = call.batch * call.heads;
     Decode run = {};
     run.call = &call;
     run.number_of_lines = heads * call.q_len;
-    run.units_each = (rows + kBlock - 1) / kBlock;
+    for (int64_t g = 0; g < groups_of(call); ++g) run.units_each += blocks_in(shared * group_at(call, g).rows());
     run.streams = streams_rows(call);
     run.skips = call.norms && call.tolerance > 0.0 && tiles_of(call) > kMostNearTiles;
     const int64_t line_bytes = round_up(run.number_of_lines * static_cast<int64_t>(sizeof(Line)), 64);
     const int64_t unit_bytes = round_up(pairs * run.units_each * static_cast<int64_t>(sizeof(Unit)), 64);
     const int64_t extent_bytes = round_up(pairs * static_cast<int64_t>(sizeof(Extent)), 64);
-    const int64_t order_bytes = round_up(heads * 4, 64), filled_bytes = round_up(pairs * 8, 64);
+    const int64_t order_bytes = round_up(heads * 4, 64), rank_bytes = round_up(pairs * 8, 64);
     const int64_t query_floats = run.streams ? run.number_of_lines * round_up(call.head_dim, kWidth) : 0;
     char* memory = static_cast<char*>(take_block(
         static_cast<size_t>(
-            line_bytes + unit_bytes + extent_bytes + 2 * order_bytes + filled_bytes + query_floats * 4 + 64
+            line_bytes + unit_bytes + extent_bytes + 2 * order_bytes + rank_bytes + query_floats * 4 + 64
         )
     ));
     if (!memory) return kNoMemory;
@@ -526,10 +551,10 @@ static int64_t decode(const Call& call, int64_t threads) {
     run.extents = reinterpret_cast<Extent*>(take(extent_bytes));
     int32_t* order = reinterpret_cast<int32_t*>(take(order_bytes));
     int32_t* spare = reinterpret_cast<int32_t*>(take(order_bytes));
-    int64_t* filled = reinterpret_cast<int64_t*>(take(filled_bytes));
+    int64_t* ranks = reinterpret_cast<int64_t*>(take(rank_bytes));
     run.query = reinterpret_cast<float*>(at);
     order_by_slope(order, spare, call);
-    make_lines(run, order, filled);
+    make_lines(run, order, ranks);
     make_units(run);
     const int64_t wave = heads_in_wave(run);
     for (int64_t pair = 0; pair < pairs && !run.failed; pair += wave) {

@@ -22,6 +22,8 @@ constexpr float kNormFloor = 1e-17f;
 constexpr float kRoundingBits = 0.03f;
 // Stands for "never": finite, for an infinity would make a NaN of the next sum.
 constexpr double kHuge = 1e30;
+// A mass from here on is that, whatever distance would take from it; no row has so much room.
+constexpr double kNever = 1e29;
 constexpr double kPassPart = 0.5;
 // Stands where a block has no row.
 constexpr float kNoRow = 1e30f;
@@ -253,6 +255,11 @@ ALIBI_INLINE double tile_mass(float radius, double norm, double series) {
     return mass < kHuge ? mass : kHuge;
 }
 
+// A mass seen from so many bits farther away.
+ALIBI_INLINE double from_afar(double mass, double bits) {
+    return mass < kNever ? mass - bits : mass;
+}
+
 static void tabulate(const Horizon& horizon, const Call& call, int64_t batch, int64_t head) {
     const double slope = slope_of(call, batch, head);
     if (!(slope > 0.0)) return;
@@ -268,7 +275,7 @@ static void tabulate(const Horizon& horizon, const Call& call, int64_t batch, in
         const double norm = horizon.levels[index * 2] + static_cast<double>(horizon.levels[index * 2 + 1]) * level;
         double mass = -kHuge;
         for (int64_t t = 0; t < horizon.tiles; ++t) {
-            mass -= fade;
+            mass = from_afar(mass, fade);
             if (t != sink) mass = add_logs(tile_mass(radii[t], norm, series), mass);
             left[t * kLevels + level] = static_cast<float>(mass);
         }
@@ -277,7 +284,7 @@ static void tabulate(const Horizon& horizon, const Call& call, int64_t batch, in
         if (!right) continue;
         mass = -kHuge;
         for (int64_t t = horizon.tiles - 1; t >= 0; --t) {
-            mass = add_logs(tile_mass(radii[t], norm, series), mass - fade);
+            mass = add_logs(tile_mass(radii[t], norm, series), from_afar(mass, fade));
             right[t * kLevels + level] = static_cast<float>(mass);
         }
     }
@@ -389,14 +396,16 @@ ALIBI_INLINE bool row_may_stop(
     const float coarse =
         2.4e-7f * (__builtin_fabsf(peak) + __builtin_fabsf(block.slope * static_cast<float>(distance)));
     const float room = peak + log2_below(sum) + sight.share[row] - coarse;
-    if (!(__builtin_fabsf(room) < 1e29f)) return false;
+    if (!(__builtin_fabsf(room) < kNever)) return false;
     const float* table = side > 0 ? sight.left : sight.right;
-    float mass = chord(table + tile * kLevels, sight, row) - block.slope * static_cast<float>(distance);
+    const float near = chord(table + tile * kLevels, sight, row);
+    if (!(near < kNever)) return false;
+    float mass = near - block.slope * static_cast<float>(distance);
     if (with_sink) {
         const int64_t away = block.position[row] - ((sight.sink_tile + 1) * kTile - 1);
-        const float sink = chord(sight.sink, sight, row) - block.slope * static_cast<float>(away);
-        if (!(sink == sink && mass == mass)) return false;
-        mass = static_cast<float>(add_logs(mass, sink));
+        const float sink = chord(sight.sink, sight, row);
+        if (!(sink < kNever)) return false;
+        mass = static_cast<float>(add_logs(mass, sink - block.slope * static_cast<float>(away)));
     }
     return mass <= room;
 }

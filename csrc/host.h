@@ -18,6 +18,8 @@ inline void guard(void*) {}
 
 // Runs body(context, member) on up to `threads` threads and waits. Denormals are flushed while a body runs.
 // How many threads take part is the runtime's affair, so work is drawn from a shared counter, never by member count.
+// Regions of a process are to be of one thread or of all: at a team smaller than the last GNU's runtime ends the
+// threads that are left over, and makes them anew for the next.
 void run_team(int64_t threads, void (*body)(void* context, int64_t member), void* context);
 
 // Memory aligned to a cache line, kept by the calling thread for its next call; slots do not overlap. Null if refused.

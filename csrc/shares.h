@@ -68,7 +68,8 @@ struct Backward {
     int32_t* needed;       // (batch, kv heads, blocks, group)
     int32_t* order;        // of the shares, the longest work first, so that what is left at the end is short
     double* slope_parts;   // (batch, heads, blocks)
-    char* rings;           // one for each thread
+    char* rings;           // one for each thread that takes shares,
+    int64_t members;       // and how many these are
     int64_t ring_tiles;
     bool failed;
     int64_t next;

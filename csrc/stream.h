@@ -25,7 +25,7 @@ ALIBI_INLINE int64_t most_streamed(const Call& call) {
 }
 
 ALIBI_INLINE bool streams_rows(const Call& call) {
-    return call.q_len * (call.heads / call.kv_heads) <= most_streamed(call) && call.head_dim >= kWidth &&
+    return most_rows(call) * (call.heads / call.kv_heads) <= most_streamed(call) && call.head_dim >= kWidth &&
            call.value_dim >= kWidth && !(call.dropout > 0.0);
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+import subprocess
+import sys
 import threading
 import weakref
 from array import array
@@ -152,7 +154,7 @@ def test_a_prepared_call_holds_the_fields_that_the_backend_packs():
         grads = call.gradients((query, key, value, slopes, out, lse, plan), grad_out, grad_lse)
     gradients = [grad_lse.data_ptr(), *(number for grad in grads[:3] for number in cpu._place(grad))]
     packed = cpu._pack(
-        problem, None, slopes, query, key, value, out, lse, plan,
+        problem, None, None, slopes, query, key, value, out, lse, plan,
         *cpu._place(grad_out), *gradients, grads[3].data_ptr(),
     )  # fmt: skip
     assert seen == [packed]
@@ -567,3 +569,47 @@ def test_writing_over_an_input_is_noticed():
     held.mul_(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+WITHOUT = """
+import sys; sys.path[:] = {path!r}
+import torch
+from torch.autograd import forward_ad, profiler
+
+exec({delete!r})
+from alibi_attention import KVCache, alibi_attention, alibi_slopes, eager
+
+query = torch.randn(1, 2, 5, 16, requires_grad=True)
+for _ in range(3):
+    out = alibi_attention(query, query, query)
+    out.sum().backward()
+expected = alibi_attention(query.detach().double(), query.detach().double(), query.detach().double())
+torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=0.0)
+cache = KVCache()
+with torch.no_grad():
+    for at in range(5):
+        row = query[:, :, at : at + 1]
+        cache.append(row, row)
+        step = cache.attend(row)
+torch.testing.assert_close(step, out[:, :, -1:].detach(), atol=1e-6, rtol=0.0)
+assert not len(eager._CALLS)
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [
+        "del torch._C._dispatch_keys",
+        "del torch._C._dispatch_tls_local_include_set",
+        "del torch._C._len_torch_function_stack",
+        "del torch._C.DispatchKeySet.raw_repr",
+        "del torch._C._autograd._profiler_enabled",
+        "del profiler._is_profiler_enabled",
+    ],
+)
+def test_a_torch_without_what_it_looks_at_takes_the_long_way(delete: str):
+    """They are torch's own affair, and none is needed for a result."""
+    code = WITHOUT.format(path=sys.path, delete=delete)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "done\n", done.stderr

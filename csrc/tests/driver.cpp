@@ -138,7 +138,8 @@ struct Case {
     std::vector<float> slopes, lse, grad_lse, grad_slopes, center;
     std::vector<double> norms;
     std::vector<int32_t> plan;
-    std::vector<int64_t> position, lower, upper;
+    std::vector<int64_t> position, lower, upper, group_rows, group_blocks;
+    int64_t blocks;
     int64_t seed;
     bool is_finite;
 };
@@ -201,6 +202,27 @@ void choose_ranges(Case& c, Random& random, bool causal) {
     call.position = c.position.data();
     call.lower = c.lower.data();
     call.upper = c.upper.data();
+}
+
+// All rows together, or in groups of a few or of many.
+void choose_groups(Case& c, Random& random) {
+    Call& call = c.call;
+    c.blocks = (call.q_len + alibi::kBlock - 1) / alibi::kBlock;
+    if (random.below(3) == 0) return;
+    const int64_t most = random.below(2) ? 3 : 150;
+    c.blocks = 0;
+    for (int64_t row = 0; row < call.q_len;) {
+        const int64_t rows = 1 + random.below(most);
+        c.group_rows.push_back(row);
+        c.group_blocks.push_back(c.blocks);
+        const int64_t end = row + rows < call.q_len ? row + rows : call.q_len;
+        c.blocks += (end - row + alibi::kBlock - 1) / alibi::kBlock;
+        row = end;
+    }
+    call.groups = static_cast<int64_t>(c.group_rows.size());
+    c.group_rows.push_back(call.q_len);
+    call.group_rows = c.group_rows.data();
+    call.group_blocks = c.group_blocks.data();
 }
 
 // What a cache would have kept, about some vector or other.
@@ -276,6 +298,7 @@ void make(Case& c, uint64_t number, int64_t threads) {
     c.seed = static_cast<int64_t>(number) << 32 | 12345;
     call.seed = &c.seed;
     if (!passing && random.below(3) == 0) choose_ranges(c, random, causal);
+    choose_groups(c, random);
     const int64_t rows = call.batch * call.heads * call.q_len;
     c.query.make(random, call.type, call.batch, call.heads, call.q_len, call.head_dim);
     c.key.make(random, call.type, call.batch, call.kv_heads, call.k_len, call.head_dim);
@@ -298,9 +321,8 @@ void make(Case& c, uint64_t number, int64_t threads) {
         c.slopes.push_back(kind == 0 ? 0.0f : kind == 1 ? -slope / 64.0f : slope);
     }
     for (int64_t i = 0; i < rows; ++i) c.grad_lse.push_back(random.normal());
-    const int64_t blocks = (call.q_len + alibi::kBlock - 1) / alibi::kBlock;
     c.lse.assign(static_cast<size_t>(rows), NAN);
-    c.plan.assign(static_cast<size_t>(call.batch * call.heads * blocks * alibi::kPlan), -7);
+    c.plan.assign(static_cast<size_t>(call.batch * call.heads * c.blocks * alibi::kPlan), -7);
     c.grad_slopes.assign(static_cast<size_t>(call.batch * call.heads), NAN);
     call.slopes = c.slopes.data();
     call.slope_batch_stride = per_batch ? call.heads : 0;

@@ -83,16 +83,12 @@ def _key_set(*names: str) -> int:
     return int(keys.raw_repr())
 
 
-# What the dispatcher includes of its own accord, and the keys of an ordinary tensor: outside and in inference mode.
-_NO_MODES = {_key_set("BackendSelect", "ADInplaceOrView"), _key_set("BackendSelect")}
-_ORDINARY = {_key_set("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU"), _key_set("CPU", "AutocastCPU")}
 _TENSORS = {Tensor, torch.nn.Parameter}
 _NUMBERS = {type(None), int, float}
 _INTEGERS = {type(None), int}
 
 
-def nothing_listens() -> bool:
-    """Whether the dispatcher would pass a call on an ordinary tensor straight to its kernel, autograd apart."""
+def _nothing_listens() -> bool:
     return (
         torch._C._dispatch_tls_local_include_set().raw_repr() in _NO_MODES
         and not torch._C._len_torch_function_stack()
@@ -101,6 +97,24 @@ def nothing_listens() -> bool:
         and not torch._C._autograd._profiler_enabled()
         and forward_ad._current_level < 0
     )
+
+
+# What the dispatcher includes of its own accord, and the keys of an ordinary tensor: outside and in inference mode. All
+# this is torch's own affair and may change with it: where it has, no tensor is ordinary, and all calls go the long way.
+_NO_MODES: set[int] = set()
+_ORDINARY: set[int] = set()
+try:
+    _NO_MODES = {_key_set("BackendSelect", "ADInplaceOrView"), _key_set("BackendSelect")}
+    _nothing_listens()
+    torch._C._dispatch_keys(torch.empty(0)).raw_repr()
+    _ORDINARY = {_key_set("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU"), _key_set("CPU", "AutocastCPU")}
+except (AttributeError, TypeError):
+    _NO_MODES = set()
+
+
+def nothing_listens() -> bool:
+    """Whether the dispatcher would pass a call on an ordinary tensor straight to its kernel, autograd apart."""
+    return bool(_ORDINARY) and _nothing_listens()
 
 
 def are_plain(
@@ -123,7 +137,7 @@ def check_slopes(slopes: Tensor) -> None:
 
 def is_ordinary(tensor: Any) -> bool:
     """Whether it is a strided tensor in memory, without a subclass, a lazy negation or anything of that kind."""
-    return type(tensor) in _TENSORS and torch._C._dispatch_keys(tensor).raw_repr() in _ORDINARY
+    return type(tensor) in _TENSORS and bool(_ORDINARY) and torch._C._dispatch_keys(tensor).raw_repr() in _ORDINARY
 
 
 def plain_call(
@@ -144,6 +158,8 @@ def plain_call(
     Raises:
         ValueError, NotImplementedError: as `alibi_attention`.
     """
+    if not _ORDINARY:
+        return None
     # `is_ordinary` is written out: calling it for each takes longer than what it does. And 1 is no is_causal.
     keys_of = torch._C._dispatch_keys
     if not (

@@ -24,8 +24,10 @@ from peak_memory import peak_of
 from alibi_attention import KVCache, alibi_attention, alibi_slopes, reference
 from alibi_attention.backends import native
 from alibi_attention.backends.native import BLOCK_Q, PLAN
+from alibi_attention.backends.packing import groups_of
 from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.horizon import BLOCK_K
+from alibi_attention.problem import Problem
 
 pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason="the compiled library is not installed")
 
@@ -118,11 +120,25 @@ def compare(case: Case) -> None:
 def kept_pairs(case: Case) -> Tensor:
     """(batch, heads, queries, keys): whether the plan of the kernels has the pair's tile."""
     torch.manual_seed(case.number)
-    plan = torch.ops.alibi_attention.forward(*arguments_of(case, "cpu"))[2]
-    batch, heads, q_len, k_len = *case.query.shape[:3], case.key.shape[2]
-    plan, tile = plan.view(batch, heads, -1, PLAN), torch.arange(k_len) // BLOCK_K
+    arguments = arguments_of(case, "cpu")
+    plan = torch.ops.alibi_attention.forward(*arguments)[2]
+    batch, heads, k_len = *case.query.shape[:2], case.key.shape[2]
+    block, blocks = blocks_of_rows(problem_of(*arguments[:3], *arguments[4:])[0])
+    plan = plan[: batch * heads * blocks * PLAN].view(batch, heads, -1, PLAN)
+    tile = torch.arange(k_len) // BLOCK_K
     kept = (plan[..., :1] <= tile) & (tile < plan[..., 1:2]) | (plan[..., 2:3] == tile)
-    return kept.repeat_interleave(BLOCK_Q, dim=2)[:, :, :q_len]
+    return kept[:, :, block]
+
+
+def blocks_of_rows(problem: Problem) -> tuple[Tensor, int]:
+    """The block of each row, and how many blocks there are."""
+    row, groups = torch.arange(problem.q_len), groups_of(problem)
+    if groups is None:
+        block = row // BLOCK_Q
+    else:
+        group = torch.searchsorted(groups.rows[1:], row, right=True)
+        block = groups.blocks[group] + (row - groups.rows[group]) // BLOCK_Q
+    return block, int(block[-1]) + 1
 
 
 @pytest.mark.parametrize("start", range(0, CASES, BATCH))

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from alibi_attention.backends import native
 from alibi_attention.backends.base import Gradients
-from alibi_attention.backends.native import BLOCK_Q, CALL, PLAN
+from alibi_attention.backends.native import CALL, PLAN
+from alibi_attention.backends.packing import Groups, groups_of, most_blocks
 from alibi_attention.problem import Problem, Saved
 from alibi_attention.visibility import row_ranges
 
@@ -34,7 +35,7 @@ class CpuBackend:
 
     def plan_shape(self, problem: Problem) -> tuple[int, ...]:
         # Flat: a dimension that can be 1 would make a compiler specialise on it and compile again for others.
-        return (problem.batch * problem.num_heads * -(-problem.q_len // BLOCK_Q) * PLAN,)
+        return (problem.batch * problem.num_heads * most_blocks(problem) * PLAN,)
 
     def forward(
         self, problem: Problem, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor
@@ -45,7 +46,11 @@ class CpuBackend:
         lse = query.new_empty(rows, dtype=torch.float32)
         plan = query.new_empty(self.plan_shape(problem), dtype=torch.int32)
         slopes, ranges, problem = _slopes(slopes), _ranges(problem), _with_plain_summary(problem)
-        packed = _pack(problem, ranges, slopes, query, key, value, out, lse, plan)
+        groups = groups_of(problem)
+        if groups is not None:
+            # It has room for more blocks than there may be.
+            plan.zero_()
+        packed = _pack(problem, ranges, groups, slopes, query, key, value, out, lse, plan)
         native.check(_library().forward(packed))
         return out, lse, plan
 
@@ -59,9 +64,9 @@ class CpuBackend:
             value.new_empty(value.shape),
             lse.new_empty(problem.batch, problem.num_heads),
         )
-        slopes, ranges = _slopes(saved.slopes), _ranges(problem)
+        slopes, ranges, groups = _slopes(saved.slopes), _ranges(problem), groups_of(problem)
         packed = _pack(
-            problem, ranges, slopes, query, key, value, out, lse, plan,
+            problem, ranges, groups, slopes, query, key, value, out, lse, plan,
             *_place(grad_out), grad_lse.data_ptr(), *_place(grads.query), *_place(grads.key), *_place(grads.value),
             grads.slopes.data_ptr(),
         )  # fmt: skip
@@ -113,6 +118,7 @@ def _place(tensor: Tensor) -> tuple[int, int, int, int]:
 def _pack(
     problem: Problem,
     ranges: tuple[Tensor, Tensor, Tensor] | None,
+    groups: Groups | None,
     slopes: Tensor,
     query: Tensor,
     key: Tensor,
@@ -137,6 +143,9 @@ def _pack(
     center, norms = problem.key_center, problem.key_norms
     if center is not None and norms is not None:
         summary = (center.data_ptr(), norms.data_ptr(), norms.stride(0), norms.stride(1))
+    grouping = (0, 0, 0)
+    if groups is not None:
+        grouping = (groups.blocks.shape[0], groups.rows.data_ptr(), groups.blocks.data_ptr())
     slope_strides = (0, slopes.stride(0)) if slopes.dim() == 1 else slopes.stride()
     return CALL.pack(
         CALL.size, torch.get_num_threads(), _TYPES[problem.dtype], problem.batch, problem.num_heads,
@@ -144,5 +153,5 @@ def _pack(
         right != 0, offset, left, right, *places, not problem.is_packed, problem.learned_slopes,
         problem.scale, problem.tolerance, problem.dropout_p, 0 if problem.seed is None else problem.seed.data_ptr(),
         slopes.data_ptr(), *slope_strides, *_place(query), *_place(key), *_place(value), *_place(out),
-        lse.data_ptr(), plan.data_ptr(), *summary, *(gradients or _NO_GRADIENTS),
+        lse.data_ptr(), plan.data_ptr(), *summary, *grouping, *(gradients or _NO_GRADIENTS),
     )  # fmt: skip

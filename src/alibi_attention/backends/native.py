@@ -16,13 +16,13 @@ from typing import NamedTuple
 from alibi_attention.horizon.tiles import BLOCK_K
 
 # kInterface of csrc/call.h: what the fields of a call mean may change while their sizes do not.
-INTERFACE = 5
+INTERFACE = 6
 BLOCK_Q = 48
 # Numbers that a plan has for a block of queries: first tile, end tile, tile apart, tiles whose scores were taken.
 # Graphs that Inductor keeps on disk hold the size of a plan, so whoever changes it must give the operator another name.
 PLAN = 4
 # csrc/call.h, field by field, eight bytes each; the last 18 are backward's own.
-CALL = struct.Struct("=20q3d26q18q")
+CALL = struct.Struct("=20q3d29q18q")
 APPEND = struct.Struct("=35q")
 AUDIT = struct.Struct("=14q3d11qd3q")
 

@@ -17,7 +17,7 @@ from alibi_attention.problem import Problem
 # Fields of csrc/call.h by number, eight bytes each.
 _THREADS, _K_LEN, _OFFSET = 1, 7, 11
 _SLOPES, _QUERY, _KEY, _VALUE, _OUT, _LSE, _PLAN, _NORMS = 24, 27, 31, 35, 39, 43, 44, 46
-_GRAD_OUT, _GRAD_LSE, _GRAD_QUERY, _GRAD_KEY, _GRAD_VALUE, _GRAD_SLOPES = 49, 53, 54, 58, 62, 66
+_GRAD_OUT, _GRAD_LSE, _GRAD_QUERY, _GRAD_KEY, _GRAD_VALUE, _GRAD_SLOPES = 52, 56, 57, 61, 65, 69
 _ADDRESSES = (
     _SLOPES, _QUERY, _KEY, _VALUE, _OUT, _LSE, _PLAN, _GRAD_OUT, _GRAD_LSE, _GRAD_QUERY, _GRAD_KEY, _GRAD_VALUE,
     _GRAD_SLOPES,
@@ -76,7 +76,7 @@ class PreparedCall:
         out = torch.empty(1, dtype=problem.dtype).expand(self._out)
         grads = [(0, *_dense(shape)[:3]) for shape in self._gradient_shapes]
         packed = cpu._pack(
-            problem, None, slopes, query, key, value, out, none, none,
+            problem, None, None, slopes, query, key, value, out, none, none,
             *cpu._NOTHING, 0, *grads[0], *grads[1], *grads[2], 0,
         )  # fmt: skip
         template = array("q")
