@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch._dynamo.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alibi_attention import ALiBiAttention, HorizonCache, KVCache, alibi_attention, alibi_slopes
 from alibi_attention.dispatch import explain_backends
@@ -138,6 +140,43 @@ def test_the_summary_survives_crop_and_reorder(backend: str | None) -> None:
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
     # The huge key decides: a summary that had lost it would have skipped it.
     torch.testing.assert_close(got[1, 2], value[0, 1, 500][None], rtol=1e-3, atol=1e-3)
+
+
+class Handed(TorchDispatchMode):
+    """The most numbers of a tensor that anything was handed; making tensors, and views, look at none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        given = [*args, *(kwargs or {}).values()]
+        if not func.is_view:
+            self.most = max([self.most, *(each.numel() for each in given if isinstance(each, Tensor))])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [KVCache, HorizonCache])
+def test_a_reorder_costs_what_is_held_whatever_room_there_is(kind: type[KVCache | HorizonCache]) -> None:
+    """Nor does anything come out of the room that it holds what was forgotten."""
+    query, key, value = _tensors(4096)
+    slopes, rows, cache = torch.tensor([0.5, 0.5, 0.25, 0.25]), torch.tensor([1, 1, 0]), kind()
+    cache.append(key, torch.full_like(value, math.nan))
+    cache.crop(0)
+    cache.append(key[:, :, :100], value[:, :, :100])
+    with Handed() as handed:
+        cache.reorder(rows)
+    assert handed.most == 3 * 2 * 100 * 16
+    for at in range(100, 400):
+        cache.append(key[rows, :, at : at + 1], value[rows, :, at : at + 1])
+    want = alibi_attention(query[:, :, 399:400], key[:, :, :400], value[:, :, :400], slopes)
+    torch.testing.assert_close(cache.attend(query[rows, :, 399:400], slopes), want[rows], **EXACT)
+    cache.crop(0)
+    cache.reorder(torch.tensor([0]))
+    cache.append(key[:1, :, :400], value[:1, :, :400])
+    torch.testing.assert_close(cache.attend(query[:1, :, 399:400], slopes), want[:1], **EXACT)
 
 
 def test_autocast_leaves_what_is_held_alone() -> None:

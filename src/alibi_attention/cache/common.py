@@ -119,6 +119,17 @@ def check_index(index: Tensor, batch: int) -> None:
         raise ValueError(f"index: expected values from 0 to {batch - 1}, got {index.tolist()}")
 
 
+def rows_of(buffer: Tensor, index: Tensor, at: slice) -> Tensor:
+    """A buffer (batch, heads, room, dim) whose rows hold at ``at`` what rows ``index`` of another do.
+
+    The rest is room: neither read nor written, since there may be far more of it than of what is held.
+    """
+    with lasting():
+        rows = torch.empty(len(index), *buffer.shape[1:], dtype=buffer.dtype, device=buffer.device)
+        torch.index_select(buffer[:, :, at], 0, index, out=rows[:, :, at])
+    return rows
+
+
 def mean_key(key: Tensor, key_mask: Tensor | None) -> Tensor:
     """(batch, num_kv_heads, head_dim): any fixed vector makes a sound center, the mean key a good one."""
     work = compute_dtype(key.dtype)

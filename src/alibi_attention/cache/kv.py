@@ -15,6 +15,7 @@ from alibi_attention.cache.common import (
     lasting,
     mean_key,
     outside_compiler,
+    rows_of,
     shape_words,
 )
 from alibi_attention.cache.steps import Steps, new_radii
@@ -316,9 +317,12 @@ class KVCache:
     def _reordered(self, index: Tensor) -> dict[str, Any]:
         """What `reorder` makes of each tensor, by its name here."""
         check_index(index, self.key.shape[0])
-        held = {name: getattr(self, name) for name in ("_key", "_value", "_mask", "_center", "_norms")}
+        index, held = index.to(self.key.device), slice(0, self._length)
+        moved = {name: rows_of(getattr(self, name), index, held) for name in ("_key", "_value")}
+        # Of these little is room, and what the room of the summary holds counts.
+        others = {name: getattr(self, name) for name in ("_mask", "_center", "_norms")}
         with lasting():
-            moved = {name: t.index_select(0, index.to(t.device)) for name, t in held.items() if t is not None}
+            moved |= {name: t.index_select(0, index) for name, t in others.items() if t is not None}
         # It would keep the buffers of before.
         return {**moved, "_steps": None}
 

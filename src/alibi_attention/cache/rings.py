@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alibi_attention.cache.common import Drafted, lasting
+from alibi_attention.cache.common import Drafted, lasting, rows_of
 from alibi_attention.cache.run import Run
 from alibi_attention.cache.steps import Steps
 from alibi_attention.horizon.tiles import BLOCK_K
@@ -166,8 +166,10 @@ class Ring(Drafted, Run):
         return write
 
     def reorder(self, index: Tensor) -> None:
+        at = slice(self.offset, self.offset + self.held)
+        self.key, self.value = (rows_of(t, index, at) for t in (self.key, self.value))
         with lasting():
-            self.key, self.value, self.norms = (t.index_select(0, index) for t in (self.key, self.value, self.norms))
+            self.norms = self.norms.index_select(0, index)
         self._steps = None
 
 
