@@ -327,8 +327,32 @@ def test_a_refused_call_leaves_the_cache_as_it_was() -> None:
             ours.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **{"cache_seqlens": 0, **options})
     with pytest.raises(ValueError, match=r"^q: expected a dense tensor"):
         ours.flash_attn_with_kvcache(q.to_sparse(), k_cache, v_cache, k, v, cache_seqlens=0)
+    # What only writing would find, of the cache that is written second.
+    expanded = v_cache[:, :1].expand_as(v_cache)
+    with torch.inference_mode():
+        inferred = v_cache.clone()
+    for spoilt, why in (
+        (expanded, "memory of its own for each element"),
+        (inferred, "a tensor that can be written to"),
+    ):
+        for lengths in (0, torch.tensor([0, 1], dtype=torch.int32)):
+            with pytest.raises(ValueError, match=rf"^v_cache: expected {why}, got "):
+                ours.flash_attn_with_kvcache(q, k_cache, spoilt, k, v, cache_seqlens=lengths)
+            with pytest.raises(ValueError, match=rf"^k_cache: expected {why}, got "):
+                ours.flash_attn_with_kvcache(q, spoilt, v_cache, k, v, cache_seqlens=lengths)
     assert torch.equal(k_cache, before[0])
     assert torch.equal(v_cache, before[1])
+
+
+def test_caches_that_cannot_be_written_are_read() -> None:
+    q, k, v = tensors(1, 4)
+    k_cache, v_cache = (t[:, :1].expand_as(t) for t in (k, v))
+    want = ours.flash_attn_func(q, k_cache, v_cache)
+    torch.testing.assert_close(ours.flash_attn_with_kvcache(q, k_cache, v_cache), want)
+    with torch.inference_mode():
+        inferred = k_cache.clone(), v_cache.clone()
+        ours.flash_attn_with_kvcache(q, *inferred, k[:, :1], v[:, :1], cache_seqlens=0)
+    torch.testing.assert_close(ours.flash_attn_with_kvcache(q, *inferred), want)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, from what make_dual imports

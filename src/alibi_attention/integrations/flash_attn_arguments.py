@@ -227,6 +227,8 @@ def check_cache(
         tensors |= {"k": k, "v": v}
         if k.shape[2] != k_cache.shape[2]:
             raise ValueError(f"k: expected the heads of k_cache, {k_cache.shape[2]}, got shape {tuple(k.shape)}")
+        for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+            _check_writable(name, cache)
     for name, tensor in {**tensors, "alibi_slopes": slopes}.items():
         if torch.is_grad_enabled() and isinstance(tensor, Tensor) and tensor.requires_grad:
             raise ValueError(
@@ -253,6 +255,20 @@ def check_cache(
             f"cache_batch_idx: expected rows of the cache, 0 to {len(k_cache) - 1}, got {cache_batch_idx.tolist()}"
         )
     return cache_batch_idx.to(torch.int64)
+
+
+def _check_writable(name: str, cache: Tensor) -> None:
+    """Before anything is written: torch would say so of the second cache with the first one changed."""
+    if any(stride == 0 and size > 1 for stride, size in zip(cache.stride(), cache.shape, strict=True)):
+        raise ValueError(
+            f"{name}: expected memory of its own for each element, got an expanded view of shape {tuple(cache.shape)} "
+            f"and strides {cache.stride()}; new tokens would overwrite each other: pass a copy, {name}.contiguous()"
+        )
+    if cache.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{name}: expected a tensor that can be written to, got one made in inference mode outside of it; call "
+            "under torch.inference_mode(), or make the cache outside of it"
+        )
 
 
 def _has_tangent(tensor: Tensor) -> bool:
