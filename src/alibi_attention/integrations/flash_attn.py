@@ -37,7 +37,7 @@ __all__ = [
     "flash_attn_with_kvcache",
 ]
 
-Returned = Tensor | tuple[Tensor, Tensor, None]
+Returned = Tensor | tuple[Tensor, Tensor, Tensor]
 
 
 def flash_attn_func(
@@ -78,10 +78,11 @@ def flash_attn_func(
         alibi_slopes: (nheads,) or (batch, nheads) float32; None for no bias.
         deterministic: on the CPU every backward pass is; elsewhere True is refused unless
             torch.use_deterministic_algorithms is on.
-        return_attn_probs: also return the lse, and None in the place of the probabilities, which are never formed.
+        return_attn_probs: also return the lse and, in the place of the probabilities, which are never formed, a tensor
+            without elements.
 
     Returns:
-        out (batch, seqlen_q, nheads, headdim); with return_attn_probs (out, lse (batch, nheads, seqlen_q), None).
+        out (batch, seqlen_q, nheads, headdim); with return_attn_probs (out, lse (batch, nheads, seqlen_q), probs (0,)).
 
     Raises:
         ValueError: for an argument that cannot be used; the message names it.
@@ -141,7 +142,7 @@ def flash_attn_varlen_func(
             `flash_attn_func`.
 
     Returns:
-        out (total_q, nheads, headdim); with return_attn_probs (out, lse (nheads, total_q), None).
+        out (total_q, nheads, headdim); with return_attn_probs (out, lse (nheads, total_q), probs (0,)).
 
     Raises:
         ValueError, NotImplementedError: as `flash_attn_func`.
@@ -253,7 +254,7 @@ def flash_attn_with_kvcache(
 
 
 def _returned(out: Tensor, lse: Tensor, with_lse: bool) -> Returned:
-    return (out, lse, None) if with_lse else out
+    return (out, lse, out.new_empty(0)) if with_lse else out
 
 
 def _one_by_one(
