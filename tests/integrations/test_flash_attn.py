@@ -305,10 +305,33 @@ def test_lower_precision(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out[0].double(), want, rtol=0, atol=16 * torch.finfo(dtype).eps)
 
 
+def test_autocast_changes_nothing() -> None:
+    q, k, v = tensors(16, 16, dtype=torch.float32)
+    cu = packed_lengths([20, 12])
+    packed = [t.flatten(0, 1) for t in (q, k, v)]
+    caches = [torch.cat([t, t], 1) for t in (k, v)]
+
+    def results() -> list[Tensor]:
+        out, lse, _ = ours.flash_attn_func(q, k, v, causal=True, alibi_slopes=SLOPES, return_attn_probs=True)
+        each = torch.stack([SLOPES, 2 * SLOPES])
+        both = [ours.flash_attn_varlen_func(*packed, cu, cu, 20, 20, alibi_slopes=own) for own in (SLOPES, each)]
+        return [out, lse, *both, ours.flash_attn_with_kvcache(q, *caches, k, v, cache_seqlens=16, causal=True)]
+
+    want = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = results()
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other)
+
+
 def test_compiles_without_a_break() -> None:
     q, k, v = tensors(16, 16, dtype=torch.float32)
     compiled = torch.compile(ours.flash_attn_func, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(q, k, v, causal=True), ours.flash_attn_func(q, k, v, causal=True))
+    want = ours.flash_attn_func(q, k, v, causal=True)
+    torch.testing.assert_close(compiled(q, k, v, causal=True), want)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(q, k, v, causal=True), want)
 
 
 def test_a_refused_call_leaves_the_cache_as_it_was() -> None:

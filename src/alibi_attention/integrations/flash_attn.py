@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention import alibi_attention
+from alibi_attention.call import autocast_is_on
 from alibi_attention.integrations import flash_attn_arguments as arguments
 
 __all__ = [
@@ -92,9 +93,9 @@ def flash_attn_func(
     arguments.check_tensors(q, k, v, dims=4)
     arguments.check_deterministic(deterministic, q)
     slopes = arguments.slopes_for(q, alibi_slopes, sequences=q.shape[0])
-    out, lse = alibi_attention(
+    out, lse = _attend(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), slopes, is_causal=causal, scale=softmax_scale,
-        window=arguments.window_of(window_size), dropout_p=dropout_p, return_lse=True,
+        window=arguments.window_of(window_size), dropout_p=dropout_p,
     )  # fmt: skip
     return _returned(out.transpose(1, 2), lse, return_attn_probs)
 
@@ -161,9 +162,7 @@ def flash_attn_varlen_func(
     }
     q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
     if slopes.dim() == 1:
-        out, lse = alibi_attention(
-            q, k, v, slopes, cu_seqlens=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, return_lse=True, **options
-        )
+        out, lse = _attend(q, k, v, slopes, cu_seqlens=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, **options)
     else:
         out, lse = _one_by_one(q, k, v, slopes, cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), options)
     return _returned(out.squeeze(0).transpose(0, 1), lse.squeeze(0), return_attn_probs)
@@ -245,12 +244,20 @@ def flash_attn_with_kvcache(
         _write(k_cache, k, held.before, rows)
         _write(v_cache, v, held.before, rows)
     keys, values = (cache[:, : held.span] if rows is None else cache[rows, : held.span] for cache in (k_cache, v_cache))
-    out, lse = alibi_attention(
+    out, lse = _attend(
         q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), slopes, is_causal=causal,
         scale=softmax_scale, query_offset=held.after - q.shape[1], key_mask=held.mask,
-        window=window, return_lse=True,
+        window=window,
     )  # fmt: skip
     return (out.transpose(1, 2), lse) if return_softmax_lse else out.transpose(1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Output and lse in the dtype given: flash-attn takes no part in autocast, which would cast a cache every step."""
+    if not autocast_is_on(q.device.type):
+        return alibi_attention(q, k, v, slopes, return_lse=True, **options)
+    with torch.autocast(q.device.type, enabled=False):
+        return alibi_attention(q, k, v, slopes, return_lse=True, **options)
 
 
 def _returned(out: Tensor, lse: Tensor, with_lse: bool) -> Returned:
@@ -271,7 +278,7 @@ def _one_by_one(
             lse = query.new_full(query.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
             outs.append(torch.zeros_like(query))
         else:
-            out, lse = alibi_attention(query, k[:, :, at_k], v[:, :, at_k], own, return_lse=True, **options)
+            out, lse = _attend(query, k[:, :, at_k], v[:, :, at_k], own, **options)
             outs.append(out)
         lses.append(lse)
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
