@@ -20,6 +20,7 @@ from alibi_attention.problem import (
     check_window,
     compute_dtype,
     default_tolerance,
+    plain,
 )
 from alibi_attention.slopes import alibi_slopes
 
@@ -54,6 +55,9 @@ def call_arguments(
         query=query, key=key, value=value, slopes=slopes, key_mask=key_mask, cu_seqlens=cu_seqlens,
         cu_seqlens_k=cu_seqlens_k,
     )  # fmt: skip
+    is_causal, scale, query_offset, dropout_p, tolerance = map(
+        plain, (is_causal, scale, query_offset, dropout_p, tolerance)
+    )
     check_options(is_causal, backend)
     if autocast and autocast_is_on(query.device.type):
         query, key, value = _autocast(query), _autocast(key), _autocast(value)

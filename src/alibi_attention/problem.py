@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 import os
-from typing import NamedTuple
+import sys
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ _WITHOUT_VALUES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchM
 # Times log2(e) it is still a float.
 _STEEPEST = 2e38
 _FEW_SLOPES = 32
+_PLAIN = {bool, int, float, type(None)}
 _DENSE = torch.strided
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -108,6 +111,21 @@ def values_can_be_read(where: Tensor | torch.device) -> bool:
     if any(torch._C._get_dispatch_mode(mode) is not None for mode in _WITHOUT_VALUES):
         return False
     return device.type == "cpu" or os.environ.get("ALIBI_DEBUG") == "1"
+
+
+def plain(value: Any) -> Any:
+    """A number or truth value of numpy's, or of another kind, as Python's own; anything else as it is.
+
+    Operators take Python's alone. Tensors stay tensors: to look at one would make a GPU be waited for.
+    """
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    numpy = sys.modules.get("numpy")
+    return bool(value) if numpy is not None and isinstance(value, numpy.bool_) else value
 
 
 def is_integer(value: object) -> bool:
@@ -266,7 +284,7 @@ def check_scalars(scale: float, dropout_p: float, tolerance: float) -> None:
 
 
 def check_flag(name: str, given: object) -> None:
-    if not isinstance(given, bool):
+    if not isinstance(given, bool) and not isinstance(plain(given), bool):
         raise ValueError(f"{name}: expected True or False, got {given!r}")
 
 
@@ -305,12 +323,12 @@ def check_window(window: tuple[int | None, int | None] | None) -> tuple[int, int
     if window is None:
         return (UNBOUNDED, UNBOUNDED)
     proper = isinstance(window, (tuple, list)) and len(window) == 2
-    if not proper or not all(side is None or (is_integer(side) and side >= 0) for side in window):
+    if not proper or not all(side is None or (is_integer(side) and side >= 0) for side in map(plain, window)):
         raise ValueError(
             f"window: expected (left, right) in tokens, each at least 0 or None for unbounded, got {window!r}"
         )
     # Beyond any length, and far below where sums of positions would wrap around.
-    left, right = (UNBOUNDED if side is None else min(side, FURTHEST) for side in window)
+    left, right = (UNBOUNDED if side is None else min(side, FURTHEST) for side in map(plain, window))
     return (left, right)
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -117,6 +118,23 @@ def test_slopes_and_scales_of_ones_own(causal: bool) -> None:
     for row in range(2):
         want, _ = documented(q[row], k[row], v[row], slopes[row], causal, (-1, -1), 0.7)
         torch.testing.assert_close(out[row], want, rtol=0, atol=1e-12)
+
+
+def test_options_may_be_numbers_of_numpys() -> None:
+    q, k, v = tensors(5, 9)
+    same = {
+        "causal": np.bool_(True), "softmax_scale": np.float32(0.5), "window_size": (np.int64(3), np.int32(-1)),
+        "dropout_p": np.float32(0.0), "softcap": np.float64(0.0), "deterministic": np.bool_(True),
+    }  # fmt: skip
+    want = ours.flash_attn_func(q, k, v, causal=True, softmax_scale=0.5, window_size=(3, -1))
+    got, _, _ = ours.flash_attn_func(q, k, v, **same, return_attn_probs=np.bool_(True))
+    assert torch.equal(got, want)
+    cu, packed = packed_lengths([9, 9]), [t.flatten(0, 1) for t in (k, k, v)]
+    longest = np.int64(9)
+    got = ours.flash_attn_varlen_func(*packed, cu, cu, longest, longest)
+    assert torch.equal(got, ours.flash_attn_varlen_func(*packed, cu, cu, 9, 9))
+    read = [ours.flash_attn_with_kvcache(q, k, v, cache_seqlens=length) for length in (7, np.int64(7))]
+    assert torch.equal(*read)
 
 
 def test_gradients() -> None:
@@ -417,6 +435,17 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ours.flash_attn_func(Q, K, V, 1.0), ValueError, "dropout_p: expected a probability in [0, 1), got 1.0"),
     (lambda: ours.flash_attn_func(Q, K, V, window_size=4), ValueError, "window_size: expected (left, right)"),
     (lambda: ours.flash_attn_func(Q, K, V, window_size=(None, 0)), ValueError, "window_size: expected two integers"),
+    (
+        lambda: ours.flash_attn_func(Q, K, V, window_size=(np.bool_(True), 0)),
+        ValueError,
+        "window_size: expected two integers",
+    ),
+    (lambda: ours.flash_attn_func(Q, K, V, causal=np.int64(1)), ValueError, "causal: expected True or False, got "),
+    (
+        lambda: ours.flash_attn_func(Q, K, V, softmax_scale=torch.tensor(0.1)),
+        ValueError,
+        "softmax_scale: expected a number, got tensor(0.1000)",
+    ),
     (lambda: ours.flash_attn_func(Q, K, V, softmax_scale="1"), ValueError, "softmax_scale: expected a number"),
     (lambda: ours.flash_attn_func(Q, K, V, softmax_scale=1e39), ValueError, "softmax_scale: expected a number between"),
     (lambda: ours.flash_attn_func(Q, K.to_sparse(), V), ValueError, "k: expected a dense tensor"),

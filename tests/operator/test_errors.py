@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -311,6 +312,27 @@ def test_every_argument_is_used() -> None:
     assert len(alibi_attention(**tensors, return_lse=True)) == 2
 
 
+def test_options_may_be_numbers_of_numpys(any_backend: str) -> None:
+    query, key, value = (torch.randn(2, 4, 90, 8, requires_grad=True) for _ in range(3))
+    call = {"is_causal": False, "scale": 0.5, "window": (40, 3), "query_offset": 2, "tolerance": 0.25}
+    same = {
+        "is_causal": np.bool_(False), "scale": np.float32(0.5), "window": (np.int64(40), np.uint8(3)),
+        "query_offset": np.int32(2), "tolerance": np.float16(0.25), "return_lse": np.bool_(True),
+    }  # fmt: skip
+    want = alibi_attention(query, key, value, **call, return_lse=True, backend=any_backend)
+    for _ in range(3):  # the second and the third are remembered calls, where such are
+        got = alibi_attention(query, key, value, **same, backend=any_backend)
+        assert torch.equal(got[0], want[0])
+        assert torch.equal(got[1], want[1])
+    grads = [torch.autograd.grad(out.sum(), (query, key, value)) for out in (got[0], want[0])]
+    assert all(map(torch.equal, *grads))
+    for cache in (KVCache(), HorizonCache()):
+        with torch.no_grad():
+            cache.append(key, value)
+            steps = [cache.attend(query, scale=scale, window=(40, 0)) for scale in (0.5, np.float32(0.5))]
+        assert torch.equal(*steps)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -341,6 +363,13 @@ def test_every_argument_is_used() -> None:
         ({"return_lse": "no"}, "return_lse: expected True or False, got 'no'"),
         ({"query_offset": True}, "query_offset: expected an int or a (2,) integer tensor"),
         ({"query_offset": 2**63 - 5}, "query_offset: expected an int or a (2,) integer tensor"),
+        ({"is_causal": np.int64(1)}, "is_causal: expected True or False, got "),
+        ({"return_lse": torch.tensor(True)}, "return_lse: expected True or False, got tensor(True)"),
+        ({"window": (np.bool_(True), 0)}, "window: expected (left, right) in tokens"),
+        ({"window": (np.float64(3.0), 0)}, "window: expected (left, right) in tokens"),
+        ({"query_offset": np.float32(1.0)}, "query_offset: expected an int or a (2,) integer tensor"),
+        ({"scale": torch.tensor(0.5)}, "scale: expected a number, got tensor(0.5000)"),
+        ({"scale": np.array(0.5)}, "scale: expected a number, got array(0.5)"),
         (
             {"cu_seqlens": _zeros(2, dtype=torch.int32, device="meta")},
             "cu_seqlens: expected packed sequences in one row",

@@ -18,7 +18,7 @@ from alibi_attention.cache.run import PIECE, dealt_from
 from alibi_attention.cache.sizes import group_heads
 from alibi_attention.cache.store import Store
 from alibi_attention.call import autocast_is_on
-from alibi_attention.problem import check_flag, check_key_mask, check_tensor, check_tensors, default_tolerance
+from alibi_attention.problem import check_flag, check_key_mask, check_tensor, check_tensors, default_tolerance, plain
 from alibi_attention.slopes import alibi_slopes
 
 
@@ -315,7 +315,7 @@ class HorizonCache:
                 "query, slopes: expected tensors without a gradient, got one that requires it; a cache that forgets "
                 "keeps no graph: run under torch.no_grad()"
             )
-        scale = query.shape[3] ** -0.5 if scale is None else scale
+        scale = query.shape[3] ** -0.5 if scale is None else plain(scale)
         if self._slopes is not None and (scale != self._scale or not torch.equal(slopes, self._slopes)):
             raise ValueError(
                 f"slopes, scale: expected those of the calls before, got others (scale {scale:.6g}); what was evicted "

@@ -12,8 +12,12 @@ from torch.autograd import forward_ad
 from alibi_attention.problem import (
     SUPPORTED_DTYPES,
     check_finite_slopes,
+    check_flag,
     check_scalars,
     check_tensor,
+    is_integer,
+    is_number,
+    plain,
     values_can_be_read,
 )
 
@@ -39,13 +43,13 @@ def refuse(name: str, value: object, what: str, remedy: str) -> None:
 
 
 def check_options(
-    dropout_p: object, softmax_scale: object, causal: object, softcap: object, deterministic: object, probs: object
+    dropout_p: Any, softmax_scale: Any, causal: object, softcap: object, deterministic: object, probs: object
 ) -> None:
     """The plain values; softcap, and probabilities under dropout, are refused."""
     for name, flag in (("causal", causal), ("deterministic", deterministic), ("return_attn_probs", probs)):
-        if not isinstance(flag, bool):
-            raise ValueError(f"{name}: expected True or False, got {flag!r}")
-    if not _is_number(softcap):
+        check_flag(name, flag)
+    dropout_p, softmax_scale = plain(dropout_p), plain(softmax_scale)
+    if not is_number(plain(softcap)):
         got = f"{softcap!r}"
         if isinstance(softcap, Tensor):
             # Of seven arguments without names it was the last before softcap came.
@@ -55,13 +59,13 @@ def check_options(
         raise NotImplementedError(
             f"softcap: expected 0.0, got {softcap!r}; capped scores are not carried, here linear biases bound them"
         )
-    if not _is_number(dropout_p) or not 0.0 <= dropout_p < 1.0:  # type: ignore[operator]
+    if not is_number(dropout_p) or not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p: expected a probability in [0, 1), got {dropout_p!r}")
-    if softmax_scale is not None and not _is_number(softmax_scale):
+    if softmax_scale is not None and not is_number(softmax_scale):
         raise ValueError(f"softmax_scale: expected a number, got {softmax_scale!r}; None is 1 / sqrt(headdim)")
     if softmax_scale is not None:
         try:
-            check_scalars(softmax_scale, 0.0, 0.0)  # type: ignore[arg-type]
+            check_scalars(softmax_scale, 0.0, 0.0)
         except ValueError as error:
             # There it is called scale.
             raise ValueError(f"softmax_{error}") from None
@@ -72,18 +76,14 @@ def check_options(
         )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)
-
-
 def window_of(window_size: object) -> tuple[int | None, int | None]:
     """flash-attn's (left, right), where a negative side is open, as `alibi_attention` takes it."""
     if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
         raise ValueError(f"window_size: expected (left, right) in tokens, -1 for an open side, got {window_size!r}")
-    for side in window_size:
-        if not isinstance(side, (int, torch.SymInt)) or isinstance(side, bool):
-            raise ValueError(f"window_size: expected two integers, -1 for an open side, got {window_size!r}")
-    left, right = (None if side < 0 else side for side in window_size)
+    sides = [plain(side) for side in window_size]
+    if not all(map(is_integer, sides)):
+        raise ValueError(f"window_size: expected two integers, -1 for an open side, got {window_size!r}")
+    left, right = (None if side < 0 else side for side in sides)
     return (left, right)
 
 
@@ -188,7 +188,7 @@ def check_cumulative(
                 f"{name}: expected (sequences + 1,) on {q.device}, got shape {tuple(cumulative.shape)} "
                 f"on {cumulative.device}"
             )
-        if not isinstance(longest, (int, torch.SymInt)) or isinstance(longest, bool):
+        if not is_integer(plain(longest)):
             raise ValueError(f"max_seqlen_{which}: expected an integer, got {longest!r}")
         if values_can_be_read(cumulative):
             ends = cumulative.tolist()
@@ -295,8 +295,9 @@ def held_tokens(
             raise ValueError("cache_seqlens: expected with k and v, got None; it says where the new tokens go")
         cache_seqlens = capacity
     before: int | Tensor
-    if isinstance(cache_seqlens, int) and not isinstance(cache_seqlens, bool):
-        before = cache_seqlens
+    given = plain(cache_seqlens)
+    if isinstance(given, int) and not isinstance(given, bool):
+        before = given
     else:
         _check_per_row("cache_seqlens", cache_seqlens, q)
         assert isinstance(cache_seqlens, Tensor)
