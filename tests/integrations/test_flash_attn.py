@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from alibi_attention import alibi_slopes
 from alibi_attention.integrations import flash_attn as ours
+from alibi_attention.integrations import flash_attn_arguments as arguments
 
 HEADS, DIM = 4, 8
 SLOPES = alibi_slopes(HEADS)
@@ -197,6 +198,41 @@ def test_packed_sequences(causal: bool, own_slopes: bool) -> None:
         want_out, want_lse = documented(q[at_q], k[at_k], v[at_k], own, causal, (2, 3), None)
         torch.testing.assert_close(out[at_q], want_out, rtol=0, atol=1e-12)
         torch.testing.assert_close(lse[:, at_q], want_lse, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("own_slopes", [False, True])
+@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize(("q_tail", "k_tail"), [(3, 0), (0, 2), (4, 70)])
+def test_what_lies_behind_the_last_sequence_takes_no_part(
+    q_tail: int, k_tail: int, readable: bool, own_slopes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it looked at: a buffer that is filled in parts holds anything there."""
+    if not readable:  # as on a GPU
+        monkeypatch.setattr(arguments, "values_can_be_read", lambda _: False)
+    cu_q, cu_k = packed_lengths([3, 0, 5]), packed_lengths([3, 4, 2])
+    whole = [torch.randn(size, HEADS, DIM, dtype=torch.float64) for size in (8, 9, 9)]
+    tails = [torch.full((size, HEADS, DIM), math.nan, dtype=torch.float64) for size in (q_tail, k_tail, k_tail)]
+    slopes = torch.stack([SLOPES, 2 * SLOPES, 3 * SLOPES]) if own_slopes else SLOPES
+    results = []
+    for parts in (whole, [torch.cat(pair) for pair in zip(whole, tails, strict=True)]):
+        inputs = [t.requires_grad_() for t in parts]
+        out, lse, _ = ours.flash_attn_varlen_func(
+            *inputs, cu_q, cu_k, 5, 4, causal=True, alibi_slopes=slopes, return_attn_probs=True
+        )
+        (out.square().sum() + lse[lse.isfinite()].sum()).backward()
+        results.append([out, lse.T, *(t.grad for t in inputs)])
+    for want, got, tail in zip(*results, (q_tail, q_tail, q_tail, k_tail, k_tail), strict=True):
+        torch.testing.assert_close(got[: len(want)], want, rtol=0, atol=1e-12)
+        assert got[len(want) :].shape[0] == tail
+        assert torch.isin(got[len(want) :], torch.tensor([0.0, -math.inf], dtype=torch.float64)).all()
+    assert (results[1][1][8:] == -math.inf).all()
+    assert (results[1][0][8:] == 0).all()
+
+
+def test_a_buffer_without_sequences_gives_nothing() -> None:
+    q, cu = torch.ones(4, HEADS, DIM), packed_lengths([0, 0])
+    for slopes in (None, torch.stack([SLOPES, SLOPES])):
+        assert ours.flash_attn_varlen_func(q, q, q, cu, cu, 0, 0, alibi_slopes=slopes).abs().max() == 0
 
 
 def test_dropout_keeps_the_expected_output_and_draws_anew() -> None:
@@ -477,7 +513,12 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: ours.flash_attn_varlen_func(FLAT, FLAT, FLAT, CU, CU - 1, 3, 3),
         ValueError,
-        "cu_seqlens_k: expected values that rise from 0 to k's total 6",
+        "cu_seqlens_k: expected values that rise from 0 to at most k's total 6",
+    ),
+    (
+        lambda: ours.flash_attn_varlen_func(FLAT[:5], FLAT, FLAT, CU, CU, 3, 3),
+        ValueError,
+        "cu_seqlens_q: expected values that rise from 0 to at most q's total 5, got [0, 3, 6]",
     ),
     (
         lambda: ours.flash_attn_varlen_func(FLAT, FLAT, FLAT, CU, CU, 3, 2),

@@ -19,6 +19,7 @@ Source: Dao, "FlashAttention-2", 2023, and the interface of its package, flash_a
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -135,7 +136,8 @@ def flash_attn_varlen_func(
     Args:
         q: (total_q, nheads, headdim).
         k, v: (total_k, nheads_k, headdim).
-        cu_seqlens_q, cu_seqlens_k: (sequences + 1,) int32, cumulative lengths from 0 to total_q and total_k.
+        cu_seqlens_q, cu_seqlens_k: (sequences + 1,) int32, cumulative lengths from 0 to at most total_q and total_k.
+            What lies behind the last sequence takes no part: such a query gives 0, lse -inf, and has no gradient.
         max_seqlen_q, max_seqlen_k: at least the longest sequence; checked where that costs nothing, else unused.
         block_table: None; paged caches are refused.
         alibi_slopes: (nheads,), or (sequences, nheads), which attends sequence by sequence.
@@ -152,7 +154,7 @@ def flash_attn_varlen_func(
     arguments.refuse("block_table", block_table, "a paged cache", "gather the pages of each sequence into k and v")
     arguments.check_tensors(q, k, v, dims=3)
     arguments.check_deterministic(deterministic, q)
-    arguments.check_cumulative(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    bounds = arguments.sequences_of(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     slopes = arguments.slopes_for(q, alibi_slopes, sequences=cu_seqlens_q.shape[0] - 1)
     options: dict[str, Any] = {
         "is_causal": causal,
@@ -162,9 +164,9 @@ def flash_attn_varlen_func(
     }
     q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
     if slopes.dim() == 1:
-        out, lse = _attend(q, k, v, slopes, cu_seqlens=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, **options)
+        out, lse = _attend(q, k, v, slopes, cu_seqlens=bounds[0], cu_seqlens_k=bounds[1], **options)
     else:
-        out, lse = _one_by_one(q, k, v, slopes, cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), options)
+        out, lse = _one_by_one(q, k, v, slopes, bounds[0].tolist(), bounds[1].tolist(), options)
     return _returned(out.squeeze(0).transpose(0, 1), lse.squeeze(0), return_attn_probs)
 
 
@@ -269,8 +271,7 @@ def _one_by_one(
 ) -> tuple[Tensor, Tensor]:
     """Packed sequences with slopes of their own, (sequences, nheads), each in a call of its own."""
     outs, lses = [], []
-    for n, own in enumerate(slopes):
-        at_q, at_k = slice(q_ends[n], q_ends[n + 1]), slice(k_ends[n], k_ends[n + 1])
+    for n, (at_q, at_k) in enumerate(zip(_slices(q_ends), _slices(k_ends), strict=True)):
         query = q[:, :, at_q]
         if query.shape[2] == 0:
             continue
@@ -278,10 +279,14 @@ def _one_by_one(
             lse = query.new_full(query.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
             outs.append(torch.zeros_like(query))
         else:
-            out, lse = _attend(query, k[:, :, at_k], v[:, :, at_k], own, **options)
+            out, lse = _attend(query, k[:, :, at_k], v[:, :, at_k], slopes[n], **options)
             outs.append(out)
         lses.append(lse)
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
+
+
+def _slices(ends: list[int]) -> list[slice]:
+    return [slice(first, end) for first, end in itertools.pairwise(ends)]
 
 
 def _write(cache: Tensor, new: Tensor, before: int | Tensor, rows: Tensor | None) -> None:

@@ -168,10 +168,15 @@ def slopes_for(q: Tensor, slopes: object, *, sequences: int) -> Tensor:
     return slopes
 
 
-def check_cumulative(
+def sequences_of(
     q: Tensor, k: Tensor, cu_seqlens_q: object, cu_seqlens_k: object, max_seqlen_q: object, max_seqlen_k: object
-) -> None:
-    """Cumulative lengths of packed sequences, and that the lengths said to be the longest are."""
+) -> tuple[Tensor, Tensor]:
+    """Cumulative lengths of packed sequences to the ends of q and k, checked, and that the longest are as said.
+
+    What lies behind the last sequence is in two more, queries without keys and keys without queries: they cost nothing,
+    and where lengths cannot be read they are there in any case.
+    """
+    has_tail = False
     for which, cumulative, longest, total in (
         ("q", cu_seqlens_q, max_seqlen_q, q.shape[0]),
         ("k", cu_seqlens_k, max_seqlen_k, k.shape[0]),
@@ -193,12 +198,17 @@ def check_cumulative(
         if values_can_be_read(cumulative):
             ends = cumulative.tolist()
             lengths = [b - a for a, b in itertools.pairwise(ends)]
-            if ends[0] != 0 or ends[-1] != total or min(lengths) < 0:
-                raise ValueError(f"{name}: expected values that rise from 0 to {which}'s total {total}, got {ends[:8]}")
+            if ends[0] != 0 or ends[-1] > total or min(lengths) < 0:
+                raise ValueError(
+                    f"{name}: expected values that rise from 0 to at most {which}'s total {total}, got {ends[:8]}"
+                )
+            has_tail |= ends[-1] < total
             if max(lengths) > longest:
                 raise ValueError(
                     f"max_seqlen_{which}: expected at least the longest sequence, {max(lengths)}, got {longest}"
                 )
+        else:
+            has_tail = True
     assert isinstance(cu_seqlens_q, Tensor)
     assert isinstance(cu_seqlens_k, Tensor)
     if cu_seqlens_q.shape != cu_seqlens_k.shape:
@@ -206,6 +216,10 @@ def check_cumulative(
             f"cu_seqlens_k: expected as many sequences as cu_seqlens_q, {cu_seqlens_q.shape[0] - 1}, "
             f"got {cu_seqlens_k.shape[0] - 1}"
         )
+    if not has_tail:
+        return cu_seqlens_q, cu_seqlens_k
+    end_q, end_k = (cu.new_full((1,), t.shape[0]) for cu, t in ((cu_seqlens_q, q), (cu_seqlens_k, k)))
+    return torch.cat([cu_seqlens_q, end_q, end_q]), torch.cat([cu_seqlens_k, cu_seqlens_k[-1:], end_k])
 
 
 def check_cache(
