@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -52,15 +53,24 @@ def test_text_and_figures_go_their_own_ways(run_folder: Path) -> None:
     done = invoke(run_folder, "abc", "--max-tokens", 30, "--seed", 3, "--past-end")
     assert done.exit_code == 0, done.stderr
     assert done.stdout
-    assert "30 tokens in" in done.stderr
-    assert "tokens/s), prompt 4 tokens in" in done.stderr
-    assert "ended by length" in done.stderr
+    assert re.search(r": 30 tokens in .*, prompt 4 tokens in .*; ended by length\n", done.stderr)
     assert re.search(r"cache: \d+\.\d KiB", done.stderr)
     again = invoke(run_folder, "abc", "--max-tokens", 30, "--seed", 3, "--past-end", "--quiet")
     assert again.stdout_bytes == done.stdout_bytes
     assert again.stderr == ""
     other = invoke(run_folder, "abc", "--max-tokens", 30, "--seed", 4, "--past-end", "--quiet")
     assert other.stdout_bytes != done.stdout_bytes
+
+
+def test_the_speed_is_that_of_the_tokens_computed(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock is a hundredth of a second later: thirty for as many tokens, of which one was there."""
+    looks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(looks) / 100)
+    monkeypatch.setattr("alibi_attention.generation.loop.time", clock)
+    done = invoke(run_folder, "abc", "--max-tokens", 30, "--past-end")
+    assert ": 30 tokens in 0.3 s (97 tokens/s), prompt 4 tokens in 0.0 s; ended by length\n" in done.stderr
+    done = invoke(run_folder, "abc", "--max-tokens", 1, "--past-end")
+    assert ": 1 token in 0.0 s, prompt 4 tokens in 0.0 s; ended by length\n" in done.stderr
 
 
 def test_the_prompt_comes_three_ways(run_folder: Path, tmp_path: Path) -> None:

@@ -165,9 +165,9 @@ def _write(piece: str) -> None:
 
 
 def _report(source: Source, outcome: Outcome) -> None:
-    speed = f"{outcome.tokens / outcome.seconds:,.0f} tokens/s" if outcome.seconds else "no time"
+    speed = "" if outcome.speed is None else f" ({outcome.speed:,.0f} tokens/s)"
     typer.echo(
-        f"\n{source.name}: {_tokens(outcome.tokens)} in {outcome.seconds:.1f} s ({speed}), "
+        f"\n{source.name}: {_tokens(outcome.tokens)} in {outcome.seconds:.1f} s{speed}, "
         f"prompt {_tokens(outcome.prompt_tokens)} in {outcome.prompt_seconds:.1f} s; ended by {outcome.reason}",
         err=True,
     )

@@ -31,6 +31,11 @@ class Outcome:
     seconds: float = 0.0
     reason: str = "interrupted"
 
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second; None below two: the first is drawn from what reading the prompt gave, and costs nothing."""
+        return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds else None
+
 
 def generate(
     source: Source,
