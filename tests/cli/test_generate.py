@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -82,6 +83,25 @@ def test_the_prompt_comes_three_ways(run_folder: Path, tmp_path: Path) -> None:
     assert invoke(run_folder, "--prompt-file", file, *how).stdout_bytes == given.stdout_bytes
     assert invoke(run_folder, "-", *how, input="dé\n").stdout_bytes == given.stdout_bytes
     assert invoke(run_folder, *how, input="dé\n").stdout_bytes == given.stdout_bytes
+
+
+def test_a_pipe_that_stays_open_is_not_waited_for_without_a_word(run_folder: Path) -> None:
+    said = "reading the prompt from standard input\n"
+    process = subprocess.Popen(
+        [*COMMAND, "generate", str(run_folder), "--max-tokens", "5"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        assert select.select([process.stderr], [], [], 30)[0], "nothing said"
+        assert process.stderr.readline() == said
+        _, rest = process.communicate("abc", timeout=60)
+    finally:
+        process.kill()
+    assert "prompt 4 tokens in" in rest
+    # A pipe that was asked for, a prompt of another kind, and --quiet.
+    for arguments in (("-",), ("abc",), ("--quiet",)):
+        assert said not in invoke(run_folder, *arguments, "--max-tokens", 5, input="abc").stderr
 
 
 def test_greedy_text_is_the_models_own_and_either_cache_gives_it(run_folder: Path) -> None:

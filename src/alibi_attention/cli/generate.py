@@ -88,7 +88,7 @@ def generate(
     """
     require("lab")
     _check(max_tokens, stop, cache, seed)
-    text = _prompt(prompt, prompt_file)
+    text = _prompt(prompt, prompt_file, quiet)
     from alibi_attention.generation.loop import Outcome
     from alibi_attention.generation.loop import generate as run
     from alibi_attention.generation.sampling import Sampling
@@ -135,7 +135,7 @@ def _check(max_tokens: int, stop: list[str] | None, cache: str, seed: int | None
         raise refuse("--seed", f"expected a whole number from 0 to 2^63 - 1, got {seed}", "leave it out for any")
 
 
-def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+def _prompt(prompt: str | None, prompt_file: Path | None, quiet: bool) -> str:
     if prompt is not None and prompt_file is not None:
         raise refuse("--prompt-file", "expected without a prompt on the command line, got both", "give one of them")
     if prompt_file is not None:
@@ -148,6 +148,9 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
             complaint = f"expected UTF-8 text, got {prompt_file}, which is binary or in another encoding"
             raise refuse("--prompt-file", complaint, "convert it with `iconv -t utf-8`") from None
     if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        if prompt is None and not quiet:
+            # Where nobody means to write into it, an open pipe would be waited for without a word.
+            typer.echo("reading the prompt from standard input", err=True)
         try:
             return sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError:
