@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from streams import Stream, stream, true_shares
 from torch import Tensor
 
 from alibi_attention import HorizonCache, HorizonViolation, HorizonWarning, KVCache, alibi_attention
+from alibi_attention.cache import common
 from alibi_attention.cache.audit import Mass, make_grid
 from alibi_attention.cache.sizes import group_heads
 
@@ -156,6 +160,21 @@ def test_a_violation_warns_every_time() -> None:
         with pytest.warns(HorizonWarning, match="HorizonCache: evicted keys may hold up to"):
             cache.attend(whole.query[:, :, -1:], STEEP)
         assert cache.certificate().violations >= count
+
+
+@pytest.mark.parametrize("with_compiler", [False, True])
+def test_a_warning_points_at_the_line_that_attends(with_compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many frames are between: a compiler that is loaded adds some of torch's."""
+    loaded = {"torch._dynamo": importlib.import_module("torch._dynamo")} if with_compiler else {}
+    monkeypatch.setattr(common, "sys", SimpleNamespace(modules=loaded, _getframe=sys._getframe))
+    whole = _shrinking()
+    cache = HorizonCache(on_violation="warn")
+    feed(cache, Stream(*(t[:, :, :-1] for t in whole)), 300)
+    cache.append(whole.key[:, :, -1:], whole.value[:, :, -1:])
+    line = sys._getframe().f_lineno + 2
+    with pytest.warns(HorizonWarning) as caught:
+        cache.attend(whole.query[:, :, -1:], STEEP)
+    assert [(each.filename, each.lineno) for each in caught] == [(__file__, line)]
 
 
 @pytest.mark.parametrize("own", [False, True])

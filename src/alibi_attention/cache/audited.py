@@ -13,7 +13,7 @@ from alibi_attention.backends.appending import readable
 from alibi_attention.backends.auditing import Verdict, audit
 from alibi_attention.cache.audit import DOT_ROUNDING, ROUNDING_NATS, SCORE_ROUNDING, Rows
 from alibi_attention.cache.auditor import Auditor
-from alibi_attention.cache.common import Drafted
+from alibi_attention.cache.common import Drafted, level_of_caller
 from alibi_attention.cache.kv import KVCache
 from alibi_attention.cache.options import Options, per_head
 from alibi_attention.cache.proof import HorizonViolation, HorizonWarning
@@ -210,7 +210,7 @@ class Audit(Drafted):
             f"(batch row {row}, head {head}; {int((excess > self._limit).sum())} rows of this call)"
         )
         if self._options.on_violation == "warn":
-            warnings.warn(f"HorizonCache: {complaint}", HorizonWarning, stacklevel=4)
+            warnings.warn(f"HorizonCache: {complaint}", HorizonWarning, stacklevel=level_of_caller())
             return out, lse
         raise HorizonViolation(
             f"HorizonCache: {complaint}; keep more with window= or headroom=, loosen tolerance=, or keep a full cache "

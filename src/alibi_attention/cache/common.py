@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,19 @@ def outside_compiler(function: _Call) -> _Call:
         return untraced(*args, **kwargs)
 
     return cast(_Call, call)
+
+
+_OURS_AND_TORCHS = tuple(
+    os.path.join(os.path.dirname(path), "") for path in (os.path.dirname(__file__), torch.__file__)
+)
+
+
+def level_of_caller() -> int:
+    """``stacklevel`` of a warning, so that it points at the line that called the library, through torch or not."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS_AND_TORCHS):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 @contextmanager
