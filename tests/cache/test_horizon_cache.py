@@ -193,12 +193,18 @@ def test_beams_are_reordered_with_all_that_is_known_of_them() -> None:
         torch.testing.assert_close(out, want)
         if number in (2, 9, 15):
             index = torch.tensor([2, 0, 0] if number == 9 else [0, 1, 1])
+            shares = cache.dropped_shares()
             for each in (full, cache):
                 each.reorder(index)
+            assert torch.equal(cache.dropped_shares(), shares[index])
     assert bool((cache.certificate().evicted > 0).all())
     assert cache.certificate().violations == 0
+    shares = cache.dropped_shares()
+    assert bool((shares[1:] != shares[:-1]).all())
     for each in (full, cache):
         each.reorder(torch.tensor([2]))
+    assert torch.equal(cache.dropped_shares(), shares[2:])
+    for each in (full, cache):
         each.append(key[:1, :, :1], whole.value[:1, :, :1])
     torch.testing.assert_close(cache.attend(whole.query[:1, :, :1], STEEP), full.attend(whole.query[:1, :, :1], STEEP))
 

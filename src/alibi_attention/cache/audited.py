@@ -252,4 +252,6 @@ class Audit(Drafted):
         """Make row b of the batch what row index[b] was; for drafts. ``store`` is one that has done so."""
         self.auditor = self.auditor.draft()
         self.auditor.reorder(index)
+        if self.excess is not None:
+            self.excess = self.excess.index_select(0, index)
         self._center = self._query_center(store)
