@@ -233,13 +233,15 @@ def test_the_layer_keeps_the_books_of_transformers():
         cache.layers[0].offload()
 
 
-def test_room_is_made_at_once():
-    model = enable(small("mpt"))
-    expected = generated(model)
-    cache = kv_cache(model, capacity=500)
+@pytest.mark.parametrize("way", ["greedy", "beams"])
+def test_room_is_made_at_once(way: str):
+    model = small("mpt")
+    expected = generated(model, **WAYS[way])
+    cache = kv_cache(enable(model), capacity=500)
     assert isinstance(cache, Cache)
-    assert torch.equal(generated(model, past_key_values=cache), expected)
-    assert cache.layers[0].keys.untyped_storage().nbytes() >= 3 * 4 * 8 * 500 * 4
+    assert torch.equal(generated(model, past_key_values=cache, **WAYS[way]), expected)
+    rows = 3 * WAYS[way].get("num_beams", 1)
+    assert cache.layers[0].keys.untyped_storage().nbytes() == rows * 4 * 8 * 512 * 4
 
 
 def test_a_step_reads_only_what_is_near():
