@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from alibi_attention.horizon.summary import token_chunks
-from alibi_attention.problem import SUPPORTED_DTYPES, check_tensor, compute_dtype, is_integer
+from alibi_attention.problem import SUPPORTED_DTYPES, check_tensor, compute_dtype, is_integer, values_can_be_read
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -113,6 +113,28 @@ def check_append(key: Tensor, value: Tensor, held_key: Tensor | None, held_value
         raise ValueError(
             f"value: expected the batch, heads and tokens of key, {tuple(key.shape[:3])}, {key.dtype} on "
             f"{key.device}, got shape {tuple(value.shape)}, {value.dtype} on {value.device}"
+        )
+
+
+def check_continues(key_mask: Tensor, begun: Tensor, *, waits: bool) -> None:
+    """Whether no padding comes after tokens.
+
+    Args:
+        key_mask: (batch, tokens) bool, of what is appended.
+        begun: (batch,) bool, the rows that hold a token.
+        waits: whether to look where a GPU has to be waited for; of what is not seen, attention is undefined.
+
+    Raises:
+        ValueError: for padding after tokens.
+    """
+    if not (waits or values_can_be_read(key_mask)):
+        return
+    held = torch.cat([begun.unsqueeze(1), key_mask], 1).to(torch.int8)
+    ended = (held.diff(dim=1) < 0).any(1).nonzero().flatten().tolist()
+    if ended:
+        raise ValueError(
+            f"key_mask: expected padding on the left only, got padding after tokens in batch rows {ended[:8]}; "
+            "what is appended next could not follow on them: pad the sequences on the left"
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from alibi_attention.cache.common import (
     bytes_of,
     check_append,
+    check_continues,
     check_index,
     check_length,
     lasting,
@@ -22,7 +23,7 @@ from alibi_attention.cache.steps import Steps, new_radii
 from alibi_attention.call import autocast_is_on, call_arguments
 from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
 from alibi_attention.ops import run_forward
-from alibi_attention.problem import check_flag, check_key_mask, check_tensor, values_can_be_read
+from alibi_attention.problem import check_flag, check_key_mask, check_tensor
 
 _LEAST_CAPACITY = 256
 
@@ -126,7 +127,7 @@ class KVCache:
         tokens = key.shape[2]
         if key_mask is not None:
             check_key_mask(key_mask, key.shape[0], tokens, key.device)
-            self._check_continues(key_mask)
+            check_continues(key_mask, self._begun(key_mask), waits=False)
         at = slice(self._length, self._length + tokens)
         capacity = self._capacity_for(at.stop)
         held_key, held_value = _grown(self._key, key, capacity), _grown(self._value, value, capacity)
@@ -191,23 +192,11 @@ class KVCache:
                 norms[..., : held.shape[2]] = held
         return norms
 
-    def _check_continues(self, key_mask: Tensor) -> None:
-        """Whether there is no padding after tokens, where that can be seen without waiting for a GPU.
-
-        A look at the last column held is enough.
-        """
-        if not values_can_be_read(key_mask):
-            return
-        before = key_mask.new_full((key_mask.shape[0], 1), self._length > 0)
+    def _begun(self, key_mask: Tensor) -> Tensor:
+        """(batch,) bool, the rows that hold a token: a look at the last column held is enough."""
         if self._mask is not None and self._length:
-            before = self._mask[:, self._length - 1 : self._length]
-        held = torch.cat([before, key_mask], 1).to(torch.int8)
-        ended = (held.diff(dim=1) < 0).any(1).nonzero().flatten().tolist()
-        if ended:
-            raise ValueError(
-                f"key_mask: expected padding on the left only, got padding after tokens in batch rows {ended[:8]}; "
-                "what is appended next could not follow on them: pad the sequences on the left"
-            )
+            return self._mask[:, self._length - 1]
+        return key_mask.new_full(key_mask.shape[:1], self._length > 0)
 
     @overload
     def attend(

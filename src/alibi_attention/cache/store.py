@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alibi_attention.backends.appending import Known
 from alibi_attention.cache.auditor import Auditor
-from alibi_attention.cache.common import Drafted, bytes_of, lasting, mean_key
+from alibi_attention.cache.common import Drafted, bytes_of, check_continues, lasting, mean_key
 from alibi_attention.cache.rings import Ring
 from alibi_attention.cache.sinks import Sink
 from alibi_attention.cache.steps import Part, attend_to_parts, may_be_put, new_radii
@@ -73,25 +73,23 @@ class Store(Drafted):
         self._is_sorted = order == sorted(order)
         self._order = torch.tensor(order, device=device)
 
+    def _begun(self, key_mask: Tensor) -> Tensor:
+        """(batch,) bool, the rows that hold a token."""
+        if self.padding is None:
+            return key_mask.new_full(key_mask.shape[:1], self.length > 0)
+        return self.padding != self.length
+
     def check_mask(self, key_mask: Tensor) -> None:
         """On every device: `append` reads how much padding there is, and so waits for a GPU in any case.
 
         Raises:
             ValueError: for padding after tokens.
         """
-        added = self._padding_added(key_mask)
-        ended = (key_mask.sum(1) != key_mask.shape[1] - added).nonzero().flatten().tolist()
-        if ended:
-            raise ValueError(
-                "key_mask: expected padding on the left only, got padding after tokens in batch rows "
-                f"{ended[:8]}; what is appended next could not follow on them: pad the sequences on the left"
-            )
+        check_continues(key_mask, self._begun(key_mask), waits=True)
 
     def _padding_added(self, key_mask: Tensor) -> Tensor:
         """(batch,) leading padding of these tokens, in rows that are nothing but padding so far."""
-        leading = (key_mask.cumsum(1) == 0).sum(1)
-        before = torch.zeros_like(leading) if self.padding is None else self.padding
-        return leading.masked_fill(before != self.length, 0)
+        return (key_mask.cumsum(1) == 0).sum(1).masked_fill(self._begun(key_mask), 0)
 
     def is_padding(self, first: int, end: int) -> Tensor | None:
         """(batch, end - first) bool for the tokens from ``first`` to ``end``; None where none of them is padding."""
