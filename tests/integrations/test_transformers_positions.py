@@ -35,9 +35,13 @@ from transformers import (
     Ministral3ForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     StaticCache,
@@ -52,7 +56,7 @@ from alibi_attention.integrations.transformers import disable, enable, replace_p
 from alibi_attention.integrations.transformers.hooks import remove_hooks
 from alibi_attention.integrations.transformers.packing import keep_packed_apart
 
-CAUSAL = ("llama", "qwen3", "qwen3-sliding", "gpt2")
+CAUSAL = ("llama", "qwen3", "qwen3-sliding", "qwen2-moe", "gpt2")
 BIDIRECTIONAL = ("bert", "modernbert")
 COMMON = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2,
@@ -70,6 +74,10 @@ def small(kind: str, **options: Any) -> PreTrainedModel:
             options |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
         config = Qwen3Config(intermediate_size=48, num_key_value_heads=2, head_dim=8, **options)
         model = Qwen3ForCausalLM(config)
+    elif kind == "qwen2-moe":  # whose layers leave the window, from the first of them on, to their mask
+        options |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "num_experts": 2}
+        options |= {"num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+        model = Qwen2MoeForCausalLM(Qwen2MoeConfig(num_key_value_heads=2, **options))
     elif kind == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(n_positions=64, **options))
     elif kind == "bert":
@@ -118,7 +126,7 @@ def test_every_layer_attends_by_content_and_distance_alone(kind: str, recorded: 
     model, ids = replace_positions(small(kind)), tokens(2, 30)
     recorded.clear()
     logits(model, ids)
-    windows = {"qwen3-sliding": [None, (7, None)], "modernbert": [None, (8, 8)]}
+    windows = {"qwen3-sliding": [None, (7, None)], "qwen2-moe": [(7, None), None], "modernbert": [None, (8, 8)]}
     assert [options["window"] for *_, options, _ in recorded] == windows.get(kind, [None, None])
     for query, key, value, slopes, options, out in recorded:
         assert options["is_causal"] == (kind in CAUSAL)
@@ -396,6 +404,20 @@ def test_positions_of_an_unknown_kind_are_refused():
 
     both.transformer.__class__ = Shifted
     refused(both, "which can be switched off; some are left")
+
+
+def test_a_window_that_the_mask_does_not_have_is_refused():
+    """OLMoE's layers speak of one, of which only flash-attn would take notice."""
+    torch.manual_seed(3)
+    config = OlmoeConfig(intermediate_size=16, num_experts=2, num_experts_per_tok=1, sliding_window=8, **COMMON)
+    model, ids = OlmoeForCausalLM(config).eval(), tokens(1, 9)
+    expected = logits(model, ids)
+    refused(
+        model,
+        r"^model: expected a OlmoeAttention to attend to what its mask leaves, the tokens up to each, got one that "
+        r"says the tokens up to each within 7 of it; .* mend its configuration",
+    )
+    assert torch.equal(logits(model, ids), expected)
 
 
 def test_a_table_that_is_given_positions_by_name():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,20 @@ TRIED = "alibi_tried"
 # Their attention is not chosen by name: with a name alone they would run their own, without a causal mask.
 _NEED_ENABLE = ("bloom", "mpt")
 # The parts that Transformers builds mask functions of, by the names of what makes them.
-_WINDOWED = {
-    "causal_mask_function",
-    "bidirectional_mask_function",
-    "sliding_window_overlay",
-    "sliding_window_bidirectional_overlay",
-}
+_CAUSAL = {"causal_mask_function", "sliding_window_overlay"}
+_WINDOWED = {*_CAUSAL, "bidirectional_mask_function", "sliding_window_bidirectional_overlay"}
 _PACKED = {"packed_sequence_mask_function", "remap_positions_for_packed_sequence"}
+
+
+class Sight(NamedTuple):
+    """What a query sees, padding apart: the tokens up to it or all, and of them so many before and after it."""
+
+    causal: bool
+    window: tuple[int, int | None] | None
+
+    def __str__(self) -> str:
+        within = "" if self.window is None else f" within {self.window[0]} of it"
+        return ("the tokens up to each" if self.causal else "all tokens") + within
 
 
 def padding_mask(
@@ -70,17 +77,35 @@ def padding_mask(
     # One without columns is our own, handed back by generate().
     if attention_mask is not None and attention_mask.shape[1] > 0:
         mask = _checked(attention_mask.to(torch.bool), kv_length, kv_offset, is_static)
+    if mask is None and config is not None and config._attn_implementation == TRIED:
+        mask = torch.ones(batch_size, kv_length, dtype=torch.bool, device=device)
+        vars(mask)[_SIGHT] = _sight_by(mask_function, local_size)
     if mask is None and family == "mpt":
         # MPT converts whatever it gets; a mask without columns masks nothing.
         return torch.ones(batch_size, 0, dtype=torch.bool, device=device)
     return mask
 
 
+def sight_by_mask(attention_mask: Tensor | None) -> Sight | None:
+    """What a mask that was made in a trial speaks of; None for any other."""
+    found: Sight | None = None if attention_mask is None else vars(attention_mask).get(_SIGHT)
+    return found
+
+
+def _sight_by(mask_function: Callable[..., Any], local_size: int | None) -> Sight:
+    if {_maker(part) for part in _conjunction(mask_function)} & _CAUSAL:
+        return Sight(True, None if local_size is None else (local_size - 1, None))
+    return Sight(False, None if local_size is None else (local_size, local_size))
+
+
+_SIGHT = "_alibi_sight"
+
+
 def _packed_bounds(mask_function: Callable[..., Any], local_size: int | None) -> Tensor | None:
     """Cumulative lengths of packed sequences, or None for causality and a window alone; refuses everything else."""
     if mask_function is causal_mask_function or mask_function is bidirectional_mask_function:
         return None
-    parts = {getattr(part, "__qualname__", "").split(".")[0]: part for part in _conjunction(mask_function)}
+    parts = {_maker(part): part for part in _conjunction(mask_function)}
     if local_size is not None and set(parts) <= _WINDOWED:
         return None
     if set(parts) == _PACKED:
@@ -110,6 +135,10 @@ _PACKED_ROWS = "position_ids: expected sequences packed in one row, got a batch 
 
 def _cells(function: Callable[..., Any]) -> list[Any]:
     return [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+
+
+def _maker(part: Callable[..., Any]) -> str:
+    return getattr(part, "__qualname__", "").split(".")[0]
 
 
 def _conjunction(mask_function: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:

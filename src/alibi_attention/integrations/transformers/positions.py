@@ -15,7 +15,7 @@ from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.configs import own_config
 from alibi_attention.integrations.transformers.context import forget_context
 from alibi_attention.integrations.transformers.families import FAMILIES
-from alibi_attention.integrations.transformers.general import heard
+from alibi_attention.integrations.transformers.general import forget_window, heard
 from alibi_attention.integrations.transformers.hooks import (
     NAMES,
     Arguments,
@@ -64,8 +64,8 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
         model.
 
     Raises:
-        ValueError: where no positions are found or they do not go away, where attention is not chosen by name, or for
-            slopes of another shape; the model is then as it was.
+        ValueError: where no positions are found or they do not go away, where attention is not chosen by name or a
+            layer and its mask say different things, or for slopes of another shape; the model is then as it was.
     """
     check_module(model)
     part = _only_part(model)
@@ -192,6 +192,7 @@ def restore_positions(model: nn.Module) -> None:
         for module in part.modules():
             remove_hooks(module, *_HOOKS)
             heard(module)
+            forget_window(module)
             forget_packing(module)
             forget_context(module)
             for name in ("alibi_slopes", NAMES):
