@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,30 +48,77 @@ def test_a_model_built_of_the_same_configuration_stays_stock(kind: str) -> None:
     torch.testing.assert_close(logits(both), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """What there is is out of the garbage collector's sight, as servers have it before they fork."""
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.parametrize("kind", [*FAMILIES, "llama"])
+def test_a_model_that_nobody_can_find_stays_stock(kind: str) -> None:
+    ours = _llama() if kind == "llama" else small(kind)
+    other = type(ours)(ours.config).eval()
+    want = logits(other)
+    gc.freeze()
+    (replace_positions if kind == "llama" else enable)(ours)
+    assert torch.equal(logits(other), want)
+    assert other.config._attn_implementation != ours.config._attn_implementation
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, "llama"])
+def test_a_model_has_its_configuration_back(kind: str) -> None:
+    model, change = (_llama(), replace_positions) if kind == "llama" else (small(kind), enable)
+    config, holders = model.config, [m for m in model.modules() if vars(m).get("config") is model.config]
+    assert len(holders) > 1
+    before = copy.deepcopy(config)
+    own = change(model).config
+    assert change(model).config is own
+    assert all(holder.config is own for holder in holders)
+    assert own is not config
+    assert vars(config) == vars(before)
+    own.use_cache = False
+    assert model(IDS).past_key_values is None
+    own.use_cache = True
+    copied = copy.deepcopy(model)
+    disable(model)
+    assert all(holder.config is config for holder in holders)
+    disable(copied)
+    assert {id(m.config) for m in copied.modules() if "config" in vars(m)} == {id(copied.config)}
+    assert vars(copied.config) == vars(config) == vars(before)
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, "llama"])
+def test_what_was_changed_in_a_configuration_stays(kind: str) -> None:
+    """More embeddings, above all, of which other models have none."""
+    model, change = (_llama(), replace_positions) if kind == "llama" else (small(kind), enable)
+    other = type(model)(model.config)
+    change(model).resize_token_embeddings(120)
+    disable(model)
+    assert model.config.vocab_size == model.base_model.config.vocab_size == 120
+    assert other.config.vocab_size == 97
+    assert model.config._attn_implementation == other.config._attn_implementation
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_a_model_alone_keeps_its_configuration(kind: str) -> None:
-    """Whatever is held around it: a head, a handle of the caller's, whoever writes into it later."""
+def test_a_part_and_then_the_whole_have_one_configuration(kind: str) -> None:
     model = small(kind)
     config = model.config
-    # A part of it, and then the whole: what is around a part is its own.
     enable(model.base_model)
-    assert model.config is model.base_model.config is config
-    assert len(kv_cache(model).layers) == 2
-    enable(model)
-    config.use_cache = False
-    assert model(IDS).past_key_values is None
-    disable(model)
     assert model.config is config
-    llama = _llama()
-    config = llama.config
-    slopes = torch.tensor([0.4, 0.3, 0.2, 0.1])
-    replace_positions(llama.base_model, slopes)
-    assert llama.config is config
-    assert config.to_dict()["alibi_positions"]["slopes"] == slopes.tolist()
-    disable(llama)
-    replace_positions(llama)
-    disable(llama)
-    assert llama.config is config
+    enable(model)
+    assert model.config is model.base_model.config
+    assert len(kv_cache(model).layers) == 2
+    want = logits(model)
+    # A name that others have put there: of what is theirs as well nothing is changed.
+    other = type(model)._from_config(model.config, attn_implementation="eager").eval()
+    stock = logits(other)
+    enable(model)
+    assert torch.equal(logits(model), want)
+    assert torch.equal(logits(other), stock)
+    disable(model)
+    assert model.config is model.base_model.config is config
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

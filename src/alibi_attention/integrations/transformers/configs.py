@@ -1,50 +1,54 @@
-"""Whose configuration it is, in which the name of an attention is written."""
+"""A configuration of a model's own, in which the name of an attention is written."""
 
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+# Of a module with a copy: the configuration that it had.
+_GIVEN = "_alibi_config"
+
 
 def own_config(model: nn.Module, config: Any) -> Callable[[], None]:
-    """Where models besides this one hold its configuration, put a copy in its place.
+    """Put a copy of a configuration in its place, in all modules of a model that have it.
 
     Transformers hands one object to every model that is built of it, without a copy. Were the name of our attention
-    written there, the others would drop their masks as well, without an attention that can do without.
+    written there, the others would drop their masks as well, without an attention that can do without. Who they are
+    cannot be found out for certain, so that a copy is made in any case.
 
     Args:
-        model: or a part of one; modules around it are taken for its own.
+        model: or a part of one; a module around it keeps what it has.
         config: that is about to change.
 
     Returns:
         What undoes it.
     """
-    inside = set(map(id, model.modules()))
-    ours: list[nn.Module] = []
-    others: list[nn.Module] = []
-    for holder in _holders(config):
-        belongs = id(holder) in inside or any(id(each) in inside for each in holder.modules())
-        (ours if belongs else others).append(holder)
-    if not others:
-        return lambda: None
-    own = copy.copy(config)
+    modules = list(model.modules())
+    ours = [module for module in modules if vars(module).get("config") is config]
+    # A part of the model may have one already.
+    copies = [vars(module)["config"] for module in modules if vars(module).get(_GIVEN) is config]
+    own = copies[0] if copies else copy.copy(config)
+    before = [(module, vars(module).get(_GIVEN)) for module in ours]
+    for module in ours:
+        vars(module)["config"] = own
+        vars(module).setdefault(_GIVEN, config)
 
-    def put(one: Any) -> None:
-        for holder in ours:
-            vars(holder)["config"] = one
+    def undo() -> None:
+        for module, given in before:
+            vars(module)["config"] = config
+            if given is None:
+                del vars(module)[_GIVEN]
 
-    put(own)
-    return lambda: put(config)
+    return undo
 
 
-def _holders(config: Any) -> list[nn.Module]:
-    """All modules there are whose configuration is this object."""
-    referrers = gc.get_referrers(config)
-    namespaces = [each for each in referrers if isinstance(each, dict) and each.get("config") is config]
-    # Of some versions of Python an object refers to what its namespace holds itself.
-    found = [each for each in (*referrers, *gc.get_referrers(*namespaces)) if isinstance(each, nn.Module)]
-    return list({id(each): each for each in found if vars(each).get("config") is config}.values())
+def give_back_config(model: nn.Module) -> None:
+    """Undo `own_config`, except where the copy has come to say something else: it is then the model's."""
+    for module in model.modules():
+        given = vars(module).pop(_GIVEN, None)
+        # Not ==, which looks at declared keys alone.
+        if given is not None and vars(given) == vars(module.config):
+            vars(module)["config"] = given

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
-from alibi_attention.integrations.transformers.configs import own_config
+from alibi_attention.integrations.transformers.configs import give_back_config, own_config
 from alibi_attention.integrations.transformers.context import forget_context
 from alibi_attention.integrations.transformers.families import FAMILIES, Family
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
@@ -29,13 +29,13 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
     """Put the operator into a BLOOM, an MPT or a Falcon with ALiBi, in place.
 
     Parameters, state dict, configuration file and outputs stay what they were (up to rounding), and so do other models
-    built of the same configuration object: where there are any, this one gets a copy; prefill and training
-    then need O(length) memory, and a step of generation reads only the keys inside its horizons. Slopes are taken from
-    the configuration; MPT's ``alibi_bias_max``, which Transformers ignores, is honoured. MPT runs beyond
-    ``max_seq_len``.
+    built of the same configuration object: ``model.config`` is a copy from then on. Prefill and training then need
+    O(length) memory, and a step of generation reads only the keys inside its horizons. Slopes are taken from the
+    configuration; MPT's ``alibi_bias_max``, which Transformers ignores, is honoured. MPT runs beyond ``max_seq_len``.
 
     Args:
-        model: a model of Transformers, with any head, or a module that contains some. Enabling twice does nothing more.
+        model: a model of Transformers, with any head, or a module that contains some; of what lies beneath a head, the
+            head keeps the configuration it has. Enabling twice does nothing more.
         falcon_rounding: Falcon was trained with biases m * j rounded to bfloat16, and Transformers rounds them so in
             every dtype. True reproduces that, False keeps the exact line: what is lost grows with the position, to
             nats beyond some thousand tokens. Other families are never rounded.
@@ -84,7 +84,8 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
 def disable(model: Model) -> Model:
     """Put Transformers' own attention, or the positions that `replace_positions` took away, back in place.
 
-    What `split_context` divided is whole again.
+    What `split_context` divided is whole again. The model has the configuration object back that it had, unless
+    something was changed in its copy meanwhile, which then stays.
 
     Args:
         model: as `enable` or `replace_positions` took it; any other is left alone.
@@ -110,6 +111,7 @@ def disable(model: Model) -> Model:
         if before is not None or part.config._attn_implementation in (NATIVE, GENERAL):
             part.config._attn_implementation_internal = before or family.implementation
     restore_positions(model)
+    give_back_config(model)
     for module in model.modules():
         join_context(module)
     return model

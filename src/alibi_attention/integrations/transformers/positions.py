@@ -56,7 +56,9 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     after loading one.
 
     Args:
-        model: a PreTrainedModel with weights, no encoder-decoder.
+        model: a PreTrainedModel with weights, no encoder-decoder. ``model.config`` is a copy from then on, so that
+            others built of the same object stay as they are; where what lies beneath a head is handed over, the head
+            keeps the configuration it has, and saves it without the slopes.
         slopes: (num_heads,) float32, nats per token; by default those that the configuration remembers, or else
             `alibi_slopes(num_heads)`.
 
@@ -70,6 +72,8 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     check_module(model)
     part = _only_part(model)
     config = part.config
+    if _is_replaced(part):
+        return _replace(model, part, slopes)
     undo = own_config(model, config)
     try:
         return _replace(model, part, slopes)
@@ -96,7 +100,7 @@ def _replace(model: Model, part: Any, slopes: Tensor | None) -> Model:
             f"got a {type(part).__name__} without any"
         )
     remembered = {"slopes": slopes.flatten().tolist(), "causal": all(layer.is_causal for layer in layers)}
-    if before == GENERAL and vars(part).get(_BEFORE) is not None:
+    if _is_replaced(part):
         # They are off already.
         for layer in layers:
             give_slopes(layer, slopes)
@@ -135,6 +139,10 @@ def _replace(model: Model, part: Any, slopes: Tensor | None) -> Model:
         config._attn_implementation_internal = before
         raise
     return model
+
+
+def _is_replaced(part: PreTrainedModel) -> bool:
+    return part.config._attn_implementation == GENERAL and _BEFORE in vars(part)
 
 
 def _tried(part: PreTrainedModel, layers: list[nn.Module]) -> bool:
