@@ -221,6 +221,58 @@ def test_the_window_that_mpt_says(config: dict[str, Any]) -> None:
         assert "sliding-window" not in codes(describe(of_mpt(**open_window)))
 
 
+SIZES_OF_ANY = {
+    "vocab_size": 40, "hidden_size": 40, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1,
+    "sep_token_id": 2,
+}  # fmt: skip
+# Heads of another size than the width says, scales and windows of their own.
+ANY: list[tuple[str, dict[str, Any]]] = [
+    ("qwen3", {"head_dim": 32}),
+    ("qwen3", {"num_attention_heads": 6, "head_dim": 8}),
+    ("qwen3", {"head_dim": 8, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    ("qwen3", {"head_dim": 8, "use_sliding_window": False, "sliding_window": 7}),
+    ("mistral", {"head_dim": 10, "sliding_window": 5}),
+    ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 100, "sliding_window": 6, "attn_logit_softcapping": None}),
+    ("granite", {"attention_multiplier": 0.5}),
+    ("gpt2", {"scale_attn_weights": False}),
+    ("modernbert", {"local_attention": 12}),
+    ("modernbert-decoder", {"local_attention": 12}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), ANY)
+def test_what_is_said_of_replaced_models_is_what_they_do(
+    kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    from alibi_attention.integrations.transformers import general, replace_positions
+
+    config = transformers.AutoConfig.for_model(kind, **SIZES_OF_ANY | options)
+    auto = transformers.AutoModel if kind == "modernbert" else transformers.AutoModelForCausalLM
+    model, calls, attend = replace_positions(auto.from_config(config).eval()), [], general.alibi_attention
+
+    def watched(query: torch.Tensor, *arguments: Any, **given: Any) -> Any:
+        calls.append((query.shape[-1], given["scale"], given["window"]))
+        return attend(query, *arguments, **given)
+
+    monkeypatch.setattr(general, "alibi_attention", watched)
+    model(torch.arange(9)[None])
+    found = model.config.to_dict()
+    # By the keys of a family that is not known, too; that such a one looks both ways is not said.
+    guessed = {name: each for name, each in found.items() if name != "alibi_positions"} | {"alibi": True}
+    for said in [describe(found)] + [describe(guessed)] * (kind != "modernbert"):
+        assert {head_dim for head_dim, _, _ in calls} == {said.head_dim}
+        assert [scale for _, scale, _ in calls] == pytest.approx([said.scale] * len(calls))
+        texts = {trap.code: trap.text for trap in said.traps}
+        assert ("softmax-scale" in texts) == (said.scale != said.head_dim**-0.5)
+        windows = [each for *_, each in calls if each is not None]
+        assert ("sliding-window" in texts) == bool(windows)
+        if windows:
+            assert f"in {len(windows)} of {len(calls)} layers" in texts["sliding-window"]
+            assert texts["sliding-window"].endswith(f"pass window={windows[0]} to our operator.")
+
+
 def test_what_the_traps_of_falcon_say_is_so() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.FalconConfig(
@@ -369,6 +421,10 @@ def test_models_without_linear_biases(config: dict[str, Any], text: str) -> None
         ({**DATA2VEC, "alibi_scale": -1, "use_alibi_encoder": True}, "alibi_scale: expected a number above 0, got -1"),
         ({**UNKNOWN, "num_key_value_heads": 3}, "num_key_value_heads: expected a number that divides the 4 heads"),
         ({**UNKNOWN, "alibi": "True"}, "alibi: expected true or false, got 'True'"),
+        ({**UNKNOWN, "hidden_size": 66}, "hidden_size: expected a multiple of the 4 heads, got 66"),
+        ({**UNKNOWN, "head_dim": 0}, "head_dim: expected an integer of at least 1, got 0"),
+        ({**UNKNOWN, "sliding_window": "wide"}, "sliding_window: expected -1 or an integer from 0"),
+        ({**UNKNOWN, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar: expected a number above 0, got 0"),
         ({"model_type": "bloom"}, "n_head: expected in the configuration, got none"),
     ],
 )

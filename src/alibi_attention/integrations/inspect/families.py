@@ -7,7 +7,7 @@ linear biases and this is one. `describe` finds the reader.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -86,11 +86,11 @@ def describe(config: object) -> AlibiModel:
 def _model(
     config: Config, family: str, shape: _Shape, *, causal: bool = True, kv_heads: int | None = None,
     kv_key: str = "kv_heads", bias_max: float = 8.0, factor: float = 1.0, note: str = "", scale_power: float = 0.5,
-    slopes: Tensor | None = None, extra: tuple[Trap, ...] = (),
+    slopes: Tensor | None = None, head_dim: int | None = None, extra: tuple[Trap, ...] = (),
 ) -> AlibiModel:  # fmt: skip
     heads, width = number(config, *shape.heads, most=MOST_HEADS), number(config, *shape.width, most=WIDEST)
     kv_heads = kv_heads or heads
-    if width % heads:
+    if head_dim is None and width % heads:
         key = next(key for key in shape.width if config.get(key) is not None)
         raise ValueError(f"{key}: expected a multiple of the {heads} heads, got {width}; mend the configuration")
     if heads % kv_heads:
@@ -101,18 +101,19 @@ def _model(
     length_key = next((key for key in shape.length if config.get(key) is not None), "")
     length = number(config, length_key, most=LONGEST) if length_key else None
     slopes = alibi_slopes(heads, "interleaved", bias_max) if slopes is None else slopes
+    head_dim = head_dim or width // heads
     return AlibiModel(
         family=family,
         layers=number(config, *shape.layers, most=WIDEST),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=width // heads,
+        head_dim=head_dim,
         slopes=slopes * factor,
         scheme="interleaved",
         bias_max=bias_max,
         slope_note=note,
         causal=causal,
-        scale=(width // heads) ** -scale_power,
+        scale=head_dim**-scale_power,
         length=length,
         length_key=length_key,
         dtype=dtype_of(config),
@@ -251,13 +252,9 @@ def _read_replaced(config: Config) -> AlibiModel:
             f"alibi_positions.slopes: expected {heads} numbers that float32 can hold, one for each head, got {given!r}"
             "; mend the configuration"
         )
-    kv_heads = number(config, "num_key_value_heads", default=heads)
     causal = flag(remembered, "causal", True, inside="alibi_positions.")
     slopes = torch.tensor([float(each) for each in numbers])
-    model = _model(
-        config, f"{name} by replace_positions", _ANY, kv_heads=kv_heads, kv_key="num_key_value_heads", causal=causal,
-        slopes=slopes,
-    )  # fmt: skip
+    model = _any_model(config, f"{name} by replace_positions", causal=causal, slopes=slopes)
     scheme: SlopeScheme | None = None
     for each in ("geometric", "interleaved"):
         if torch.allclose(slopes, alibi_slopes(heads, each)):
@@ -267,12 +264,46 @@ def _read_replaced(config: Config) -> AlibiModel:
 
 
 def _read_unknown(config: Config) -> AlibiModel:
-    shape = _ANY
     name = str(config.get("model_type") or "unnamed")
-    kv_heads = number(config, "num_key_value_heads", default=number(config, *shape.heads))
-    return _model(
-        config, name, shape, kv_heads=kv_heads, kv_key="num_key_value_heads", extra=(known.guessed(name),)
+    return _any_model(config, name, extra=(known.guessed(name),))
+
+
+def _any_model(config: Config, family: str, **options: Any) -> AlibiModel:
+    """A model by the keys that most of Transformers' models share."""
+    head_dim = None if config.get("head_dim") is None else number(config, "head_dim", most=WIDEST)
+    kv_heads = number(config, "num_key_value_heads", default=number(config, *_ANY.heads, most=MOST_HEADS))
+    model = _model(
+        config, family, _ANY, kv_heads=kv_heads, kv_key="num_key_value_heads", head_dim=head_dim, **options
     )  # fmt: skip
+    said, scale = _scale(config, model)
+    model = replace(model, scale=scale)
+    return known.add(model, *known.of_scale(model, said), *_sliding(config, model))
+
+
+def _scale(config: Config, model: AlibiModel) -> tuple[str, float]:
+    """The factor on dot products, and what the configuration calls it."""
+    if config.get("query_pre_attn_scalar") is not None:
+        return "query_pre_attn_scalar**-0.5", positive(config, "query_pre_attn_scalar", 1.0) ** -0.5
+    if not flag(config, "scale_attn_weights", True):
+        return "scale_attn_weights is off", 1.0
+    return "attention_multiplier", positive(config, "attention_multiplier", model.scale)
+
+
+def _sliding(config: Config, model: AlibiModel) -> Iterator[Trap]:
+    """The window that some or all layers have."""
+    key = next((key for key in ("sliding_window", "local_attention") if config.get(key) is not None), None)
+    kinds = config.get("layer_types")
+    layers = kinds.count("sliding_attention") if isinstance(kinds, list) else model.layers
+    if key is None or layers == 0 or not flag(config, "use_sliding_window", True):
+        return
+    size = window(config, key) or 0
+    if key == "local_attention":
+        # Of both sides together, in the configurations of ModernBERT and its decoder.
+        size //= 2
+    if size:
+        # Itself included, where a token looks back alone.
+        sees = size - 1 if model.causal else size
+        yield known.sliding(model, f"{key} is {config[key]:,} in {layers} of {model.layers} layers", sees)
 
 
 _READERS: dict[str, Callable[[Config], AlibiModel]] = {

@@ -63,6 +63,24 @@ def scaled_by_length(train_length: int) -> Trap:
     )
 
 
+def of_scale(model: AlibiModel, said: str) -> Iterator[Trap]:
+    if model.scale != model.head_dim**-0.5:
+        yield Trap(
+            "softmax-scale",
+            f"Dot products are multiplied by {model.scale:g} ({said}), not by 1/sqrt(head_dim): pass "
+            f"scale={model.scale:g} to our operator.",
+        )
+
+
+def sliding(model: AlibiModel, said: str, sees: int) -> Trap:
+    sides, right = ("before", "None") if model.causal else ("on each side of", f"{sees}")
+    return Trap(
+        "sliding-window",
+        f"{said}: a head sees {sees:,} tokens {sides} each there and no farther, whatever its slope. The spans, "
+        f"horizons and memory shown here leave that out: pass window=({sees}, {right}) to our operator.",
+    )
+
+
 def slopes_of_odd_heads(heads: int) -> tuple[Trap, ...]:
     if heads & (heads - 1) == 0:
         return ()
@@ -174,12 +192,7 @@ def of_mpt(
         )
     if attention.get("prefix_lm"):
         yield Trap("prefix-lm", "prefix_lm is on: a prefix is attended both ways, which vLLM refuses.")
-    if model.scale != model.head_dim**-0.5:
-        yield Trap(
-            "softmax-scale",
-            f"Dot products are multiplied by softmax_scale = {model.scale:g}, not by 1/sqrt(head_dim): pass "
-            f"scale={model.scale:g} to our operator.",
-        )
+    yield from of_scale(model, "softmax_scale")
     if not config.get("use_cache"):
         said = "off" if config.get("use_cache") is False else "not set, and off by default"
         yield Trap(
