@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import shutil
 from typing import Any
 
@@ -508,12 +509,24 @@ def test_a_cache_that_generation_would_fill_with_the_whole_text_again_and_again_
         ValueError, match=r"^use_cache: expected True .* got False: the cache holds 9 tokens and gets 10"
     ):
         model.generate(ids, past_key_values=make(model), **options)
-    # A call that continues a cache is no such thing.
-    with torch.no_grad():
-        want, cache = model(tokens(1, 20)).logits[:, 12:], make(model)
-        model(tokens(1, 20)[:, :12], past_key_values=cache)
-        torch.testing.assert_close(model(tokens(1, 20)[:, 12:], past_key_values=cache).logits, want, rtol=0, atol=1e-4)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(ValueError, match=r"^use_cache: expected True .* got False: the cache holds 9 tokens"):
+            copied.generate(ids, past_key_values=make(model), num_beams=2, **options)
     cache = make(model)
     out = model.generate(ids, past_key_values=cache, use_cache=True, **options)
     assert cache.get_seq_length() == 11
     assert torch.equal(out, model.generate(ids, **options))
+
+
+@pytest.mark.parametrize("first", [1, 10, 12, 20])
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "falcon"])
+@pytest.mark.parametrize("make", [kv_cache, horizon_cache, lambda _: DynamicCache()])
+def test_a_call_that_continues_a_cache_unasked_is_taken(kind: str, make: Any, first: int):
+    """Whatever it brings: 11 new tokens after 10 are no text fed again, nor are the same ones once more."""
+    model, ids = enable(small(kind, use_cache=False), falcon_rounding=False), tokens(1, 21)
+    for text in (ids, torch.cat([ids[:, :first], ids[:, :first], ids[:, :1]], 1)):
+        cache = make(model)
+        with torch.no_grad():
+            model(text[:, :first], past_key_values=cache)
+            out = model(text[:, first:], past_key_values=cache).logits
+            torch.testing.assert_close(out, model(text).logits[:, first:], rtol=0, atol=1e-4)

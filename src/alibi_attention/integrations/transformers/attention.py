@@ -117,24 +117,3 @@ def refuse_weights(output_attentions: bool | None) -> None:
             "output_attentions: expected False, got True; the weights are never formed. disable(model) brings the "
             "stock attention back, alibi_attention.reference has them for study"
         )
-
-
-def refuse_fed_again(cache: Any, index: int, tokens: int, use_cache: bool) -> None:
-    """Refuse the second step of a `generate` that was given a cache and no ``use_cache``.
-
-    It feeds the whole text at every step, and the models append it to what they were given all the same: a text that
-    repeats its beginning ever more often, and a cache that grows with the square. One call may well continue a cache
-    without ``use_cache``; what gives generation away is that it feeds as many tokens as there are, and one.
-
-    Raises:
-        ValueError: for that.
-    """
-    if cache is None or use_cache or torch.is_grad_enabled():
-        return
-    held = cache.get_seq_length(index)
-    if isinstance(held, int) and held > 0 and tokens == held + 1:
-        raise ValueError(
-            "use_cache: expected True where past_key_values are given to generate(), got False: the cache holds "
-            f"{held} tokens and gets {tokens}, the whole text and one more, which it would hold again with every step; "
-            "pass use_cache=True (an MPT's configuration says False), or no past_key_values"
-        )

@@ -14,6 +14,7 @@ from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.configs import give_back_config, own_config
 from alibi_attention.integrations.transformers.context import forget_context
 from alibi_attention.integrations.transformers.families import FAMILIES, Family
+from alibi_attention.integrations.transformers.feeding import forget_feeding, watch_feeding
 from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
 from alibi_attention.integrations.transformers.native import ALiBiFalconAttention
 from alibi_attention.integrations.transformers.positions import restore_positions
@@ -78,6 +79,7 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
                 module.reproduces_rounding = falcon_rounding
         if isinstance(part, family.model):
             family.without_bias(part)
+        watch_feeding(part)
     return model
 
 
@@ -107,6 +109,7 @@ def disable(model: Model) -> Model:
                     forget_context(module)
         if isinstance(part, family.model):
             family.with_bias(part)
+        forget_feeding(part)
         before = vars(part).pop(_STOCK, None)
         if before is not None or part.config._attn_implementation in (NATIVE, GENERAL):
             part.config._attn_implementation_internal = before or family.implementation

@@ -11,7 +11,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, BloomGelu, 
 from transformers.models.falcon.modeling_falcon import FalconAttention
 from transformers.models.mpt.modeling_mpt import MptAttention, MptBlock
 
-from alibi_attention.integrations.transformers.attention import attend, give_slopes, refuse_fed_again, refuse_weights
+from alibi_attention.integrations.transformers.attention import attend, give_slopes, refuse_weights
 from alibi_attention.integrations.transformers.masks import key_mask_of
 from alibi_attention.integrations.transformers.one_token import is_watched, through
 from alibi_attention.slopes import alibi_slopes
@@ -36,13 +36,12 @@ class ALiBiBloomAttention(BloomAttention):  # type: ignore[misc]
         alibi: Tensor | None,  # noqa: ARG002
         attention_mask: Tensor | None,
         layer_past: Any = None,
-        use_cache: bool = False,
+        use_cache: bool = False,  # noqa: ARG002
         output_attentions: bool = False,
         **_: Any,
     ) -> tuple[Tensor, None]:
         """As BloomAttention; no weights are returned."""
         refuse_weights(output_attentions)
-        refuse_fed_again(layer_past, self.layer_idx, hidden_states.shape[1], use_cache)
         context = attend(
             self, list(self._reshape(through(self.query_key_value, hidden_states))), cache=layer_past,
             attention_mask=attention_mask, scale=self.inv_norm_factor,
@@ -160,19 +159,12 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
 
 
 class ALiBiMptBlock(MptBlock):  # type: ignore[misc]
-    """MptBlock, which alone is told that attention weights are wanted, and whether the cache is used."""
+    """MptBlock, which alone is told that attention weights are wanted."""
 
-    def forward(
-        self, hidden_states: Tensor, *arguments: Any, layer_past: Any = None, use_cache: bool = False,
-        output_attentions: bool = False, **options: Any,
-    ) -> Any:  # fmt: skip
+    def forward(self, *arguments: Any, output_attentions: bool = False, **options: Any) -> Any:
         """As MptBlock; refuses weights, which are never formed."""
         refuse_weights(output_attentions)
-        refuse_fed_again(layer_past, self.attn.layer_idx, hidden_states.shape[1], use_cache)
-        return super().forward(
-            hidden_states, *arguments, layer_past=layer_past, use_cache=use_cache, output_attentions=output_attentions,
-            **options,
-        )  # fmt: skip
+        return super().forward(*arguments, output_attentions=output_attentions, **options)
 
 
 class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
@@ -206,14 +198,13 @@ class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
         attention_mask: Tensor | None,
         position_ids: Tensor | None = None,  # noqa: ARG002
         layer_past: Any = None,
-        use_cache: bool = False,
+        use_cache: bool = False,  # noqa: ARG002
         output_attentions: bool = False,
         position_embeddings: Any = None,  # noqa: ARG002
         **_: Any,
     ) -> tuple[Tensor, None]:
         """As FalconAttention; no weights are returned."""
         refuse_weights(output_attentions)
-        refuse_fed_again(layer_past, self.layer_idx, hidden_states.shape[1], use_cache)
         heads = [part.transpose(1, 2) for part in self._heads(through(self.query_key_value, hidden_states))]
         if self.reproduces_rounding:
             past = 0 if layer_past is None else layer_past.get_seq_length(self.layer_idx)
