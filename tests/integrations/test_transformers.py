@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    DataCollatorWithFlattening,
     DynamicCache,
     FalconForCausalLM,
     LlamaConfig,
@@ -569,8 +570,72 @@ def test_masks_of_another_shape_are_refused(kind: str):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_attention_weights_are_refused(kind: str):
-    with pytest.raises(ValueError, match=r"output_attentions: expected False, got True; the weights are never formed"):
-        logits(enable(small(kind)), tokens(1, 8), output_attentions=True)
+    model, said = enable(small(kind)), r"output_attentions: expected False, got True; the weights are never formed"
+    for part in (model, model.base_model):
+        with pytest.raises(ValueError, match=said):
+            part(tokens(1, 8), output_attentions=True)
+    asked = small(kind, attn_implementation="eager", output_attentions=True)
+    with pytest.raises(ValueError, match=said):
+        logits(enable(asked), tokens(1, 8))
+    assert logits(asked, tokens(1, 8), output_attentions=False).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_packed_texts_are_refused(kind: str):
+    """As a collator of Transformers packs them; stock models let them see each other without a word."""
+    features = [{"input_ids": row.tolist()} for row in tokens(2, 10)]
+    for options, name in (({}, "position_ids"), ({"return_flash_attn_kwargs": True}, "cu_seq_lens_q")):
+        batch = DataCollatorWithFlattening(return_tensors="pt", **options)(features)
+        model = enable(small(kind)).train()
+        with pytest.raises(ValueError, match=rf"^{name}: expected .* got .* give each (text )?a row and an attention_"):
+            model(**batch)
+        with pytest.raises(ValueError, match=rf"^{name}: expected"):
+            model.base_model(**{key: each for key, each in batch.items() if key != "labels"})
+        assert disable(model)(**batch).loss.isfinite()
+        assert enable(model)(batch["input_ids"], labels=batch["labels"]).loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["cu_seq_lens_k", "max_length_q", "seq_idx", "sliding_window", "head_mask", "softcap"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_stock_passes_over_is_refused(kind: str, name: str):
+    model, ids = enable(small(kind)), tokens(1, 8)
+    with pytest.raises(ValueError, match=rf"^{name}: expected none, got one, which an enabled \w+ would pass over as"):
+        logits(model, ids, **{name: torch.tensor([0, 4, 8])})
+    assert logits(model, ids, **{name: None}).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_positions_that_say_nothing_new_are_taken(kind: str):
+    """Each after the other, from wherever a text begins; a mask says where padding is, whatever they are."""
+    model, ids = enable(small(kind)), tokens(2, 12)
+    want = logits(model, ids)
+    for first in (0, 2):
+        assert torch.equal(logits(model, ids, position_ids=first + torch.arange(12)[None]), want)
+    mask = padding([12, 7], 12, "left")
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    assert torch.equal(
+        logits(model, ids, attention_mask=mask, position_ids=places), logits(model, ids, attention_mask=mask)
+    )
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(ids[:, :5], past_key_values=cache, use_cache=True, position_ids=torch.arange(5)[None])
+        with pytest.raises(ValueError, match=r"^position_ids: expected one text a row, in numbers that go on by one"):
+            model(ids[:, 5:], past_key_values=cache, use_cache=True, position_ids=torch.arange(7)[None])
+        rest = model(ids[:, 5:], past_key_values=cache, use_cache=True, position_ids=torch.arange(5, 12)[None])
+    assert (rest.logits - want[:, 5:]).abs().max() <= 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_packed_texts_are_refused_by_compiled_code(kind: str):
+    model, ids = enable(small(kind)), tokens(1, 12)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    places = torch.arange(12)[None]
+    assert (logits(compiled, ids, position_ids=places) - logits(model, ids)).abs().max() <= 1e-5
+    with pytest.raises(RuntimeError, match="position_ids: expected one text a row"):
+        logits(compiled, ids, position_ids=places % 6)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize(

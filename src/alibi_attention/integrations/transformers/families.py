@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomGelu, BloomMLP, BloomModel
 from transformers.models.falcon.modeling_falcon import FalconAttention, FalconMLP, FalconModel
-from transformers.models.mpt.modeling_mpt import MptAttention, MptBlock, MptMLP, MptModel
+from transformers.models.mpt.modeling_mpt import MptAttention, MptMLP, MptModel
 
 from alibi_attention.integrations.transformers.hooks import remove_hooks
 from alibi_attention.integrations.transformers.native import (
     ALiBiBloomAttention,
     ALiBiFalconAttention,
     ALiBiMptAttention,
-    ALiBiMptBlock,
     FusedBloomGelu,
     LeanBloomMLP,
 )
@@ -109,7 +108,7 @@ FAMILIES = {
     ),
     "mpt": Family(
         ALiBiMptAttention.slopes,
-        ((MptAttention, ALiBiMptAttention), (MptBlock, ALiBiMptBlock), (MptMLP, OneTokenMptMLP)),
+        ((MptAttention, ALiBiMptAttention), (MptMLP, OneTokenMptMLP)),
         MptModel,
         _mpt_without_bias,
         _mpt_with_bias,

@@ -17,7 +17,7 @@ _HEARD = "_alibi_heard"
 _WINDOW = "_alibi_window"
 ASKED, PACKED = "asked", "packed"
 # What attention functions of Transformers take besides, and ours has no part in.
-_FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask", "sinks")
+FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask", "sinks")
 
 
 def alibi_forward(
@@ -53,7 +53,7 @@ def alibi_forward(
             "own positions still; call alibi_attention.integrations.transformers.replace_positions(model) first"
         )
     refuse_weights(kwargs.get("output_attentions"))
-    foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
+    foreign = [name for name in FOREIGN if kwargs.get(name) is not None]
     if foreign:
         raise ValueError(
             f"{foreign[0]}: expected None with attn_implementation='alibi', got one; it would change scores"

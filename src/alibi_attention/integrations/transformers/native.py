@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomGelu, BloomMLP, dropout_add
 from transformers.models.falcon.modeling_falcon import FalconAttention
-from transformers.models.mpt.modeling_mpt import MptAttention, MptBlock
+from transformers.models.mpt.modeling_mpt import MptAttention
 
 from alibi_attention.integrations.transformers.attention import attend, give_slopes, refuse_weights
 from alibi_attention.integrations.transformers.masks import key_mask_of
@@ -37,11 +37,9 @@ class ALiBiBloomAttention(BloomAttention):  # type: ignore[misc]
         attention_mask: Tensor | None,
         layer_past: Any = None,
         use_cache: bool = False,  # noqa: ARG002
-        output_attentions: bool = False,
-        **_: Any,
+        output_attentions: bool = False,  # noqa: ARG002
     ) -> tuple[Tensor, None]:
         """As BloomAttention; no weights are returned."""
-        refuse_weights(output_attentions)
         context = attend(
             self, list(self._reshape(through(self.query_key_value, hidden_states))), cache=layer_past,
             attention_mask=attention_mask, scale=self.inv_norm_factor,
@@ -143,7 +141,6 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
         position_bias: Tensor | None,  # noqa: ARG002
         past_key_values: Any = None,
         attention_mask: Tensor | None = None,
-        **_: Any,
     ) -> tuple[Tensor, None]:
         """As MptAttention; no weights are returned."""
         mixed = through(self.Wqkv, hidden_states)
@@ -156,15 +153,6 @@ class ALiBiMptAttention(MptAttention):  # type: ignore[misc]
             dropout_p=self.attn_dropout_p if self.training else 0.0,
         )  # fmt: skip
         return through(self.out_proj, context), None
-
-
-class ALiBiMptBlock(MptBlock):  # type: ignore[misc]
-    """MptBlock, which alone is told that attention weights are wanted."""
-
-    def forward(self, *arguments: Any, output_attentions: bool = False, **options: Any) -> Any:
-        """As MptBlock; refuses weights, which are never formed."""
-        refuse_weights(output_attentions)
-        return super().forward(*arguments, output_attentions=output_attentions, **options)
 
 
 class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
@@ -201,7 +189,6 @@ class ALiBiFalconAttention(FalconAttention):  # type: ignore[misc]
         use_cache: bool = False,  # noqa: ARG002
         output_attentions: bool = False,
         position_embeddings: Any = None,  # noqa: ARG002
-        **_: Any,
     ) -> tuple[Tensor, None]:
         """As FalconAttention; no weights are returned."""
         refuse_weights(output_attentions)
