@@ -471,10 +471,21 @@ def test_what_the_operator_does_not_carry_is_refused():
     query = torch.randn(1, 4, 5, 8)
     with pytest.raises(ValueError, match="softcap: expected None"):
         alibi_forward(attention, query, query, query, None, softcap=30.0)
-    with pytest.raises(ValueError, match="output_attentions: expected False"):
-        alibi_forward(attention, query, query, query, None, output_attentions=True)
     with pytest.raises(ValueError, match="expected self-attention, as many keys as the 5 queries, got 3"):
         alibi_forward(attention, query, query[:, :, :3], query[:, :, :3], None, is_causal=False)
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL, "opt"])
+def test_attention_weights_are_refused(kind: str):
+    """GPT-2 would answer with none of them."""
+    model, ids, said = replace_positions(small(kind)), tokens(1, 8), r"^output_attentions: expected False, got True"
+    for part in (model, model.base_model):
+        with pytest.raises(ValueError, match=said):
+            part(ids, output_attentions=True)
+    model.config._output_attentions = True
+    with pytest.raises(ValueError, match=said):
+        logits(model, ids)
+    assert logits(model, ids, output_attentions=False).isfinite().all()
 
 
 def test_bert_as_a_decoder_is_causal(recorded: list):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alibi_attention.integrations.transformers.attention import refuse_weights, slopes_of
+from alibi_attention.integrations.transformers.attention import slopes_of
 from alibi_attention.integrations.transformers.context import attend_shared, context_of
 from alibi_attention.integrations.transformers.masks import Sight, key_mask_of, sight_by_mask
 from alibi_attention.ops import alibi_attention
@@ -52,7 +52,6 @@ def alibi_forward(
             f"attn_implementation: expected a model prepared for 'alibi', got a {type(module).__name__} that has its "
             "own positions still; call alibi_attention.integrations.transformers.replace_positions(model) first"
         )
-    refuse_weights(kwargs.get("output_attentions"))
     foreign = [name for name in FOREIGN if kwargs.get(name) is not None]
     if foreign:
         raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alibi_attention.integrations.transformers.attention import refuse_weights
 from alibi_attention.integrations.transformers.general import PACKED, heard
 from alibi_attention.integrations.transformers.hooks import NAMES, Arguments, hook_arguments, named_arguments
 from alibi_attention.integrations.transformers.masks import GENERAL, TRIED
@@ -69,6 +70,9 @@ def keep_packed_apart(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
             "would leave it without any; call disable(model) first"
         )
     named = named_arguments(module, args, kwargs)
+    # Not every layer is told, and a model would answer with none.
+    weights = named.get("output_attentions")
+    refuse_weights(config.output_attentions if weights is None else weights)
     ids, cache = named.get("position_ids"), named.get("past_key_values")
     is_first = cache is None or (not isinstance(cache, tuple) and _is_empty(cache))
     if ids is None or named.get("attention_mask") is not None or not is_first:
