@@ -87,16 +87,20 @@ def test_what_padding_holds_is_nothing_to_the_tokens(kind: str, side: str):
     assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("heads", [4, 6, 12, 40])
+# Of stock's error, ours at most: BLOOM rounds the bias to bfloat16, Falcon too and divides it, MPT adds it in float32.
+NEARER = {"bloom": 0.2, "mpt": 1.0, "falcon": 0.75, "falcon-mqa": 0.75, "falcon-gqa": 0.75}
+
+
+@pytest.mark.parametrize("heads", [4, 6, 12])
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_nearer_to_the_float32_model_than_stock_is(kind: str, heads: int):
     """The rest of the model rounds as well: at this length the bias is what tells the two apart."""
-    model, ids = small(kind, heads, **({"max_seq_len": 400} if kind == "mpt" else {})), tokens(1, 400)
+    model, ids = small(kind, heads, **({"max_seq_len": 1000} if kind == "mpt" else {})), tokens(1, 1000)
     exact = logits(model, ids)
     half = copy.deepcopy(model).to(torch.bfloat16)
     stock = (logits(half, ids).float() - exact).square().mean().sqrt()
     ours = (logits(enable(half), ids).float() - exact).square().mean().sqrt()
-    assert 0 < ours < 0.99 * stock
+    assert 0 < ours < NEARER[kind] * stock
 
 
 # Training
