@@ -46,7 +46,8 @@ def enable(model: Model, *, falcon_rounding: bool = True) -> Model:
 
     Raises:
         ValueError: where there is nothing to enable, the configuration asks for what the operator does not do, or a
-            layer's forward is not that of Transformers; the model is then as it was.
+            layer's forward is not that of Transformers; the model is then as it was. In a forward: for attention
+            weights, packed texts and what else would be passed over. In ``generate``: for a cache without use_cache.
     """
     check_module(model)
     check_flag("falcon_rounding", falcon_rounding)
