@@ -391,6 +391,15 @@ def test_folders_of_other_models(tmp_path: Path) -> None:
     assert "error: SOURCE: expected a causal language model and its tokenizer, got" in invoke(tmp_path, "x").stderr
 
 
+def test_a_model_after_replace_positions_is_told_from_one_without_alibi(tmp_path: Path) -> None:
+    save_model(tmp_path, "gpt2")
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "alibi_positions": {}}), encoding="utf-8")
+    refused = invoke(tmp_path, "x")
+    assert refused.exit_code == 2
+    assert f"got {tmp_path} (gpt2 after replace_positions)" in refused.stderr
+
+
 def tensors_of(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """Change the weights of a saved model."""
     from safetensors.torch import load, save

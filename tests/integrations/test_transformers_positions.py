@@ -506,6 +506,9 @@ def test_a_checkpoint_remembers_the_slopes(kind: str, tmp_path: Path) -> None:
         want = model.eval()(ids).logits
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
+    # With its own positions it would run, and be another model.
+    with pytest.raises(ValueError, match="call alibi_attention.integrations.transformers.replace_positions"):
+        loaded(ids)
     replace_positions(loaded)
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, want)
@@ -522,6 +525,8 @@ def test_a_checkpoint_remembers_the_slopes(kind: str, tmp_path: Path) -> None:
     assert loaded.config.alibi_positions == model.config.alibi_positions
     disable(model)
     assert not hasattr(model.config, "alibi_positions")
+    model.save_pretrained(tmp_path)
+    type(model).from_pretrained(tmp_path)(ids)
 
 
 def test_a_failed_call_leaves_what_an_earlier_one_did() -> None:

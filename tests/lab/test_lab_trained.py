@@ -326,6 +326,13 @@ def test_a_folder_of_another_version_is_left_to_that_version(copy: Path, tmp_pat
             assert done.stderr.partition(": ")[2].partition(": ")[2] == f"{complaint}\n  {remedy}\n"
 
 
+def test_a_model_of_transformers_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bloom"}', encoding="utf-8")
+    done = alibi("dissect", tmp_path)
+    assert done.exit_code == 2
+    assert f"got {tmp_path}, a model of Transformers" in done.stderr
+
+
 def test_text_that_may_have_been_seen_is_called_so(copy: Path) -> None:
     start = json.loads((copy / "config.json").read_text())
     start["corpus"]["fingerprint"] = "0" * 64

@@ -203,9 +203,10 @@ class Audit(Drafted):
             return full.to(out.device), full_lse.to(lse.device)
         worst = int(excess.argmax())
         row, head, token = (int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape))
-        share = math.exp(min(700.0, float(excess.flatten()[worst])))
+        nats = float(excess.flatten()[worst])
+        share = f"{math.exp(nats):.3g} times the softmax mass kept" if nats < 100 else "any share of the softmax mass"
         complaint = (
-            f"evicted keys may hold up to {share:.3g} times the softmax mass kept, tolerance "
+            f"evicted keys may hold up to {share}, tolerance "
             f"{math.exp(self._limit):.3g}, for the token at {self._store.length - query.shape[2] + token:,} "
             f"(batch row {row}, head {head}; {int((excess > self._limit).sum())} rows of this call)"
         )

@@ -46,14 +46,23 @@ def _refuse_other_weights(path: Path, info: dict[str, Any]) -> None:
         raise LabError("source", expected=expected, got=got, remedy="save the whole model into the folder")
 
 
-def _refuse_code(path: Path, transformers: Any) -> None:
-    """For a model whose code lies in its folder, which Transformers alone would ask about, or call unreadable."""
+def _refuse_by_config(path: Path, transformers: Any) -> None:
+    """For a model whose code lies in its folder, which Transformers alone would ask about, or call unreadable, and for
+    one after `replace_positions`, which has ALiBi and none of the families that are taken."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         # Said better by who reads the rest.
         return
-    if not isinstance(config, dict) or "auto_map" not in config:
+    if not isinstance(config, dict):
+        return
+    if "alibi_positions" in config:
+        raise LabError(
+            "source", expected="a BLOOM, an MPT or a Falcon with alibi=true",
+            got=f"{path} ({config.get('model_type')} after replace_positions)",
+            remedy="in Python load it, call replace_positions(model), and use its own generate()",
+        )  # fmt: skip
+    if "auto_map" not in config:
         return
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in transformers.CONFIG_MAPPING:
@@ -89,7 +98,7 @@ class PretrainedSource:
         # Its bars and tables would stand between the text and its figures.
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        _refuse_code(path, transformers)
+        _refuse_by_config(path, transformers)
         # Never asked about, least of all where a prompt comes from the keyboard: code of a folder is not run.
         safely = {"trust_remote_code": False}
         try:

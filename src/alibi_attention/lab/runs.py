@@ -360,8 +360,11 @@ class RunFolder:
         if older:
             start = brought_up_to_date(start)
         version = start.get("schema_version")
+        expected = f"a run folder of schema version {SCHEMA_VERSION}"
+        if version is None and "model_type" in start:
+            got, remedy = f"{self.root}, a model of Transformers", "name one that alibi extrapolate wrote"
+            raise LabError("run", expected=expected, got=got, remedy=remedy)
         if version != SCHEMA_VERSION:
-            expected = f"a run folder of schema version {SCHEMA_VERSION}"
             remedy = "use the version of alibi-attention that started it"
             if version in OLDER:
                 remedy += "; of this one alibi dissect, generate and export do with its weights"

@@ -151,11 +151,16 @@ def _conjunction(mask_function: Callable[..., Any]) -> tuple[Callable[..., Any],
 
 def _checked(mask: Tensor, kv_length: int, kv_offset: int, is_static: bool) -> Tensor | None:
     length = mask.shape[1]
+    if is_static and length > kv_length + kv_offset:
+        raise ValueError(
+            f"past_key_values: expected room for the {length} tokens that attention_mask speaks of, got a cache of fixed "
+            f"length {kv_length + kv_offset}, which is full; make a longer one, or use one that grows (DynamicCache)"
+        )
     if length > kv_length + kv_offset or (length < kv_length + kv_offset and not is_static):
         raise ValueError(
             f"attention_mask: expected one column for each of the {kv_length + kv_offset} tokens, those in the cache "
-            f"included, got shape {tuple(mask.shape)}; where generate() makes it for a cache of fixed length, use one "
-            "that grows (DynamicCache)"
+            f"included, got shape {tuple(mask.shape)}; pass the mask of the whole text, and for another text a new "
+            "cache, or this one after reset()"
         )
     if torch.compiler.is_compiling():
         # Nothing of a value can be branched on here; what is asserted stops the run that meets it.

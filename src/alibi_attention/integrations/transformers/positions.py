@@ -39,6 +39,10 @@ Model = TypeVar("Model", bound=nn.Module)
 _BEFORE = "_alibi_before"
 # What a checkpoint's config.json remembers: {"slopes": [one number a head], "causal": whether attention is}.
 REMEMBERED = "alibi_positions"
+# What a configuration hands to whoever loads it: a checkpoint then asks for ours, which refuses until it is called again,
+# or, where this package was not imported, for what Transformers does not know. Without, it would load with its own
+# positions, in silence.
+_ASKS = "attn_implementation"
 # Tables of learned positions, by the names Transformers gives them.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"}
 # Some models scale queries by a step function of the position, whose first step is thousands of tokens wide.
@@ -52,8 +56,8 @@ def replace_positions(model: Model, slopes: Tensor | None = None) -> Model:
     length any more. That the output no longer depends on position ids is then tried out, on six tokens, at near
     positions and beyond a million. The model must choose its attention by name, as Llama, Qwen3, GPT-2, BERT and
     ModernBERT do; it need not have been loaded with ``attn_implementation="alibi"``, which this sets. A checkpoint's
-    config.json remembers the slopes, under "alibi_positions", and Transformers does not look there: call this again
-    after loading one.
+    config.json remembers the slopes, under "alibi_positions", and asks for this attention: call this again after
+    loading one, which refuses to run until then.
 
     Args:
         model: a PreTrainedModel with weights, no encoder-decoder. ``model.config`` is a copy from then on, so that
@@ -104,7 +108,7 @@ def _replace(model: Model, part: Any, slopes: Tensor | None) -> Model:
         # They are off already.
         for layer in layers:
             give_slopes(layer, slopes)
-        setattr(config, REMEMBERED, remembered)
+        _remember(config, remembered)
         return model
     name = before if before not in (GENERAL, None) else "sdpa"
     config._attn_implementation_internal = name
@@ -133,7 +137,7 @@ def _replace(model: Model, part: Any, slopes: Tensor | None) -> Model:
         with in_evaluation(part):
             try_packing(part, layers, probe_of(part))
         config._attn_implementation_internal = GENERAL
-        setattr(config, REMEMBERED, remembered)
+        _remember(config, remembered)
     except BaseException:
         restore_positions(model)
         config._attn_implementation_internal = before
@@ -174,6 +178,11 @@ def _deaf(part: PreTrainedModel, layers: list[nn.Module]) -> str:
     )
 
 
+def _remember(config: Any, slopes: dict[str, Any]) -> None:
+    setattr(config, REMEMBERED, slopes)
+    setattr(config, _ASKS, GENERAL)
+
+
 def _remembered(held: Any, heads: int) -> Tensor:
     """The slopes of a configuration."""
     try:
@@ -194,7 +203,8 @@ def restore_positions(model: nn.Module) -> None:
         if not isinstance(part, PreTrainedModel) or _BEFORE not in vars(part):
             continue
         part.config._attn_implementation_internal, held = vars(part).pop(_BEFORE)
-        vars(part.config).pop(REMEMBERED, None)
+        for name in (REMEMBERED, _ASKS):
+            vars(part.config).pop(name, None)
         if held is not None:
             setattr(part.config, REMEMBERED, held)
         for module in part.modules():
