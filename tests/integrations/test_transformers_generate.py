@@ -274,7 +274,7 @@ def test_a_static_cache_that_is_full_is_called_so():
     model, ids, mask = enable(small("bloom")), tokens(2, 12), torch.ones(2, 12, dtype=torch.long)
     mask[0, :3] = 0
     cache = StaticCache(config=model.config, max_cache_len=16)
-    with pytest.raises(ValueError, match="^past_key_values: expected room for the 17 tokens .* fixed length 16, which"):
+    with pytest.raises(ValueError, match=r"^past_key_values: expected room for the 17 tokens .* fixed length 16,"):
         model.generate(
             ids, attention_mask=mask, past_key_values=cache, max_new_tokens=8, do_sample=False, eos_token_id=None
         )

@@ -507,7 +507,7 @@ def test_a_checkpoint_remembers_the_slopes(kind: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
     # With its own positions it would run, and be another model.
-    with pytest.raises(ValueError, match="call alibi_attention.integrations.transformers.replace_positions"):
+    with pytest.raises(ValueError, match=r"call alibi_attention.integrations.transformers.replace_positions"):
         loaded(ids)
     replace_positions(loaded)
     with torch.no_grad():

@@ -153,8 +153,8 @@ def _checked(mask: Tensor, kv_length: int, kv_offset: int, is_static: bool) -> T
     length = mask.shape[1]
     if is_static and length > kv_length + kv_offset:
         raise ValueError(
-            f"past_key_values: expected room for the {length} tokens that attention_mask speaks of, got a cache of fixed "
-            f"length {kv_length + kv_offset}, which is full; make a longer one, or use one that grows (DynamicCache)"
+            f"past_key_values: expected room for the {length} tokens that attention_mask speaks of, got a cache of "
+            f"fixed length {kv_length + kv_offset}, which is full; make a longer one, or take a DynamicCache"
         )
     if length > kv_length + kv_offset or (length < kv_length + kv_offset and not is_static):
         raise ValueError(

@@ -39,9 +39,9 @@ Model = TypeVar("Model", bound=nn.Module)
 _BEFORE = "_alibi_before"
 # What a checkpoint's config.json remembers: {"slopes": [one number a head], "causal": whether attention is}.
 REMEMBERED = "alibi_positions"
-# What a configuration hands to whoever loads it: a checkpoint then asks for ours, which refuses until it is called again,
-# or, where this package was not imported, for what Transformers does not know. Without, it would load with its own
-# positions, in silence.
+# What a configuration hands to whoever loads it: a checkpoint then asks for ours, which refuses until positions are
+# replaced again, or, where this package was not imported, for what Transformers does not know. Without, it would load
+# with its own positions, in silence.
 _ASKS = "attn_implementation"
 # Tables of learned positions, by the names Transformers gives them.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions"}
