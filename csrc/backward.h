@@ -34,6 +34,11 @@ struct BackwardSpace {
     alignas(64) float lse_rest[kBlock];
     alignas(64) float mean[kBlock];   // flow . out - gradient of lse
     alignas(64) float slope[kBlock];  // sums of grad_scores * distance
+    // What a row's gradients of scores add up to is the gradient of its lse, but for what rounding the output did to
+    // `mean`: that is in every one of them, by its weight, and so in `slope` by the row's mean distance.
+    alignas(64) float grad_lse[kBlock];
+    alignas(64) float total[kBlock];  // sums of grad_scores
+    alignas(64) float away[kBlock];   // sums of weights * distance
     bool finite;                      // whether all of query_rows and flow_rows is
 };
 
@@ -104,13 +109,13 @@ static void retrace(
     // Gradients of the scores
     by_lanes(block.rows, [&](auto vectors, int lane) __attribute__((always_inline)) {
         constexpr int V = decltype(vectors)::value;
-        Floats mean[V], reach[V], slope[V];
+        Floats mean[V], reach[V], slope[V], total[V], away[V];
         Ints lower[V], upper[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
             mean[v] = load(space.mean + lane + v * kWidth);
             reach[v] = load(block.stand + lane + v * kWidth) + tile.shift;
-            slope[v] = Floats{};
+            slope[v] = total[v] = away[v] = Floats{};
             if (Is::kMasked) {
                 lower[v] = load_ints(tile.lower + lane + v * kWidth);
                 upper[v] = load_ints(tile.upper + lane + v * kWidth);
@@ -152,14 +157,20 @@ static void retrace(
                         const Ints key = splat_int(row + r);
                         grad = select((lower[v] <= key) & (key < upper[v]), grad, Floats{});
                     }
-                    if (kBias) slope[v] += grad * distance;
+                    if (kBias) {
+                        slope[v] += grad * distance;
+                        total[v] += grad;
+                        away[v] += weight * distance;
+                    }
                     store(space.grad_scores + at, grad);
                 }
         });
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
-            float* at = space.slope + lane + v * kWidth;
-            store(at, load(at) + slope[v]);
+            const int at = lane + v * kWidth;
+            store(space.slope + at, load(space.slope + at) + slope[v]);
+            store(space.total + at, load(space.total + at) + total[v]);
+            store(space.away + at, load(space.away + at) + away[v]);
         }
     });
     if constexpr (Is::kPairs && kHasMatrixUnit) {
@@ -219,7 +230,7 @@ static void begin_block(const Backward& run, BackwardSpace& space, const Share& 
         const float lse = call.lse[row + i];
         if (lse == -kInfinity) {
             space.lse[i] = kInfinity;
-            space.mean[i] = 0.0f;
+            space.mean[i] = space.grad_lse[i] = 0.0f;
             __builtin_memset(flow, 0, static_cast<size_t>(run.value_stride) * 4);
             flows[i] = reinterpret_cast<const char*>(flow);
             continue;
@@ -231,14 +242,16 @@ static void begin_block(const Backward& run, BackwardSpace& space, const Share& 
         const double bits = lse * 1.44269504088896340736;
         space.lse[i] = static_cast<float>(bits);
         if (is_finite(space.lse[i])) space.lse_rest[i] = static_cast<float>(bits - space.lse[i]);
-        space.mean[i] = products(call.type, out, flow, call.value_dim).with_center -
-                        (call.grad_lse ? call.grad_lse[row + i] : 0.0f);
+        space.grad_lse[i] = call.grad_lse ? call.grad_lse[row + i] : 0.0f;
+        space.mean[i] = products(call.type, out, flow, call.value_dim).with_center - space.grad_lse[i];
     }
     for (int i = block.rows; i < kBlock; ++i) {
         space.lse[i] = kInfinity;
         space.mean[i] = 0.0f;
     }
     __builtin_memset(space.slope, 0, sizeof space.slope);
+    __builtin_memset(space.total, 0, sizeof space.total);
+    __builtin_memset(space.away, 0, sizeof space.away);
     if (pairs)
         pack_block_pairs(space.flow, flows, block.rows, call.value_dim);
     else
@@ -278,7 +291,10 @@ static void end_block(const Backward& run, BackwardSpace& space) {
         rows[i] = const_cast<char*>(row_of(call.grad_query, call.type, block.batch, block.head, block.first_row + i));
     unpack_transposed(rows, call.type, space.grad_query, block.rows, call.head_dim, factors);
     double slope = 0.0;
-    for (int i = 0; i < block.rows; ++i) slope -= space.slope[i];
+    for (int i = 0; i < block.rows; ++i) {
+        const double stray = static_cast<double>(space.total[i]) - space.grad_lse[i];
+        slope -= space.slope[i] - stray * space.away[i];
+    }
     run.slope_parts[(block.batch * call.heads + block.head) * run.blocks + block.number] = slope;
 }
 

@@ -268,14 +268,14 @@ def check_slopes(slopes: Tensor, batch: int, num_heads: int, q_len: int | None =
 def check_scalars(scale: float, dropout_p: float, tolerance: float) -> None:
     for name, value in (("scale", scale), ("dropout_p", dropout_p), ("tolerance", tolerance)):
         if not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
-            raise ValueError(f"{name}: expected a number, got {value!r}")
+            raise ValueError(f"{name}: expected a number, got {value!r}; leave it out for the default")
     if not -_STEEPEST < scale < _STEEPEST:
         raise ValueError(
             f"scale: expected a number between -{_STEEPEST:g} and {_STEEPEST:g}, got {scale!r}; the default is "
             "1 / sqrt(head_dim)"
         )
     if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: expected a probability in [0, 1), got {dropout_p!r}")
+        raise ValueError(f"dropout_p: expected a probability in [0, 1), got {dropout_p!r}; 0.0 drops nothing")
     if not 0.0 <= tolerance < 1.0:
         raise ValueError(
             f"tolerance: expected a share of softmax mass in [0, 1), got {tolerance!r}; "
@@ -325,7 +325,8 @@ def check_window(window: tuple[int | None, int | None] | None) -> tuple[int, int
     proper = isinstance(window, (tuple, list)) and len(window) == 2
     if not proper or not all(side is None or (is_integer(side) and side >= 0) for side in map(plain, window)):
         raise ValueError(
-            f"window: expected (left, right) in tokens, each at least 0 or None for unbounded, got {window!r}"
+            f"window: expected (left, right) in tokens, each at least 0 or None for unbounded, got {window!r}; "
+            "(n, 0) is the n tokens before each and itself"
         )
     # Beyond any length, and far below where sums of positions would wrap around.
     left, right = (UNBOUNDED if side is None else min(side, FURTHEST) for side in map(plain, window))
@@ -334,11 +335,13 @@ def check_window(window: tuple[int | None, int | None] | None) -> tuple[int, int
 
 def check_query_offset(offset: int | Tensor, batch: int, device: torch.device) -> None:
     if not isinstance(offset, Tensor):
-        if not is_integer(offset) or abs(offset) > FURTHEST:
+        if not is_integer(offset):
             raise ValueError(
                 f"query_offset: expected an int or a ({batch},) integer tensor, one for each batch element, "
                 f"got {offset!r}"
             )
+        if abs(offset) > FURTHEST:
+            raise ValueError(f"query_offset: expected at most 2^40 either way, got {offset}; distances count from 0")
         return
     if tuple(offset.shape) != (batch,) or offset.dtype not in (torch.int32, torch.int64):
         raise ValueError(

@@ -56,7 +56,9 @@ def reference_gradients(
         dq_i     = scale sum_j dS_ij k_j                    dk_j  = scale sum_i dS_ij q_i
         dv_j     = sum_i P_ij do_i                          dm    = -sum_ij dS_ij |p_i - j|
 
-    Dropout multiplies P in dv and dP by its factors. Key and value gradients sum over the query heads they share.
+    Over j, dS_ij add up to dlse_i; what they do besides comes of the rounding of out_i, is in each by P_ij, and is
+    taken off dm as that: a row whose keys are all far would have it times their distance. Dropout multiplies P in dv
+    and dP by its factors. Key and value gradients sum over the query heads they share.
 
     Returns:
         Those of query, key and value in their dtypes, and of slopes as (batch, num_heads).
@@ -75,6 +77,7 @@ def reference_gradients(
     grad_scores = weights * (grad_weights - mean.masked_fill(massless, 0.0))
     grad_scores = grad_scores.masked_fill(~dense.seen, 0.0)
     by_key = dense.seen.transpose(-1, -2)
+    stray = grad_scores.sum(-1) - grad_lse.to(work).masked_fill(massless.squeeze(-1), 0.0)
 
     def shared(total: Tensor) -> Tensor:
         return total.view(problem.batch, problem.num_kv_heads, group, *total.shape[2:]).sum(2)
@@ -86,7 +89,7 @@ def reference_gradients(
         grad_query.to(problem.dtype),
         shared(grad_key).to(problem.dtype),
         shared(grad_value).to(problem.dtype),
-        -(grad_scores * dense.distance).sum((-1, -2)),
+        -((grad_scores * dense.distance).sum(-1) - stray * (weights * dense.distance).sum(-1)).sum(-1),
     )
 
 

@@ -187,6 +187,9 @@ def _sweep_back(tiles: _Tiles, work: Work, saved: Saved, grad_out: Tensor, grad_
     mean = (flow * saved.out[block.at].to(tiles.dtype)).sum(-1, keepdim=True) - grad_lse[block.at].unsqueeze(-1)
     mean = mean.masked_fill(massless, 0.0)
     grad_query = torch.zeros_like(queries)
+    # As in the reference: what a row's gradients of scores add up to beside that of its lse, and its mean distance.
+    stray = -grad_lse[block.at].masked_fill(massless.squeeze(-1), 0.0)
+    away = torch.zeros_like(stray)
     for keys in work.chunks:
         chunk = tiles.chunk(work, queries, keys)
         weights = chunk.scores.sub_(lse).exp_()
@@ -207,8 +210,12 @@ def _sweep_back(tiles: _Tiles, work: Work, saved: Saved, grad_out: Tensor, grad_
         _add_to_key_heads(grads.value, add_value, block, keys, problem.group_size)
         if not problem.learned_slopes:
             continue
-        # In place: the chunk's scores are not needed again.
+        stray += grad_scores.sum(-1)
+        # In place: the chunk's scores and weights are not needed again.
         grads.slopes[block.batches, block.heads] -= grad_scores.mul_(chunk.distance).sum((-1, -2))
+        away += chunk.distance.mul(weights).sum(-1)
+    if problem.learned_slopes:
+        grads.slopes[block.batches, block.heads] += (stray * away).sum(-1)
     grads.query[block.at] = (grad_query * problem.scale).to(grads.query.dtype)
 
 

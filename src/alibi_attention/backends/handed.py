@@ -1,16 +1,27 @@
 """What the operators are handed, held against itself: a kernel reads memory by the sizes that it is told.
 
-`alibi_attention` has checked its arguments long before; these are for operators called by hand, and for saved tensors
-that hooks have brought back as something else.
+`alibi_attention` has checked its arguments long before; these are for operators called by hand, for saved tensors that
+hooks have brought back as something else, and for values that a compiler had none of when arguments were checked.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
 
 from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
-from alibi_attention.problem import Problem, Saved, check_scalars, check_tensors
+from alibi_attention.problem import (
+    Problem,
+    Saved,
+    check_finite_slopes,
+    check_key_mask,
+    check_packed,
+    check_query_offset,
+    check_scalars,
+    check_tensors,
+)
 
 _INTEGERS = (torch.int32, torch.int64)
 _FLOATS = (torch.float32, torch.float64)
@@ -20,7 +31,9 @@ def check_handed(problem: Problem, query: Tensor, key: Tensor, value: Tensor, sl
     """The arguments of the forward operator.
 
     Raises:
-        ValueError: for a tensor whose shape, dtype or device does not go with the others.
+        ValueError: for a tensor whose shape, dtype or device does not go with the others, and for values of cu_seqlens
+            that are no bounds of the sequences, where they can be read without waiting; with ALIBI_DEBUG=1 for all that
+            `alibi_attention` says of values, on any device.
     """
     check_tensors(query, key, value, slopes)
     check_scalars(problem.scale, problem.dropout_p, problem.tolerance)
@@ -32,6 +45,17 @@ def check_handed(problem: Problem, query: Tensor, key: Tensor, value: Tensor, sl
     for name, starts in (("cu_seqlens", problem.cu_seqlens), ("cu_seqlens_k", problem.cu_seqlens_k)):
         if starts is not None:
             _expect(name, starts, (max(starts.numel(), 2),), _INTEGERS, device)
+    if problem.cu_seqlens is not None:
+        # Kernels write where it says.
+        check_packed(
+            problem.cu_seqlens, problem.cu_seqlens_k, batch, problem.q_len, problem.k_len, device=device,
+            alone=problem.key_mask is None and not isinstance(problem.query_offset, Tensor),
+        )  # fmt: skip
+    if os.environ.get("ALIBI_DEBUG") == "1":
+        check_finite_slopes(slopes, problem.compute_dtype)
+        check_query_offset(problem.query_offset, batch, device)
+        if problem.key_mask is not None:
+            check_key_mask(problem.key_mask, batch, problem.k_len, device)
     if problem.dropout_p > 0.0:
         if problem.seed is None:
             raise ValueError(f"seed: expected an int64 scalar with dropout_p={problem.dropout_p:g}, got None")
