@@ -104,7 +104,8 @@ def test_missing_and_foreign_folders(alibi: Invoke, run: Path, tmp_path: Path) -
     assert f"got {tmp_path}, which has no config.json" in refused(alibi, tmp_path, output)
     assert "expected a method of the run" in refused(alibi, run / "alibbi", output)
     for text, words in (
-        ('{"model_type": "mpt"}', "expected a run folder of schema version 3, got version None"),
+        ('{"model_type": "mpt"}', "run, a model of Transformers"),
+        ('{"seed": 3}', "expected a run folder of schema version 3, got version None"),
         ("{", "expected a config.json as it was written"),
         ("[]", "which holds something else"),
     ):
