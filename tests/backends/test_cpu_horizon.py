@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alibi_attention import alibi_attention, alibi_slopes
+from alibi_attention import KVCache, alibi_attention, alibi_slopes
 from alibi_attention.backends import native
 from alibi_attention.backends.native import BLOCK_Q, PLAN
 from alibi_attention.call import call_arguments
@@ -177,3 +177,17 @@ def test_rows_of_a_last_block_that_is_not_full_pass_over_what_a_full_one_does():
     _, _, plan = forward_with_plan(tensors, slopes=slopes)
     assert (plan[:, -1, 1] == 23).all()
     assert (plan[:, -1, 0] == 22).all(), plan[:, -1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slope", [1e20, 1e28, 1e30, 1e36])
+def test_what_is_not_finite_is_not_skipped_however_steep_the_slope(slope: float, dtype: torch.dtype) -> None:
+    """A tile that is never to be skipped has a finite bound, from which distances are subtracted."""
+    query, key, value = (t[:, :1].to(dtype) for t in inputs(1024))
+    value[0, 0, 3, 5] = torch.nan
+    slopes = torch.tensor([slope])
+    out = alibi_attention(query, key, value, slopes, backend="cpu")
+    assert out[0, 0, 3:].isnan().any(-1).all()
+    cache = KVCache()
+    cache.append(key, value)
+    assert cache.attend(query[:, :, -1:], slopes, backend="cpu").isnan().any()
