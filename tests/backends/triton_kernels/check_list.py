@@ -10,6 +10,7 @@ import checks_decoding as decoding
 import checks_device as gpu
 import checks_horizon as horizon
 import checks_options as options
+import checks_packing as packing
 import checks_shapes as shapes
 import torch
 from checks_shapes import DTYPES, LENGTHS
@@ -61,6 +62,8 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
     for dtype in DTYPES:
         yield Check(f"positions near 2^20, {_name(dtype)}", partial(shapes.far_positions, dtype))
     yield Check("rows 34 million elements apart", shapes.rows_far_apart)
+    for dtype in DTYPES[1:]:
+        yield Check(f"gradients of slopes, {_name(dtype)}", partial(shapes.gradients_of_slopes, dtype))
     for dtype in DTYPES[::2] if quick else DTYPES:
         yield Check(f"dropout, {_name(dtype)}", partial(options.dropout, dtype), cost=14)
     yield Check("dropout masks are those of the common generator", options.dropout_masks, cost=2)
@@ -68,7 +71,10 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
     for window in options.WINDOWS:
         left, right = ("open" if side is None else side for side in window)
         yield Check(f"window {left} to {right}", partial(options.windows, window), cost=14)
-    yield Check("packing", options.packing, cost=21)
+    yield Check("packing", packing.packing, cost=21)
+    yield Check("packing within the horizon", packing.packing_within_the_horizon, cost=22, family="packed")
+    for number in range(2 if quick else 6):
+        yield Check(f"many packed, {number}", partial(packing.many_packed, number), cost=14, family="packed")
     yield Check("offsets", options.offsets, cost=21)
     yield Check("what is not finite stays with those who see it", options.not_finite)
     for kv_heads in (1, 3) if quick else (1, 2, 3, 6):

@@ -6,14 +6,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from kernel_calls import BACKEND, Call, blocks, make_call, unwarned
+from kernel_calls import BACKEND, Call, blocks, make_call, planned, unwarned
 from kernel_limits import compare, within
 from operator_budget import NAMES
 from sample_kernels import masked_tiles
 from torch import Tensor
 
 from alibi_attention import alibi_attention
-from alibi_attention.backends.triton import TritonBackend
 from alibi_attention.horizon import BLOCK_K, BLOCK_Q
 
 
@@ -53,20 +52,7 @@ def one_tile_on_the_diagonal(device: str) -> None:
 
 
 def _plan(call: Call, **changes: Any) -> Tensor:
-    """(batch, heads, blocks of 128 queries, 3): first tile of 64 keys, end tile, and one kept apart or -1."""
-    plans = []
-    whole = TritonBackend.forward
-
-    def forward(self: TritonBackend, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        result = whole(self, *given)
-        plans.append(result[2])
-        return result
-
-    with mock.patch.object(TritonBackend, "forward", forward):
-        alibi_attention(*call.tensors, **{**call.options, **changes}, backend=BACKEND)
-    batch, heads, rows = call.query.shape[:3]
-    blocks_of_queries = -(-rows // BLOCK_Q)
-    return plans[0][: batch * heads * blocks_of_queries * 3].view(batch, heads, blocks_of_queries, 3)
+    return planned(call, lambda: alibi_attention(*call.tensors, **{**call.options, **changes}, backend=BACKEND))
 
 
 def dropped_mass(is_causal: bool, device: str) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the kernels: dropout, padding, windows, packed sequences, offsets."""
+"""Checks of the kernels: dropout, padding, windows, offsets."""
 
 from __future__ import annotations
 
@@ -58,14 +58,6 @@ def windows(window: tuple[int | None, int | None], device: str) -> None:
     for is_causal in (True, False):
         few = {"heads": 2, "kv_heads": 1, "slopes": (0.3, 0.0)}
         compare(make_call(device, q_len=150, window=window, is_causal=is_causal, **few))
-
-
-def packing(device: str) -> None:
-    bounds = torch.tensor([0, 5, 5, 70, 71, 200], dtype=torch.int32)
-    other = torch.tensor([0, 9, 40, 100, 101, 150], dtype=torch.int32)
-    compare(make_call(device, q_len=200, cu_seqlens=bounds))
-    compare(make_call(device, q_len=200, k_len=150, cu_seqlens=bounds, cu_seqlens_k=other, is_causal=False))
-    compare(make_call(device, q_len=200, cu_seqlens=bounds, window=(30, 0), dtype=torch.bfloat16))
 
 
 def offsets(device: str) -> None:

@@ -60,6 +60,16 @@ def far_positions(dtype: torch.dtype, device: str) -> None:
     within("position 2^20 costs more than fp32 must", (out.double() - near.double()).abs().max(), limit)
 
 
+def gradients_of_slopes(dtype: torch.dtype, device: str) -> None:
+    """They have nothing of the output's rounding in them, which distances would make the most of where keys are far."""
+    for settings in ({"q_len": 300}, {"q_len": 64, "k_len": 300}, {"q_len": 64, "k_len": 300, "query_offset": 5000}):
+        for is_causal in (True, False):
+            call = make_call(device, dtype=dtype, is_causal=is_causal, slopes=(0.0, 0.001, 0.01, 0.1), **settings)
+            call.grad_lse.zero_()
+            ours, exact = call.run()[5].double(), call.oracle()[5]
+            within(f"part of a slope's gradient, {settings}", ((ours - exact) / exact).abs().max(), 2e-3)
+
+
 def rows_far_apart(device: str) -> None:
     """A pool of tokens with room for many layers each: within a tile of 64 rows lie more than 2^31 elements."""
     step, few = 34_200_000, {"heads": 1, "kv_heads": 1, "head_dim": 16, "slopes": (0.1,), "dtype": torch.float16}

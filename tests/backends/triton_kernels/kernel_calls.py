@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from alibi_attention import alibi_attention
+from alibi_attention.backends.triton import TritonBackend
+from alibi_attention.horizon import BLOCK_Q
 
 BACKEND = "triton"
 LAYOUTS = ("guarded", "transposed", "padded")
@@ -89,6 +91,27 @@ def make_call(
     grad_lse = torch.randn(batch, heads, q_len, generator=generator).to(device)
     slopes = torch.as_tensor(slopes, dtype=torch.float32).to(device)
     return Call(query, key, value, slopes, grad_out, grad_lse, moved(options, device))
+
+
+def planned(call: Call, run: Callable[[], object]) -> Tensor:
+    """The plan that ``run``, which makes the call, leaves to backward: (batch, heads, blocks of up to 128 queries, 3),
+    first tile of 64 keys, end tile, and one kept apart or -1.
+    """
+    plans = []
+    whole = TritonBackend.forward
+
+    def forward(self: TritonBackend, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        result = whole(self, *given)
+        plans.append(result[2])
+        return result
+
+    with mock.patch.object(TritonBackend, "forward", forward):
+        run()
+    batch, heads, rows = call.query.shape[:3]
+    blocks = -(-rows // BLOCK_Q)
+    if "cu_seqlens" in call.options:
+        blocks += len(call.options["cu_seqlens"]) - 2
+    return plans[0][: batch * heads * blocks * 3].view(batch, heads, blocks, 3)
 
 
 def moved(options: dict[str, Any], device: str) -> dict[str, Any]:

@@ -61,6 +61,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "padded": {"key_mask": torch.empty(2, 300, dtype=torch.bool, **META)},
     "long and padded": {"q_len": 3000, "key_mask": torch.empty(2, 3000, dtype=torch.bool, **META)},
     "packed": PACKED,
+    "long and packed": {**PACKED, "q_len": 3000},
     "packed apart": {**PACKED, "k_len": 200, "cu_seqlens_k": torch.empty(4, dtype=torch.int32, **META)},
     "dropout": {"dropout_p": 0.3},
     "dropout of next to nothing": {"dropout_p": 1e-12},
@@ -99,12 +100,22 @@ def test_programs_cover_every_row_and_key(recorded: Recorded) -> None:
         programs = math.prod(start.grid)
         assert 0 < programs < 2**31, start.name
         sizes = start.everything
-        if start.name in ("forward_kernel", "query_kernel", "rows_kernel"):
-            assert programs == pairs * -(-problem.q_len // sizes["block_m"]), start.name
+        whole = -(-problem.q_len // 128)
+        if problem.cu_seqlens is not None:
+            # A sequence ends a block wherever it ends.
+            whole += len(problem.cu_seqlens) - 2
+        if start.name in ("forward_kernel", "query_kernel", "mend_forward_kernel", "mend_query_kernel"):
+            rows = sizes["at_once"] if "mend" in start.name else sizes["block_m"]
+            blocks = -(-problem.q_len // rows) if problem.cu_seqlens is None else whole * (128 // rows)
+            assert programs == pairs * blocks, start.name
+            assert sizes["entries"] == whole, start.name
+        elif start.name == "rows_kernel":
+            assert programs == pairs * -(-problem.q_len // sizes["block_m"])
+        elif start.name == "plan_kernel":
+            assert programs == pairs * whole
+            assert sizes["entries"] == whole
         elif start.name == "key_kernel":
             assert programs == shared * -(-problem.k_len // sizes["block_n"])
-        elif start.name in ("mend_forward_kernel", "mend_query_kernel"):
-            assert programs == pairs * -(-problem.q_len // sizes["at_once"]), start.name
         elif start.name == "mend_key_kernel":
             assert programs == shared * -(-problem.k_len // sizes["at_once"])
         elif start.name == "split_kernel":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alibi_attention.backends.triton import packing
 from alibi_attention.problem import FURTHEST, UNBOUNDED, Problem
 from alibi_attention.visibility import mask_range, row_ranges
 
@@ -36,11 +37,11 @@ def visibility(problem: Problem) -> dict[str, Any]:
     """What the kernels need to know which keys a row sees: numbers, or tensors left on the device."""
     left, right = (_OPEN if side == UNBOUNDED else side for side in problem.window)
     found: dict[str, Any] = dict.fromkeys(
-        ("offsets", "key_range", "position_of", "lower_of", "upper_of"),
+        ("offsets", "key_range", "position_of", "lower_of", "upper_of", "row_blocks"),
     )
     found |= {
         "q_len": problem.q_len, "k_len": problem.k_len, "offset": 0, "left": left,
-        "right": 0 if problem.is_causal else right, "plain": is_plain(problem),
+        "right": 0 if problem.is_causal else right, "plain": is_plain(problem), "entries": packing.most_blocks(problem),
     }  # fmt: skip
     if problem.is_packed:
         position, lower, upper = row_ranges(problem)
@@ -48,6 +49,7 @@ def visibility(problem: Problem) -> dict[str, Any]:
             "position_of": position[0].contiguous(),
             "lower_of": lower[0].to(torch.int32),
             "upper_of": upper[0].to(torch.int32),
+            "row_blocks": packing.row_blocks(problem),
         }
         return found
     if isinstance(problem.query_offset, Tensor):

@@ -11,12 +11,13 @@ import triton.language as tl
 from alibi_attention.backends.triton.common import (
     INF,
     LOG2E,
-    PLAN_QUERIES,
     kept_weights,
     key_tiles,
     masked_count,
     masked_tile,
+    programs_over_rows,
     rows_not_finite,
+    rows_of_block,
     rows_seen,
 )
 from alibi_attention.backends.triton.forward import edge_scores, masked_scores
@@ -84,17 +85,24 @@ def masked_grad(
 
 @triton.jit
 def sweep_back(
-    side: tl.constexpr, begin, end, base, grad, lean, rows, flow, keys, values, key_step, value_step, near, lowest,
+    side: tl.constexpr, begin, end, base, grad, lean, drift, reach,
+    rows, flow, keys, values, key_step, value_step, near, lowest,
     shift, mean, scale, slope, seed, stream, first_row, threshold, keep_scale,
     block_m: tl.constexpr, block_n: tl.constexpr, bias: tl.constexpr, learned: tl.constexpr,
     precision: tl.constexpr, key_inside, value_inside, head_dim: tl.constexpr, value_dim: tl.constexpr,
     block_d: tl.constexpr, block_v: tl.constexpr,
 ):  # fmt: skip
-    """The tiles [begin, end), each seen whole by every row and wholly on one side of it, as in forward."""
+    """The tiles [begin, end), each seen whole by every row and wholly on one side of it, as in forward.
+
+    The row's part of the distance is added to its shift beforehand: what is left of the bias is a column and one number
+    a tile. That rounds nothing that showed, for a tile is at least as far away as that part, and its weights are as
+    much smaller.
+    """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = (tl.arange(0, block_n) - edge).to(tl.float32)
     bias_column = side * slope * column
     place = side * (near - lowest).to(tl.float32)
+    placed = shift + slope * place
     for tile in range(begin, end):
         start = base + tile * block_n
         if head_dim == block_d:
@@ -106,9 +114,9 @@ def sweep_back(
         else:
             value = tl.load(values + start.to(tl.int64) * value_step, mask=value_inside, other=0.0)
         product = tl.dot(rows, key, input_precision=precision)
+        ahead = (side * (start + edge - lowest)).to(tl.float32)
         if bias:
-            distance = place - (side * (start + edge - lowest)).to(tl.float32)
-            weights = tl.exp2((product * scale + bias_column[None, :]) - (shift + slope * distance)[:, None])
+            weights = tl.exp2((product * scale + bias_column[None, :]) - (placed - slope * ahead)[:, None])
         else:
             weights = tl.exp2(product * scale - shift[:, None])
         grad_weights = tl.dot(flow, value, input_precision=precision)
@@ -117,18 +125,23 @@ def sweep_back(
             grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
         grad_scores = weights * (grad_weights - mean[:, None])
         if learned:
-            away = place - (side * (start + edge - lowest)).to(tl.float32)
-            lean += tl.sum(grad_scores * (away[:, None] - side * column[None, :]), 1)
+            away = place - ahead
+            leaned = tl.sum(grad_scores, 1)
+            drift += leaned
+            lean += away * leaned - side * tl.sum(grad_scores * column[None, :], 1)
+            reach += away * tl.sum(weights, 1) - side * tl.sum(weights * column[None, :], 1)
         grad = tl.dot(grad_scores.to(key.dtype), tl.trans(key), grad, input_precision=precision)
-    return grad, lean
+    return grad, lean, drift, reach
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "offset", "left", "right"])
+@triton.jit(
+    do_not_specialize=["num_heads", "group", "q_len", "k_len", "entries", "threshold", "offset", "left", "right"]
+)
 def query_kernel(
     query, key, value, slopes, grad_out, grad_lse, mean, shift, grad_query, grad_slopes, spoilt, plan, order, seed,
-    offsets, key_range, position_of, lower_of, upper_of,
+    offsets, key_range, position_of, lower_of, upper_of, row_blocks,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
+    flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, entries,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, score_scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, plain: tl.constexpr, bias: tl.constexpr,
@@ -138,29 +151,28 @@ def query_kernel(
 
     ``scale`` is in bits, ``score_scale`` in nats; ``grad_query`` is contiguous.
     """
-    blocks = (q_len + block_m - 1) // block_m
+    blocks = programs_over_rows(q_len, entries, row_blocks, block_m)
     pair = tl.program_id(0) // blocks
     if order is not None:
         pair = tl.load(order + pair)
     block = blocks - 1 - tl.program_id(0) % blocks
     batch, head = pair // num_heads, pair % num_heads
     key_head_index = head // group
-    first_row = block * block_m
+    first_row, row_end, number = rows_of_block(block, q_len, row_blocks, block_m)
     row = first_row + tl.arange(0, block_m)
     position, near, lower, upper, sees = rows_seen(
-        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of, plain
+        row, batch, row_end, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of, plain
     )
     entry = plan
     if plan is not None:
-        plan_blocks = (q_len + PLAN_QUERIES - 1) // PLAN_QUERIES
-        entry = plan + (pair.to(tl.int64) * plan_blocks + first_row // PLAN_QUERIES) * 3
+        entry = plan + (pair.to(tl.int64) * entries + number) * 3
     base, count, a, b, c, d, apart = key_tiles(
         lower, upper, near, sees, entry, k_len, block_n, two_sided, plan is not None
     )
     nats = tl.load(slopes + batch * slope_batch + head * slope_head)
     slope = nats * LOG2E
     flat = pair.to(tl.int64) * q_len + row
-    inside = row < q_len
+    inside = row < row_end
     row_shift = tl.load(shift + flat, mask=sees, other=INF)
     row_mean = tl.load(mean + flat, mask=sees, other=0.0)
 
@@ -184,7 +196,10 @@ def query_kernel(
     value_inside = (value_element < value_dim)[:, None]
 
     grad = tl.zeros([block_m, block_d], tl.float32)
+    # Of each row, over its keys: the gradients of scores times distances; those gradients; weights times distances.
     lean = tl.zeros([block_m], tl.float32)
+    drift = tl.zeros([block_m], tl.float32)
+    reach = tl.zeros([block_m], tl.float32)
     stream = pair
     edges = masked_count(count, a, b, c, d, apart, block_n)
     for index in range(edges):
@@ -204,17 +219,19 @@ def query_kernel(
         if learned:
             away = tl.abs(near[:, None] - (start + column)[None, :]).to(tl.float32)
             lean += tl.sum(grad_scores * away, 1)
+            drift += tl.sum(grad_scores, 1)
+            reach += tl.sum(weights * away, 1)
         grad = tl.dot(grad_scores.to(key_part.dtype), tl.trans(key_part), grad, input_precision=precision)
 
     lowest = tl.min(tl.where(sees, near, k_len), 0)
-    grad, lean = sweep_back(
-        1, a, b, base, grad, lean, rows, flow, key_tile, value_tile, key_row, value_row, near, lowest,
+    grad, lean, drift, reach = sweep_back(
+        1, a, b, base, grad, lean, drift, reach, rows, flow, key_tile, value_tile, key_row, value_row, near, lowest,
         row_shift, row_mean, scale, slope, seed, stream, first_row, threshold, keep_scale, block_m, block_n, bias,
         learned, precision, key_inside, value_inside, head_dim, value_dim, block_d, block_v,
     )  # fmt: skip
     if two_sided:
-        grad, lean = sweep_back(
-            -1, c, d, base, grad, lean, rows, flow, key_tile, value_tile, key_row, value_row, near, lowest,
+        grad, lean, drift, reach = sweep_back(
+            -1, c, d, base, grad, lean, drift, reach, rows, flow, key_tile, value_tile, key_row, value_row, near, lowest,
             row_shift, row_mean, scale, slope, seed, stream, first_row, threshold, keep_scale, block_m, block_n, bias,
             learned, precision, key_inside, value_inside, head_dim, value_dim, block_d, block_v,
         )  # fmt: skip
@@ -232,5 +249,8 @@ def query_kernel(
         has_mass = sees & ((row_shift != INF) | (row_mean != 0.0))
         stray = tl.abs(position - near.to(tl.int64)).to(tl.float32)
         row_grad_lse = tl.load(grad_lse + flat, mask=has_mass, other=0.0)
+        # What they add up to besides is the rounding of the output, which the mean has in it, once for each weight: in
+        # 16 bits, times the mean distance, it would be most of the gradient where all keys are far.
+        lean -= (drift - row_grad_lse) * reach
         total = tl.sum(tl.where(has_mass, lean + row_grad_lse * stray, 0.0), 0)
         tl.store(grad_slopes + pair.to(tl.int64) * blocks + block, -total)

@@ -12,7 +12,6 @@ import triton.language as tl
 from alibi_attention.backends.triton.common import (
     INF,
     LOG2E,
-    PLAN_QUERIES,
     ceil_div,
     clamp,
     floor_div,
@@ -62,8 +61,8 @@ def query_tiles(
         whole_end = as_row(start + left - offset + 1, q_len)
         whole_end = tl.where((key_first <= start) & (key_end >= start + block_n), whole_end, 0)
     if ranges is not None:
-        first = tl.maximum(first, tl.load(ranges) * PLAN_QUERIES)
-        last = tl.minimum(last, tl.load(ranges + 1) * PLAN_QUERIES)
+        first = tl.maximum(first, tl.load(ranges))
+        last = tl.minimum(last, tl.load(ranges + 1))
     base = first // block * block
     count = ceil_div(last - base, block)
     after = as_row(start + block_n - 1 - offset, q_len)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention.backends.base import Gradients
-from alibi_attention.backends.triton import arguments, configs, plans, tune
+from alibi_attention.backends.triton import arguments, configs, packing, plans, tune
 from alibi_attention.backends.triton import device as devices
 from alibi_attention.backends.triton.backward import query_kernel, rows_kernel
 from alibi_attention.backends.triton.backward_keys import key_kernel
@@ -123,7 +123,7 @@ def _keys(problem: Problem, plan: plans.Plan, config: configs.Config, given: dic
     """What backward needs of each row, then the gradients of keys and values."""
     block_m, block_n = config.constants["block_m"], config.constants["block_n"]
     rows = _config("rows", problem)
-    grid = _blocks(problem, problem.q_len, rows.constants["block_m"])
+    grid = (problem.batch * problem.num_heads * blocks_of(problem.q_len, rows.constants["block_m"]),)
     start(rows_kernel, problem, grid, rows, {**given, "tile": block_m})
     grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, block_n),)
     given = {
@@ -139,7 +139,7 @@ def _keys(problem: Problem, plan: plans.Plan, config: configs.Config, given: dic
 
 def _queries(problem: Problem, config: configs.Config, given: dict[str, Any]) -> Tensor:
     """The gradients of queries, and that of slopes, (batch, num_heads), out of one number for each block of rows."""
-    blocks = blocks_of(problem.q_len, config.constants["block_m"]) if problem.learned_slopes else 0
+    blocks = packing.programs_over_rows(problem, config.constants["block_m"]) if problem.learned_slopes else 0
     slopes: Tensor = given["lse"].new_zeros(problem.batch, problem.num_heads, blocks)
     given = {**given, "grad_slopes": slopes, "spoilt": torch.empty_like(given["lse"], dtype=torch.int32)}
     _over_queries(query_kernel, problem, config, given)
@@ -148,12 +148,12 @@ def _queries(problem: Problem, config: configs.Config, given: dict[str, Any]) ->
 
 
 def _over_queries(kernel: Any, problem: Problem, config: configs.Config, given: dict[str, Any]) -> None:
-    start(kernel, problem, _blocks(problem, problem.q_len, config.constants["block_m"]), config, given)
+    start(kernel, problem, _grid_over_rows(problem, config.constants["block_m"]), config, given)
 
 
 def _mend_rows(kernel: Any, problem: Problem, given: dict[str, Any]) -> None:
     config = _config("mend", problem)
-    grid = _blocks(problem, problem.q_len, config.constants["at_once"])
+    grid = _grid_over_rows(problem, config.constants["at_once"])
     start(kernel, problem, grid, config, {**given, "precision": "ieee"})
 
 
@@ -181,5 +181,5 @@ def _config(kernel: str, problem: Problem) -> configs.Config:
     return configs.config_for(kernel, *configs.kind(problem))
 
 
-def _blocks(problem: Problem, length: int, block: int) -> tuple[int]:
-    return (problem.batch * problem.num_heads * blocks_of(length, block),)
+def _grid_over_rows(problem: Problem, block: int) -> tuple[int]:
+    return (problem.batch * problem.num_heads * packing.programs_over_rows(problem, block),)

@@ -58,6 +58,31 @@ def rows_seen(
 
 
 @triton.jit
+def rows_of_block(number, q_len, row_blocks, block: tl.constexpr):
+    """The number-th block of ``block`` rows: its first row, the end of the rows it may have, and its entry in a plan.
+
+    ``row_blocks`` (entries, 2) are first and end of each entry's rows where sequences are packed; elsewhere an entry
+    is 128 rows of the call.
+    """
+    first = number * block
+    end = q_len
+    entry = first // PLAN_QUERIES
+    if row_blocks is not None:
+        entry = number // (PLAN_QUERIES // block)
+        first = tl.load(row_blocks + 2 * entry) + number % (PLAN_QUERIES // block) * block
+        end = tl.load(row_blocks + 2 * entry + 1)
+    return first, end, entry
+
+
+@triton.jit
+def programs_over_rows(q_len, entries, row_blocks, block: tl.constexpr):
+    """Blocks of ``block`` rows of a pair of (batch, head)."""
+    if row_blocks is not None:
+        return entries * (PLAN_QUERIES // block)
+    return (q_len + block - 1) // block
+
+
+@triton.jit
 def kept_weights(seed, stream, first_row, start, threshold, rows: tl.constexpr, columns: tl.constexpr):
     """(rows, columns) bool, the words of dropout.py: four neighbouring columns share one counter."""
     quad = (start // 4 + tl.arange(0, columns // 4)).to(tl.uint32)[None, :]

@@ -14,12 +14,13 @@ from alibi_attention.backends.triton.common import (
     LN2,
     LOG2E,
     LOWEST,
-    PLAN_QUERIES,
     kept_weights,
     key_tiles,
     masked_count,
     masked_tile,
+    programs_over_rows,
     rows_not_finite,
+    rows_of_block,
     rows_seen,
 )
 
@@ -109,11 +110,14 @@ def sweep(
     return total, mass, peak
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "offset", "left", "right"])
+@triton.jit(
+    do_not_specialize=["num_heads", "group", "q_len", "k_len", "entries", "threshold", "offset", "left", "right"]
+)
 def forward_kernel(
-    query, key, value, slopes, out, lse, spoilt, plan, order, seed, offsets, key_range, position_of, lower_of, upper_of,
+    query, key, value, slopes, out, lse, spoilt, plan, order, seed,
+    offsets, key_range, position_of, lower_of, upper_of, row_blocks,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    slope_batch, slope_head, num_heads, group, q_len, k_len,
+    slope_batch, slope_head, num_heads, group, q_len, k_len, entries,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, plain: tl.constexpr, bias: tl.constexpr,
@@ -123,22 +127,21 @@ def forward_kernel(
 
     Shapes as in `alibi_attention`; ``out`` and ``lse`` are contiguous; ``scale`` is in bits.
     """
-    blocks = (q_len + block_m - 1) // block_m
+    blocks = programs_over_rows(q_len, entries, row_blocks, block_m)
     pair = tl.program_id(0) // blocks
     if order is not None:
         pair = tl.load(order + pair)
     block = blocks - 1 - tl.program_id(0) % blocks
     batch, head = pair // num_heads, pair % num_heads
     key_head_index = head // group
-    first_row = block * block_m
+    first_row, row_end, number = rows_of_block(block, q_len, row_blocks, block_m)
     row = first_row + tl.arange(0, block_m)
     position, near, lower, upper, sees = rows_seen(
-        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of, plain
+        row, batch, row_end, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of, plain
     )
     entry = plan
     if plan is not None:
-        plan_blocks = (q_len + PLAN_QUERIES - 1) // PLAN_QUERIES
-        entry = plan + (pair.to(tl.int64) * plan_blocks + first_row // PLAN_QUERIES) * 3
+        entry = plan + (pair.to(tl.int64) * entries + number) * 3
     base, count, a, b, c, d, apart = key_tiles(
         lower, upper, near, sees, entry, k_len, block_n, two_sided, plan is not None
     )
@@ -205,7 +208,7 @@ def forward_kernel(
     # A score of +inf is a mass of +inf, though its weight, inf less inf, is no number.
     log_mass = tl.where(has_mass, tl.where(peak == INF, INF, log_mass), -INF)
     flat = pair.to(tl.int64) * q_len + row
-    inside = row < q_len
+    inside = row < row_end
     # 0 * NaN: where a result is not finite, a value may have reached rows that do not see it; `mend` looks again.
     tl.store(spoilt + flat, rows_not_finite(total), mask=inside)
     tl.store(lse + flat, log_mass, mask=inside)

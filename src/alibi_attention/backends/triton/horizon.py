@@ -16,7 +16,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from alibi_attention.backends.triton.common import INF, PLAN_KEYS, PLAN_QUERIES, ceil_div, clamp, is_finite, rows_seen
+from alibi_attention.backends.triton.common import (
+    INF,
+    PLAN_KEYS,
+    PLAN_QUERIES,
+    ceil_div,
+    clamp,
+    is_finite,
+    rows_of_block,
+    rows_seen,
+)
 
 # Past the rounding of norms, past squares that underflow, and, in nats, past the rounding of everything else.
 NORM_INFLATION = tl.constexpr(1.001)
@@ -135,14 +144,14 @@ def skippable(
 
 
 @triton.jit(
-    do_not_specialize=["num_heads", "group", "q_len", "k_len", "tiles", "pairs", "radius_batch", "radius_head",
-                       "offset", "left", "right"]
+    do_not_specialize=["num_heads", "group", "q_len", "k_len", "entries", "tiles", "pairs", "radius_batch",
+                       "radius_head", "offset", "left", "right"]
 )  # fmt: skip
 def plan_kernel(
     query, key, center, radius, largest, slopes, plan, order, key_order,
-    offsets, key_range, position_of, lower_of, upper_of,
+    offsets, key_range, position_of, lower_of, upper_of, row_blocks,
     query_batch, query_head, query_row, key_batch, key_head, key_row, radius_batch, radius_head, radius_step,
-    slope_batch, slope_head, num_heads, group, q_len, k_len, tiles, pairs,
+    slope_batch, slope_head, num_heads, group, q_len, k_len, entries, tiles, pairs,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, budget,
     head_dim: tl.constexpr, block_d: tl.constexpr, block_m: tl.constexpr, nearest: tl.constexpr,
     two_sided: tl.constexpr, learned: tl.constexpr, with_sink: tl.constexpr, precision: tl.constexpr,
@@ -153,15 +162,15 @@ def plan_kernel(
     ``budget`` is the log of the share of mass a side may lose, ``scale`` in nats. ``order`` and ``key_order`` become
     the pairs of (batch, head) and of (batch, key head) by slope, flattest first.
     """
-    blocks = (q_len + PLAN_QUERIES - 1) // PLAN_QUERIES
-    pair = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
+    pair = tl.program_id(0) // entries
+    block = tl.program_id(0) % entries
     batch, head = pair // num_heads, pair % num_heads
     kv_heads = num_heads // group
     kv_head = head // group
-    row = block * PLAN_QUERIES + tl.arange(0, block_m)
+    first_row, row_end, _ = rows_of_block(block, q_len, row_blocks, PLAN_QUERIES)
+    row = first_row + tl.arange(0, block_m)
     position, near, lower, upper, sees = rows_seen(
-        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
+        row, batch, row_end, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
     )
     slope = tl.load(slopes + batch * slope_batch + head * slope_head)
     if block == 0:
@@ -306,26 +315,26 @@ def greater(one, other):
     return tl.maximum(one, other)
 
 
-@triton.jit(do_not_specialize=["blocks"])
-def envelope_kernel(plan, late, early, sink_rows, blocks):
+@triton.jit(do_not_specialize=["entries"])
+def envelope_kernel(plan, late, early, sink_rows, entries):
     """Of each pair's plan, what is monotone: ``late``, the least first tile of a block or any after it; ``early``, the
     greatest end of a block or any before it; ``sink_rows``, first and end of the blocks that keep a tile apart.
     """
     pair = tl.program_id(0).to(tl.int64)
-    entries = plan + pair * blocks * 3
+    own = plan + pair * entries * 3
     index = tl.arange(0, CHUNK)
     least = tl.full([], NEVER, tl.int32)
     sink_first = tl.full([], NEVER, tl.int32)
     sink_end = tl.full([], 0, tl.int32)
-    chunks = (blocks + CHUNK - 1) // CHUNK
+    chunks = (entries + CHUNK - 1) // CHUNK
     for number in range(chunks):
         at = (chunks - 1 - number) * CHUNK + index
-        first = tl.load(entries + at * 3, mask=at < blocks, other=0)
-        end = tl.load(entries + at * 3 + 1, mask=at < blocks, other=0)
-        apart = tl.load(entries + at * 3 + 2, mask=at < blocks, other=-1)
+        first = tl.load(own + at * 3, mask=at < entries, other=0)
+        end = tl.load(own + at * 3 + 1, mask=at < entries, other=0)
+        apart = tl.load(own + at * 3 + 2, mask=at < entries, other=-1)
         first = tl.where(first < end, first, NEVER)
         found = tl.minimum(tl.associative_scan(first, 0, lesser, reverse=True), least)
-        tl.store(late + pair * blocks + at, found, mask=at < blocks)
+        tl.store(late + pair * entries + at, found, mask=at < entries)
         least = tl.minimum(least, tl.min(first, 0))
         sink_first = tl.minimum(sink_first, tl.min(tl.where(apart >= 0, at, NEVER), 0))
         sink_end = tl.maximum(sink_end, tl.max(tl.where(apart >= 0, at + 1, 0), 0))
@@ -334,31 +343,31 @@ def envelope_kernel(plan, late, early, sink_rows, blocks):
     greatest = tl.full([], 0, tl.int32)
     for number in range(chunks):
         at = number * CHUNK + index
-        end = tl.load(entries + at * 3 + 1, mask=at < blocks, other=0)
-        first = tl.load(entries + at * 3, mask=at < blocks, other=0)
+        end = tl.load(own + at * 3 + 1, mask=at < entries, other=0)
+        first = tl.load(own + at * 3, mask=at < entries, other=0)
         end = tl.where(first < end, end, 0)
         found = tl.maximum(tl.associative_scan(end, 0, greater), greatest)
-        tl.store(early + pair * blocks + at, found, mask=at < blocks)
+        tl.store(early + pair * entries + at, found, mask=at < entries)
         greatest = tl.maximum(greatest, tl.max(end, 0))
 
 
-@triton.jit(do_not_specialize=["num_heads", "blocks", "key_blocks", "steps"])
+@triton.jit(do_not_specialize=["num_heads", "q_len", "entries", "key_blocks", "steps"])
 def ranges_kernel(
-    late, early, sink_rows, key_range, ranges, num_heads, blocks, key_blocks, steps,
+    late, early, sink_rows, key_range, row_blocks, ranges, num_heads, q_len, entries, key_blocks, steps,
     block_n: tl.constexpr, with_sink: tl.constexpr,
 ):  # fmt: skip
-    """First and end of the blocks of queries whose plans hold any of a block of keys: two searches by halving."""
+    """First and end of the rows in blocks whose plans hold any of a block of keys: two searches by halving."""
     chunks = (key_blocks + CHUNK - 1) // CHUNK
     pair = tl.program_id(0) // chunks
     at = tl.program_id(0) % chunks * CHUNK + tl.arange(0, CHUNK)
     first_tile = at * block_n // PLAN_KEYS
     last_tile = (at * block_n + block_n - 1) // PLAN_KEYS
-    flat = pair.to(tl.int64) * blocks
+    flat = pair.to(tl.int64) * entries
     # The number of blocks with late <= last_tile, and of those with early <= first_tile.
     end_low = tl.zeros([CHUNK], tl.int32)
-    end_high = end_low + blocks
+    end_high = end_low + entries
     first_low = tl.zeros([CHUNK], tl.int32)
-    first_high = first_low + blocks
+    first_high = first_low + entries
     for _ in range(steps):
         middle = (end_low + end_high) // 2
         open_ = end_low < end_high
@@ -381,6 +390,12 @@ def ranges_kernel(
         empty = first_low >= end_low
         first_low = tl.where(joins, tl.where(empty, sink_first, tl.minimum(first_low, sink_first)), first_low)
         end_low = tl.where(joins, tl.where(empty, sink_end, tl.maximum(end_low, sink_end)), end_low)
+    if row_blocks is not None:
+        first = tl.load(row_blocks + 2 * first_low, mask=first_low < entries, other=0)
+        end = tl.load(row_blocks + 2 * end_low - 1, mask=end_low > 0, other=0)
+    else:
+        first = first_low * PLAN_QUERIES
+        end = tl.minimum(end_low * PLAN_QUERIES, q_len)
     entry = ranges + (pair.to(tl.int64) * key_blocks + at) * 2
-    tl.store(entry, first_low, mask=at < key_blocks)
-    tl.store(entry + 1, end_low, mask=at < key_blocks)
+    tl.store(entry, first, mask=at < key_blocks)
+    tl.store(entry + 1, tl.where(first_low < end_low, end, first), mask=at < key_blocks)

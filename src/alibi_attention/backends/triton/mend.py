@@ -20,12 +20,13 @@ from alibi_attention.backends.triton.backward import masked_grad
 from alibi_attention.backends.triton.common import (
     INF,
     LOG2E,
-    PLAN_QUERIES,
     is_finite,
     kept_weights,
     key_tiles,
     masked_count,
     masked_tile,
+    programs_over_rows,
+    rows_of_block,
     rows_seen,
 )
 from alibi_attention.backends.triton.forward import masked_scores
@@ -54,26 +55,22 @@ def any_marked(marks, first, count, number: tl.constexpr):
 
 @triton.jit
 def mend_forward(
-    first_row, pair,
-    query, key, value, slopes, out, lse, plan, seed, offsets, key_range, position_of, lower_of, upper_of,
+    first_row, row_end, pair,
+    query, key, value, slopes, out, lse, entry, seed, offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     slope_batch, slope_head, num_heads, group, q_len, k_len,
     offset, left, right, scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """Output of the rows from ``first_row``, from their lse."""
+    """Output of the rows from ``first_row``, from their lse; ``entry`` is theirs in the plan."""
     row = first_row + tl.arange(0, block_m)
     batch, head = pair // num_heads, pair % num_heads
     position, near, lower, upper, sees = rows_seen(
-        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
+        row, batch, row_end, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
     )
-    entry = plan
-    if plan is not None:
-        plan_blocks = (q_len + PLAN_QUERIES - 1) // PLAN_QUERIES
-        entry = plan + (pair.to(tl.int64) * plan_blocks + first_row // PLAN_QUERIES) * 3
     base, count, a, b, c, d, apart = key_tiles(
-        lower, upper, near, sees, entry, k_len, block_n, two_sided, plan is not None
+        lower, upper, near, sees, entry, k_len, block_n, two_sided, entry is not None
     )
     nats = tl.load(slopes + batch * slope_batch + head * slope_head)
     flat = pair.to(tl.int64) * q_len + row
@@ -119,31 +116,37 @@ def mend_forward(
     total = tl.where(has_mass[:, None], total * keep_scale, 0.0)
     tl.store(
         out + flat[:, None] * value_dim + value_element[None, :], total.to(out.dtype.element_ty),
-        mask=(row < q_len)[:, None] & (value_element < value_dim)[None, :],
+        mask=(row < row_end)[:, None] & (value_element < value_dim)[None, :],
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "offset", "left", "right"])
+@triton.jit(
+    do_not_specialize=["num_heads", "group", "q_len", "k_len", "entries", "threshold", "offset", "left", "right"]
+)
 def mend_forward_kernel(
-    query, key, value, slopes, out, lse, spoilt, plan, seed, offsets, key_range, position_of, lower_of, upper_of,
+    query, key, value, slopes, out, lse, spoilt, plan, seed,
+    offsets, key_range, position_of, lower_of, upper_of, row_blocks,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    slope_batch, slope_head, num_heads, group, q_len, k_len,
+    slope_batch, slope_head, num_heads, group, q_len, k_len, entries,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     at_once: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr,
     precision: tl.constexpr,
 ):  # fmt: skip
     """`forward_kernel` for blocks with a row marked in ``spoilt``, (batch, num_heads, q_len), from their lse."""
-    blocks = (q_len + at_once - 1) // at_once
+    blocks = programs_over_rows(q_len, entries, row_blocks, at_once)
     pair = tl.program_id(0) // blocks
-    begin = tl.program_id(0) % blocks * at_once
+    begin, row_end, number = rows_of_block(tl.program_id(0) % blocks, q_len, row_blocks, at_once)
     marks = spoilt + pair.to(tl.int64) * q_len
-    if not any_marked(marks, begin, q_len, at_once):
+    if not any_marked(marks, begin, row_end, at_once):
         return
-    for first_row in range(begin, tl.minimum(begin + at_once, q_len), block_m):
-        if any_marked(marks, first_row, q_len, block_m):
+    entry = plan
+    if plan is not None:
+        entry = plan + (pair.to(tl.int64) * entries + number) * 3
+    for first_row in range(begin, tl.minimum(begin + at_once, row_end), block_m):
+        if any_marked(marks, first_row, row_end, block_m):
             mend_forward(
-                first_row, pair, query, key, value, slopes, out, lse, plan, seed,
+                first_row, row_end, pair, query, key, value, slopes, out, lse, entry, seed,
                 offsets, key_range, position_of, lower_of, upper_of,
                 query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
                 slope_batch, slope_head, num_heads, group, q_len, k_len, offset, left, right,
@@ -154,8 +157,8 @@ def mend_forward_kernel(
 
 @triton.jit
 def mend_query(
-    first_row, pair,
-    query, key, value, slopes, grad_out, mean, shift, grad_query, plan, seed,
+    first_row, row_end, pair,
+    query, key, value, slopes, grad_out, mean, shift, grad_query, entry, seed,
     offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
@@ -163,18 +166,14 @@ def mend_query(
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the queries from ``first_row``."""
+    """Gradient of the queries from ``first_row``; ``entry`` is theirs in the plan."""
     row = first_row + tl.arange(0, block_m)
     batch, head = pair // num_heads, pair % num_heads
     position, near, lower, upper, sees = rows_seen(
-        row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
+        row, batch, row_end, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
     )
-    entry = plan
-    if plan is not None:
-        plan_blocks = (q_len + PLAN_QUERIES - 1) // PLAN_QUERIES
-        entry = plan + (pair.to(tl.int64) * plan_blocks + first_row // PLAN_QUERIES) * 3
     base, count, a, b, c, d, apart = key_tiles(
-        lower, upper, near, sees, entry, k_len, block_n, two_sided, plan is not None
+        lower, upper, near, sees, entry, k_len, block_n, two_sided, entry is not None
     )
     slope = tl.load(slopes + batch * slope_batch + head * slope_head) * LOG2E
     flat = pair.to(tl.int64) * q_len + row
@@ -222,32 +221,37 @@ def mend_query(
         )
     tl.store(
         grad_query + flat[:, None] * head_dim + element[None, :], (grad * score_scale).to(grad_query.dtype.element_ty),
-        mask=(row < q_len)[:, None] & (element < head_dim)[None, :],
+        mask=(row < row_end)[:, None] & (element < head_dim)[None, :],
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "offset", "left", "right"])
+@triton.jit(
+    do_not_specialize=["num_heads", "group", "q_len", "k_len", "entries", "threshold", "offset", "left", "right"]
+)
 def mend_query_kernel(
     query, key, value, slopes, grad_out, mean, shift, grad_query, spoilt, plan, seed,
-    offsets, key_range, position_of, lower_of, upper_of,
+    offsets, key_range, position_of, lower_of, upper_of, row_blocks,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
+    flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, entries,
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, score_scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     at_once: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr,
     precision: tl.constexpr,
 ):  # fmt: skip
     """`query_kernel` for blocks with a row marked in ``spoilt``; the gradient of slopes needs no mending."""
-    blocks = (q_len + at_once - 1) // at_once
+    blocks = programs_over_rows(q_len, entries, row_blocks, at_once)
     pair = tl.program_id(0) // blocks
-    begin = tl.program_id(0) % blocks * at_once
+    begin, row_end, number = rows_of_block(tl.program_id(0) % blocks, q_len, row_blocks, at_once)
     marks = spoilt + pair.to(tl.int64) * q_len
-    if not any_marked(marks, begin, q_len, at_once):
+    if not any_marked(marks, begin, row_end, at_once):
         return
-    for first_row in range(begin, tl.minimum(begin + at_once, q_len), block_m):
-        if any_marked(marks, first_row, q_len, block_m):
+    entry = plan
+    if plan is not None:
+        entry = plan + (pair.to(tl.int64) * entries + number) * 3
+    for first_row in range(begin, tl.minimum(begin + at_once, row_end), block_m):
+        if any_marked(marks, first_row, row_end, block_m):
             mend_query(
-                first_row, pair, query, key, value, slopes, grad_out, mean, shift, grad_query, plan, seed,
+                first_row, row_end, pair, query, key, value, slopes, grad_out, mean, shift, grad_query, entry, seed,
                 offsets, key_range, position_of, lower_of, upper_of,
                 query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
                 flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,

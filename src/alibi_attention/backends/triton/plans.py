@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alibi_attention.backends.triton import arguments, configs
+from alibi_attention.backends.triton import arguments, configs, packing
 from alibi_attention.backends.triton.horizon import envelope_kernel, plan_kernel, ranges_kernel, summary_kernel
 from alibi_attention.backends.triton.start import common, start
 from alibi_attention.horizon import BLOCK_K, BLOCK_Q, blocks_of, is_worthwhile
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     """Views of the int32 tensor that forward leaves to backward; all None where every visible tile is computed.
 
     Attributes:
-        tiles: (pairs, blocks of 128 queries, 3): first tile of 64 keys, end, and one tile kept apart or -1.
+        tiles: (pairs, blocks of up to 128 queries, 3): first tile of 64 keys, end, and one tile kept apart or -1.
         order: the pairs of (batch, head), flattest first.
         key_order: the pairs of (batch, key head), flattest first.
     """
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 
 def plan_shape(problem: Problem) -> tuple[int, ...]:
-    heads = 3 * blocks_of(problem.q_len, BLOCK_Q) * problem.num_heads + problem.num_heads + problem.num_kv_heads
+    heads = 3 * packing.most_blocks(problem) * problem.num_heads + problem.num_heads + problem.num_kv_heads
     return (problem.batch * heads,)
 
 
@@ -47,7 +47,7 @@ def view(problem: Problem, flat: Tensor) -> Plan:
     if not has_horizon(problem):
         return Plan(None, None, None)
     pairs, shared = problem.batch * problem.num_heads, problem.batch * problem.num_kv_heads
-    tiles = pairs * 3 * blocks_of(problem.q_len, BLOCK_Q)
+    tiles = pairs * 3 * packing.most_blocks(problem)
     return Plan(*flat.split([tiles, pairs, shared]))
 
 
@@ -85,7 +85,7 @@ def make(
         "learned": problem.learned_slopes, "with_sink": not problem.is_packed,
     }  # fmt: skip
     config = configs.config_for("plan" if problem.q_len > 16 else "plan_few", *configs.kind(problem))
-    grid = (problem.batch * problem.num_heads * blocks_of(problem.q_len, BLOCK_Q),)
+    grid = (problem.batch * problem.num_heads * packing.most_blocks(problem),)
     start(plan_kernel, problem, grid, config, given)
     return plan
 
@@ -95,17 +95,17 @@ def _radius_strides(radius: Tensor) -> dict[str, int]:
 
 
 def ranges(problem: Problem, plan: Plan, seen: dict[str, Any], block_n: int) -> Tensor | None:
-    """(pairs, blocks of ``block_n`` keys, 2): first and end of the blocks of 128 queries that need a block of keys."""
+    """(pairs, blocks of ``block_n`` keys, 2): first and end of the rows, by blocks of 128, that need a block of keys."""
     if plan.tiles is None:
         return None
-    pairs, blocks = problem.batch * problem.num_heads, blocks_of(problem.q_len, BLOCK_Q)
+    pairs, entries = problem.batch * problem.num_heads, packing.most_blocks(problem)
     key_blocks = blocks_of(problem.k_len, block_n)
-    late, early = (plan.tiles.new_empty(pairs, blocks) for _ in range(2))
+    late, early = (plan.tiles.new_empty(pairs, entries) for _ in range(2))
     sink_rows = plan.tiles.new_empty(pairs, 2)
     found = plan.tiles.new_empty(pairs, key_blocks, 2)
     given = {
         **seen, "plan": plan.tiles, "late": late, "early": early, "sink_rows": sink_rows, "ranges": found,
-        "blocks": blocks, "key_blocks": key_blocks, "steps": blocks.bit_length(), "num_heads": problem.num_heads,
+        "key_blocks": key_blocks, "steps": entries.bit_length(), "num_heads": problem.num_heads,
         "with_sink": not problem.is_packed, "block_n": block_n,
     }  # fmt: skip
     config = configs.Config({}, 4, 1)
