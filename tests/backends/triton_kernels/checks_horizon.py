@@ -10,7 +10,6 @@ from kernel_calls import BACKEND, Call, blocks, make_call, planned, unwarned
 from kernel_limits import compare, within
 from operator_budget import NAMES
 from sample_kernels import masked_tiles
-from torch import Tensor
 
 from alibi_attention import alibi_attention
 from alibi_attention.horizon import BLOCK_K, BLOCK_Q
@@ -51,10 +50,6 @@ def one_tile_on_the_diagonal(device: str) -> None:
         assert spans[1:] == ([(64 * apart, 64 * apart + 64)] if 0 <= 64 * apart < base else []), f"{block}: {spans}"
 
 
-def _plan(call: Call, **changes: Any) -> Tensor:
-    return planned(call, lambda: alibi_attention(*call.tensors, **{**call.options, **changes}, backend=BACKEND))
-
-
 def dropped_mass(is_causal: bool, device: str) -> None:
     """The softmax mass, in float64, of the keys a plan leaves out: above nothing, and within the tolerance."""
     call = _long(device, is_causal=is_causal)
@@ -65,7 +60,7 @@ def dropped_mass(is_causal: bool, device: str) -> None:
     scores = query @ wide.mT * query.shape[3] ** -0.5 - slopes[:, None, None] * distance.abs()
     weights = (scores.masked_fill(distance < 0, -torch.inf) if is_causal else scores).softmax(-1)
     for tolerance in (1e-1, 1e-3, 2.0**-24):
-        plan = _plan(call, tolerance=tolerance).repeat_interleave(BLOCK_Q, dim=2)[:, :, : len(rows)].unsqueeze(-2)
+        plan = planned(call, tolerance=tolerance).repeat_interleave(BLOCK_Q, dim=2)[:, :, : len(rows)].unsqueeze(-2)
         tile = keys // BLOCK_K
         kept = ((tile >= plan[..., 0]) & (tile < plan[..., 1])) | (tile == plan[..., 2])
         share = (weights * ~kept).sum(-1)

@@ -93,9 +93,9 @@ def make_call(
     return Call(query, key, value, slopes, grad_out, grad_lse, moved(options, device))
 
 
-def planned(call: Call, run: Callable[[], object]) -> Tensor:
-    """The plan that ``run``, which makes the call, leaves to backward: (batch, heads, blocks of up to 128 queries, 3),
-    first tile of 64 keys, end tile, and one kept apart or -1.
+def planned(call: Call, **changes: Any) -> Tensor:
+    """The plan that the call leaves to backward: (batch, heads, blocks of up to 128 queries, 3), first tile of 64 keys,
+    end tile, and one kept apart or -1.
     """
     plans = []
     whole = TritonBackend.forward
@@ -106,7 +106,7 @@ def planned(call: Call, run: Callable[[], object]) -> Tensor:
         return result
 
     with mock.patch.object(TritonBackend, "forward", forward):
-        run()
+        alibi_attention(*call.tensors, **{**call.options, **changes}, backend=BACKEND)
     batch, heads, rows = call.query.shape[:3]
     blocks = -(-rows // BLOCK_Q)
     if "cu_seqlens" in call.options:

@@ -60,6 +60,16 @@ def test_each_row_is_in_one_block_with_those_it_may_share_it_with(lengths: list[
     assert (empty == sum(queries)).all(), "those without rows come last"
 
 
+@given(st.lists(st.integers(-500, 500), min_size=2, max_size=6), st.integers(1, 300))
+def test_values_that_are_no_bounds_lead_to_no_other_rows(values: list[int], q_len: int) -> None:
+    # On a GPU nobody has looked at them.
+    bounds = torch.tensor(values, dtype=torch.int32)
+    problem = packed((q_len,), (q_len,))._replace(cu_seqlens=bounds, cu_seqlens_k=bounds)
+    table = packing.row_blocks(problem)
+    assert table.shape == (packing.most_blocks(problem), 2)
+    assert ((table >= 0) & (table <= q_len)).all()
+
+
 def test_sequences_of_their_own_have_blocks_of_their_own() -> None:
     problem = packed((3, 200, 1), (500, 200, 65))
     assert packing.row_blocks(problem).tolist() == [[0, 3], [3, 131], [131, 203], [203, 204]]

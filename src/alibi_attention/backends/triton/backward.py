@@ -125,11 +125,11 @@ def sweep_back(
             grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
         grad_scores = weights * (grad_weights - mean[:, None])
         if learned:
-            away = place - ahead
-            leaned = tl.sum(grad_scores, 1)
-            drift += leaned
-            lean += away * leaned - side * tl.sum(grad_scores * column[None, :], 1)
-            reach += away * tl.sum(weights, 1) - side * tl.sum(weights * column[None, :], 1)
+            away = (place - ahead)[:, None] - side * column[None, :]
+            lean += tl.sum(grad_scores * away, 1)
+            if key.dtype != tl.float32:
+                drift += tl.sum(grad_scores, 1)
+                reach += tl.sum(weights * away, 1)
         grad = tl.dot(grad_scores.to(key.dtype), tl.trans(key), grad, input_precision=precision)
     return grad, lean, drift, reach
 
@@ -196,7 +196,8 @@ def query_kernel(
     value_inside = (value_element < value_dim)[:, None]
 
     grad = tl.zeros([block_m, block_d], tl.float32)
-    # Of each row, over its keys: the gradients of scores times distances; those gradients; weights times distances.
+    # Of each row, over its keys: the gradients of scores times distances and, in 16 bits, those gradients by themselves
+    # and the weights times distances.
     lean = tl.zeros([block_m], tl.float32)
     drift = tl.zeros([block_m], tl.float32)
     reach = tl.zeros([block_m], tl.float32)
@@ -219,19 +220,22 @@ def query_kernel(
         if learned:
             away = tl.abs(near[:, None] - (start + column)[None, :]).to(tl.float32)
             lean += tl.sum(grad_scores * away, 1)
-            drift += tl.sum(grad_scores, 1)
-            reach += tl.sum(weights * away, 1)
+            if key_part.dtype != tl.float32:
+                drift += tl.sum(grad_scores, 1)
+                reach += tl.sum(weights * away, 1)
         grad = tl.dot(grad_scores.to(key_part.dtype), tl.trans(key_part), grad, input_precision=precision)
 
     lowest = tl.min(tl.where(sees, near, k_len), 0)
     grad, lean, drift, reach = sweep_back(
-        1, a, b, base, grad, lean, drift, reach, rows, flow, key_tile, value_tile, key_row, value_row, near, lowest,
+        1, a, b, base, grad, lean, drift, reach,
+        rows, flow, key_tile, value_tile, key_row, value_row, near, lowest,
         row_shift, row_mean, scale, slope, seed, stream, first_row, threshold, keep_scale, block_m, block_n, bias,
         learned, precision, key_inside, value_inside, head_dim, value_dim, block_d, block_v,
     )  # fmt: skip
     if two_sided:
         grad, lean, drift, reach = sweep_back(
-            -1, c, d, base, grad, lean, drift, reach, rows, flow, key_tile, value_tile, key_row, value_row, near, lowest,
+            -1, c, d, base, grad, lean, drift, reach,
+            rows, flow, key_tile, value_tile, key_row, value_row, near, lowest,
             row_shift, row_mean, scale, slope, seed, stream, first_row, threshold, keep_scale, block_m, block_n, bias,
             learned, precision, key_inside, value_inside, head_dim, value_dim, block_d, block_v,
         )  # fmt: skip
@@ -249,8 +253,9 @@ def query_kernel(
         has_mass = sees & ((row_shift != INF) | (row_mean != 0.0))
         stray = tl.abs(position - near.to(tl.int64)).to(tl.float32)
         row_grad_lse = tl.load(grad_lse + flat, mask=has_mass, other=0.0)
-        # What they add up to besides is the rounding of the output, which the mean has in it, once for each weight: in
-        # 16 bits, times the mean distance, it would be most of the gradient where all keys are far.
-        lean -= (drift - row_grad_lse) * reach
+        if rows.dtype != tl.float32:
+            # What they add up to besides is the output's rounding, which the mean has in it, in each of them by its weight:
+            # times the mean distance it would be most of the gradient where all keys are far.
+            lean -= (drift - row_grad_lse) * reach
         total = tl.sum(tl.where(has_mass, lean + row_grad_lse * stray, 0.0), 0)
         tl.store(grad_slopes + pair.to(tl.int64) * blocks + block, -total)

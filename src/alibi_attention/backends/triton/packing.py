@@ -45,5 +45,6 @@ def row_blocks(problem: Problem) -> Tensor | None:
     group = torch.searchsorted(until, number, right=True).clamp_max(counts.shape[0] - 1)
     start = first[group] + (number - until[group] + counts[group]) * BLOCK_Q
     found = torch.stack([start, torch.minimum(start + BLOCK_Q, end[group])], dim=1)
-    # Behind the last there are no rows.
-    return torch.where((number < until[-1])[:, None], found, problem.q_len).to(torch.int32)
+    # Behind the last there are no rows. Nobody has looked at the values: kernels write to no rows but the call's.
+    found = torch.where((number < until[-1])[:, None], found, problem.q_len)
+    return found.clamp(0, problem.q_len).to(torch.int32)

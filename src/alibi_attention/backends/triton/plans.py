@@ -95,7 +95,7 @@ def _radius_strides(radius: Tensor) -> dict[str, int]:
 
 
 def ranges(problem: Problem, plan: Plan, seen: dict[str, Any], block_n: int) -> Tensor | None:
-    """(pairs, blocks of ``block_n`` keys, 2): first and end of the rows, by blocks of 128, that need a block of keys."""
+    """(pairs, blocks of ``block_n`` keys, 2): first and end of the rows, in whole blocks, that need a block of keys."""
     if plan.tiles is None:
         return None
     pairs, entries = problem.batch * problem.num_heads, packing.most_blocks(problem)
