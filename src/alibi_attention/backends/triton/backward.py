@@ -254,7 +254,7 @@ def query_kernel(
         stray = tl.abs(position - near.to(tl.int64)).to(tl.float32)
         row_grad_lse = tl.load(grad_lse + flat, mask=has_mass, other=0.0)
         if rows.dtype != tl.float32:
-            # What they add up to besides is the output's rounding, which the mean has in it, in each of them by its weight:
+            # What they add up to besides is the output's rounding, which the mean has in it, in each by its weight:
             # times the mean distance it would be most of the gradient where all keys are far.
             lean -= (drift - row_grad_lse) * reach
         total = tl.sum(tl.where(has_mass, lean + row_grad_lse * stray, 0.0), 0)
