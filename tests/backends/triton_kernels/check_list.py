@@ -72,6 +72,8 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
         left, right = ("open" if side is None else side for side in window)
         yield Check(f"window {left} to {right}", partial(options.windows, window), cost=14)
     yield Check("packing", packing.packing, cost=21)
+    yield Check("tables of packed sequences", packing.row_tables, cost=8)
+    yield Check("values that are no bounds of sequences", packing.values_that_are_no_bounds, cost=4)
     yield Check("packing within the horizon", packing.packing_within_the_horizon, cost=22, family="packed")
     for number in range(2 if quick else 6):
         yield Check(f"many packed, {number}", partial(packing.many_packed, number), cost=14, family="packed")

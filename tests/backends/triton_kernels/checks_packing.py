@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from kernel_calls import Call, make_call, planned
+from kernel_calls import Call, make_call, planned, poisoned_allocations
 from kernel_limits import compare
 from torch import Tensor
 
+from alibi_attention.backends.triton import arguments
+from alibi_attention.backends.triton import packing as tables
+from alibi_attention.call import call_arguments, problem_of
 from alibi_attention.horizon import BLOCK_K
+from alibi_attention.problem import Problem
+from alibi_attention.visibility import row_ranges
 
 
 def bounds(lengths: Sequence[int]) -> Tensor:
@@ -69,3 +74,83 @@ def many_packed(number: int, device: str) -> None:
     dtype = (torch.float32, torch.bfloat16)[number // 2 % 2]
     few = {"heads": 2, "kv_heads": 1, "head_dim": 16, "slopes": (0.01, 0.4), "is_causal": number % 3 > 0}
     compare(packed(device, queries, keys, dtype=dtype, seed=number, **few))
+
+
+# The tables that kernels read
+
+
+def _problem(device: str, queries: Sequence[int], keys: Sequence[int], **options: Any) -> Problem:
+    tensors = [torch.empty(1, 1, sum(lengths), 16, device=device) for lengths in (queries, keys, keys)]
+    given = {
+        **dict.fromkeys(["scale", "query_offset", "key_mask", "window", "tolerance", "backend"]),
+        "is_causal": True, "dropout_p": 0.0, "cu_seqlens": bounds(queries).to(device),
+        "cu_seqlens_k": bounds(keys).to(device), **options,
+    }  # fmt: skip
+    made = call_arguments(*tensors, torch.zeros(1, device=device), **given)
+    return problem_of(*made[:3], *made[4:])[0]
+
+
+def _blocks_by_hand(queries: Sequence[int], keys: Sequence[int]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    shared = False
+    for number, (rows, others) in enumerate(zip(queries, keys, strict=True)):
+        shares = others <= 64 and others <= 2 * rows
+        if not (shares and shared):
+            groups.append([])
+        groups[-1].append(number)
+        shared = shares
+    ends = [0, *itertools.accumulate(queries)]
+    return [
+        [first, min(first + 128, ends[group[-1] + 1])]
+        for group in groups
+        for first in range(ends[group[0]], ends[group[-1] + 1], 128)
+    ]
+
+
+def _drawn(number: int) -> tuple[list[int], list[int]]:
+    """Lengths of queries and keys of up to 300 sequences, around what decides on blocks."""
+    generator = torch.Generator().manual_seed(number)
+    marks = torch.tensor([0, 0, 1, 2, 32, 33, 63, 64, 65, 127, 128, 129, 256, 400])
+    count = int(torch.randint(1, (3, 20, 300)[number % 3], (), generator=generator))
+    queries, keys = (marks[torch.randint(0, len(marks), (count,), generator=generator)].tolist() for _ in range(2))
+    return [*queries, 1], [*keys, 1]
+
+
+def row_tables(device: str) -> None:
+    """Each row in one block, with those it may share it with; what rows see, as the definition has it."""
+    for number in range(12 if device == "cpu" else 60):
+        queries, keys = _drawn(number)
+        window = ((None, None), (40, 0), (3, 9))[number % 3]
+        problem = _problem(device, queries, keys, window=window, is_causal=number % 2 == 0)
+        if number % 4 == 3:
+            longer = {name: getattr(problem, name).long() for name in ("cu_seqlens", "cu_seqlens_k")}
+            problem = problem._replace(**longer)
+        with poisoned_allocations():
+            found = arguments.visibility(problem)
+            key_rows = tables.rows_by_key_block(problem, found, 64)
+        table = found["row_blocks"].tolist()
+        blocks = [block for block in table if block[0] < block[1]]
+        assert blocks == _blocks_by_hand(queries, keys), f"sequences {number}: {table}"
+        assert all(block == [sum(queries)] * 2 for block in table[len(blocks) :]), "those without rows come last"
+        want = [part[0] for part in row_ranges(problem)]
+        for name, exact in zip(("position_of", "lower_of", "upper_of"), want, strict=True):
+            assert torch.equal(found[name].long(), exact), f"sequences {number}: {name}"
+        _, lower, upper = want
+        for at, bounds_ in enumerate(key_rows.tolist()):
+            start, end = 64 * at, 64 * at + 64
+            sees = ((upper > start) & (lower < min(end, problem.k_len))).nonzero()[:, 0].tolist()
+            whole = ((lower <= start) & (upper >= end)).nonzero()[:, 0].tolist()
+            assert all(bounds_[0] <= row < bounds_[1] for row in sees), f"keys {start}: {bounds_}"
+            assert whole == list(range(bounds_[2], bounds_[3])), f"keys {start}: {bounds_}"
+
+
+def values_that_are_no_bounds(device: str) -> None:
+    """On a GPU nobody looks at cu_seqlens; whatever it says, no other rows are written and no other keys read."""
+    problem = _problem(device, (150,), (90,))
+    generator = torch.Generator().manual_seed(0)
+    for number in range(10):
+        values = torch.randint(-500, 500, (2, 1 + number % 5 + 1), generator=generator, dtype=torch.int32).to(device)
+        wrong = problem._replace(cu_seqlens=values[0], cu_seqlens_k=values[1])
+        found = arguments.visibility(wrong)
+        for name, most in (("row_blocks", 150), ("lower_of", 90), ("upper_of", 90)):
+            assert ((found[name] >= 0) & (found[name] <= most)).all(), f"{name} of {values.tolist()}"

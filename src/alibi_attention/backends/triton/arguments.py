@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alibi_attention.backends.triton import packing
 from alibi_attention.problem import FURTHEST, UNBOUNDED, Problem
-from alibi_attention.visibility import mask_range, row_ranges
+from alibi_attention.visibility import mask_range
 
 _LOG2E = math.log2(math.e)
 # Past any position, and far below where sums of positions would wrap around.
@@ -44,15 +44,7 @@ def visibility(problem: Problem) -> dict[str, Any]:
         "right": 0 if problem.is_causal else right, "plain": is_plain(problem), "entries": packing.most_blocks(problem),
     }  # fmt: skip
     if problem.is_packed:
-        position, lower, upper = row_ranges(problem)
-        found |= {
-            "position_of": position[0].contiguous(),
-            # Nobody has looked at the values of cu_seqlens: kernels read no other keys than the call's.
-            "lower_of": lower[0].clamp(0, problem.k_len).to(torch.int32),
-            "upper_of": upper[0].clamp(0, problem.k_len).to(torch.int32),
-            "row_blocks": packing.row_blocks(problem),
-        }
-        return found
+        return found | packing.row_tables(problem, found["left"], found["right"])
     if isinstance(problem.query_offset, Tensor):
         found["offsets"] = problem.query_offset.contiguous()
     else:

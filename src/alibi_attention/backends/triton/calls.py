@@ -19,7 +19,6 @@ from alibi_attention.backends.triton.mend_keys import mend_key_kernel
 from alibi_attention.backends.triton.start import common, start
 from alibi_attention.horizon import BLOCK_K, blocks_of
 from alibi_attention.problem import Problem, Saved
-from alibi_attention.visibility import row_ranges
 
 # Rows that one program of a decoding step may hold: the queries of the heads that share a key.
 MOST_ROWS = 64
@@ -128,7 +127,7 @@ def _keys(problem: Problem, plan: plans.Plan, config: configs.Config, given: dic
     grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, block_n),)
     given = {
         **given, "ranges": plans.ranges(problem, plan, given, block_n), "order": plan.key_order,
-        "key_rows": _rows_by_key_block(problem, block_n),
+        "key_rows": packing.rows_by_key_block(problem, given, block_n),
         "spoilt": given["key"].new_empty(given["key"].shape[:3], dtype=torch.int32), "range_keys": block_n,
     }  # fmt: skip
     start(key_kernel, problem, grid, config, given)
@@ -155,26 +154,6 @@ def _mend_rows(kernel: Any, problem: Problem, given: dict[str, Any]) -> None:
     config = _config("mend", problem)
     grid = _grid_over_rows(problem, config.constants["at_once"])
     start(kernel, problem, grid, config, {**given, "precision": "ieee"})
-
-
-def _rows_by_key_block(problem: Problem, block: int) -> Tensor | None:
-    """(key blocks, 4) for a packed call: first and end of the rows that see any key of a block, and that see them all.
-
-    Both bounds of what a row sees rise with the row.
-    """
-    if not problem.is_packed:
-        return None
-    _, lower, upper = (part[0].contiguous() for part in row_ranges(problem))
-    start = torch.arange(0, problem.k_len, block, device=problem.device)
-    return torch.stack(
-        [
-            torch.searchsorted(upper, start, right=True),
-            torch.searchsorted(lower, (start + block).clamp_max(problem.k_len)),
-            torch.searchsorted(upper, start + block),
-            torch.searchsorted(lower, start, right=True),
-        ],
-        dim=1,
-    ).to(torch.int32)
 
 
 def _config(kernel: str, problem: Problem) -> configs.Config:

@@ -110,6 +110,16 @@ def clamp(x, low, high):
 
 
 @triton.jit
+def lesser(one, other):
+    return tl.minimum(one, other)
+
+
+@triton.jit
+def greater(one, other):
+    return tl.maximum(one, other)
+
+
+@triton.jit
 def ceil_div(x, y):
     """Rounded up also for x below 0, where // of a kernel rounds towards 0."""
     return tl.where(x > 0, (x + y - 1) // y, 0)

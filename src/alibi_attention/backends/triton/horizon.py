@@ -22,7 +22,9 @@ from alibi_attention.backends.triton.common import (
     PLAN_QUERIES,
     ceil_div,
     clamp,
+    greater,
     is_finite,
+    lesser,
     rows_of_block,
     rows_seen,
 )
@@ -303,16 +305,6 @@ def place_in_order(order, own, slope, slopes, slope_batch, slope_head, num_heads
         before = (least < slope) | ((least == slope) & (other < own))
         rank += tl.sum((before & (other < count)).to(tl.int32), 0)
     tl.store(order + rank, own)
-
-
-@triton.jit
-def lesser(one, other):
-    return tl.minimum(one, other)
-
-
-@triton.jit
-def greater(one, other):
-    return tl.maximum(one, other)
 
 
 @triton.jit(do_not_specialize=["entries"])

@@ -1,12 +1,23 @@
-"""Which rows of packed sequences make a block: found on the device, in as many blocks as shapes alone allow for."""
+"""Packed sequences: how many blocks their rows may take, known from shapes, and the tables that kernels read.
+
+A block of rows sweeps all keys between the first and the last that its rows see, and can leave out only what none of
+them needs. So sequences have blocks of their own, but for neighbours whose keys fit in a tile each.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from alibi_attention.horizon import BLOCK_K, BLOCK_Q, blocks_of
+from alibi_attention.backends.triton import launch
+from alibi_attention.backends.triton.configs import Config
+from alibi_attention.horizon import BLOCK_Q, blocks_of
 from alibi_attention.problem import Problem
+
+# Blocks or sequences that a program of the short kernels takes at once, and rows.
+_CHUNK, _ROWS = 128, 256
 
 
 def most_blocks(problem: Problem) -> int:
@@ -22,29 +33,46 @@ def programs_over_rows(problem: Problem, block: int) -> int:
     return most_blocks(problem) * (BLOCK_Q // block)
 
 
-def row_blocks(problem: Problem) -> Tensor | None:
-    """(`most_blocks`, 2) int32, first and end row of each block of a packed call; None for another call.
-
-    A block sweeps all keys between the first and the last that its rows see, and can leave out only what none of them
-    needs. So sequences have blocks of their own, but for neighbours whose keys all fit in a tile or two.
+def row_tables(problem: Problem, left: int, right: int) -> dict[str, Tensor]:
+    """Of a packed call ``position_of``, ``lower_of``, ``upper_of`` (q_len,), where a row sees the keys [lower, upper), and
+    ``row_blocks`` (`most_blocks`, 2), first and end of the rows of each block.
     """
-    if problem.cu_seqlens is None:
+    assert problem.cu_seqlens is not None
+    q_ends = problem.cu_seqlens.contiguous()
+    k_ends = q_ends if problem.cu_seqlens_k is None else problem.cu_seqlens_k.contiguous()
+    sequences, entries = q_ends.shape[0] - 1, most_blocks(problem)
+    position_of = q_ends.new_empty(problem.q_len, dtype=torch.int64)
+    lower_of, upper_of = (q_ends.new_empty(problem.q_len, dtype=torch.int32) for _ in range(2))
+    ends = q_ends.new_empty(sequences, dtype=torch.int64)
+    remaining = q_ends.new_empty(sequences + 1, dtype=torch.int32)
+    row_blocks = q_ends.new_empty(entries, 2, dtype=torch.int32)
+    given: dict[str, Any] = {
+        "q_ends": q_ends, "k_ends": k_ends, "sequences": sequences, "steps": sequences.bit_length(),
+        "q_len": problem.q_len, "k_len": problem.k_len, "left": left, "right": right, "entries": entries,
+        "position_of": position_of, "lower_of": lower_of, "upper_of": upper_of,
+        "ends": ends, "remaining": remaining, "row_blocks": row_blocks,
+    }  # fmt: skip
+    from alibi_attention.backends.triton import sequences as kernels
+
+    _start(kernels.packed_rows_kernel, problem, blocks_of(problem.q_len, _ROWS), given, at_once=_ROWS)
+    _start(kernels.groups_kernel, problem, 1, given)
+    _start(kernels.row_blocks_kernel, problem, blocks_of(entries, _CHUNK), given)
+    return {"position_of": position_of, "lower_of": lower_of, "upper_of": upper_of, "row_blocks": row_blocks}
+
+
+def rows_by_key_block(problem: Problem, seen: dict[str, Any], block: int) -> Tensor | None:
+    """(key blocks, 4) for a packed call: first and end of the rows that see any key of a block, and that see all."""
+    if not problem.is_packed:
         return None
-    q_ends = problem.cu_seqlens.to(torch.int64)
-    k_ends = q_ends if problem.cu_seqlens_k is None else problem.cu_seqlens_k.to(torch.int64)
-    queries, keys = q_ends.diff(), k_ends.diff()
-    # One without queries shares only if it has no keys either: there would be keys in between that nobody sees.
-    shares = (keys <= BLOCK_K) & (keys <= 2 * queries)
-    begins = torch.cat([shares.new_ones(1), ~(shares[1:] & shares[:-1])])
-    first = q_ends[:-1]
-    after = torch.cat([torch.where(begins, first, problem.q_len)[1:], q_ends[-1:]])
-    end = after.flip(0).cummin(0).values.flip(0)
-    counts = torch.where(begins, (end - first + BLOCK_Q - 1) // BLOCK_Q, 0)
-    until = counts.cumsum(0)
-    number = torch.arange(most_blocks(problem), device=problem.device)
-    group = torch.searchsorted(until, number, right=True).clamp_max(counts.shape[0] - 1)
-    start = first[group] + (number - until[group] + counts[group]) * BLOCK_Q
-    found = torch.stack([start, torch.minimum(start + BLOCK_Q, end[group])], dim=1)
-    # Behind the last there are no rows. Nobody has looked at the values: kernels write to no rows but the call's.
-    found = torch.where((number < until[-1])[:, None], found, problem.q_len)
-    return found.clamp(0, problem.q_len).to(torch.int32)
+    from alibi_attention.backends.triton import sequences as kernels
+
+    blocks = blocks_of(problem.k_len, block)
+    key_rows: Tensor = seen["lower_of"].new_empty(blocks, 4)
+    given = {**seen, "key_rows": key_rows, "key_blocks": blocks, "steps": problem.q_len.bit_length()}
+    _start(kernels.key_rows_kernel, problem, blocks_of(blocks, _CHUNK), given, block_n=block)
+    return key_rows
+
+
+def _start(kernel: Any, problem: Problem, programs: int, given: dict[str, Any], **constants: int) -> None:
+    taken = {name: given[name] for name in kernel.arg_names if name not in constants}
+    launch.run(kernel, (programs,), Config(constants, 4, 1), problem.device, taken)
