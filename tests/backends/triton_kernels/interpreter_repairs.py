@@ -16,6 +16,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, ScanOps, TensorHandle, _get_np_dtype
 
+from alibi_attention.backends.triton import device
+
 _FLOATS = (tl.float16, tl.bfloat16, tl.float32, tl.float64)
 
 
@@ -132,6 +134,7 @@ def repair_bfloat16() -> None:
         setattr(InterpreterBuilder, name, function)
     ReduceOps.apply_impl = _refusing("reduce")
     ScanOps.apply_impl = _refusing("scan")
+    device.interprets_bfloat16 = True
 
 
 def _nothing(fn: Any) -> None:

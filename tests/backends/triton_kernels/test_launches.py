@@ -358,6 +358,7 @@ def test_tensors_on_a_gpu_choose_it() -> None:
         ("sm_90", {"dtype": torch.float64}, "computes in float32, the tensors are torch.float64"),
         ("sm_90", {"head_dim": 257}, "head dimensions up to 256, got 257 and 64"),
         ("sm_90", {"value_dim": 300}, "head dimensions up to 256, got 64 and 300"),
+        ("interpreter", {}, "Triton's interpreter computes bfloat16 wrongly, float32 and float16 are right there"),
     ],
 )
 def test_what_it_cannot_run_is_refused_with_the_reason(
@@ -388,6 +389,9 @@ def test_missing_and_old_tritons_are_named_with_the_remedy(monkeypatch: pytest.M
         assert told() == f"needs Triton 3.6 or later, found 3.5.1: {remedy}"
         monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
         assert told() == f"Triton is not installed: {remedy}"
+        # A pinned torch for the CPU in place of one for a GPU would be a poor remedy.
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        assert told() == "Triton is not installed: PyTorch 2.10 and later bring it along; install one of those anew"
     finally:
         monkeypatch.undo()
         devices.missing.cache_clear()

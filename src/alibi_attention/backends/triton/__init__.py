@@ -22,6 +22,8 @@ class TritonBackend:
             return f"runs on CUDA and ROCm devices, the tensors are on {problem.device}"
         if devices.too_old(architecture):
             return f"needs compute capability 8.0 or later, {problem.device} is {architecture}"
+        if architecture == "interpreter" and problem.dtype == torch.bfloat16 and not devices.interprets_bfloat16:
+            return "Triton's interpreter computes bfloat16 wrongly, float32 and float16 are right there"
         if problem.dtype not in _DTYPES:
             return f"computes in float32, the tensors are {problem.dtype}"
         if max(problem.head_dim, problem.value_dim) > MAX_HEAD_DIM:

@@ -14,6 +14,9 @@ from alibi_attention.extras import installing
 LEAST_TRITON = (3, 6)
 LEAST_CUDA = (8, 0)
 
+# Triton's interpreter takes the bits of bfloat16 for numbers; who has mended that in it sets this.
+interprets_bfloat16 = False
+
 
 def is_interpreting() -> bool:
     """Whether Triton runs kernels in its interpreter, on tensors in the memory of the CPU."""
@@ -25,15 +28,22 @@ def missing() -> str | None:
     """Why Triton itself cannot be used, or None."""
     try:
         if importlib.util.find_spec("triton") is None:
-            return f"Triton is not installed: {installing('triton')}"
+            return f"Triton is not installed: {_remedy()}"
         version = importlib.metadata.version("triton")
     except (importlib.metadata.PackageNotFoundError, ValueError):
         # pytorch-triton and pytorch-triton-rocm bring the module under another distribution's name.
         return None
     found = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
     if found < LEAST_TRITON:
-        return f"needs Triton {'.'.join(map(str, LEAST_TRITON))} or later, found {version}: {installing('triton')}"
+        return f"needs Triton {'.'.join(map(str, LEAST_TRITON))} or later, found {version}: {_remedy()}"
     return None
+
+
+def _remedy() -> str:
+    # Each build of PyTorch for GPUs goes with one Triton and asks for it.
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        return "PyTorch 2.10 and later bring it along; install one of those anew"
+    return installing("triton")
 
 
 @functools.cache
