@@ -96,6 +96,9 @@ def sweep_queries(
     column = tl.arange(0, block_n)
     inner = side * slope * (column - edge).to(tl.float32)
     nearest = (base + offset - start - edge).to(tl.float32)
+    if side > 0:
+        # Rows only get further away, so that their distance from the first may be added to what is rounded already.
+        inner -= slope * nearest
     index = tl.arange(0, block_m)
     for number in range(begin, end):
         tile = number
@@ -122,7 +125,9 @@ def sweep_queries(
                 weights -= slope * (near.to(tl.float32)[None, :] - column.to(tl.float32)[:, None])
             weights = tl.where(column[:, None] <= near[None, :], tl.exp2(weights), 0.0)
         elif bias:
-            distance = nearest + (first_row - base).to(tl.float32)
+            distance = (first_row - base).to(tl.float32)
+            if side < 0:
+                distance += nearest
             far = inner - side * slope * distance
             weights = tl.exp2((product * scale + far[:, None]) - row_shift[None, :])
         else:
