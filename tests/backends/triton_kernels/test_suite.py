@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,6 +118,13 @@ def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     # An option without a text has nothing behind its name, here or in the next line.
     assert all(len(words) > 2 for words in options)
+
+
+def test_the_checks_that_the_page_names_exist() -> None:
+    page = (Path(__file__).parents[3] / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r'--exactly "([^"]+)"', page)
+    assert len(named) == 5
+    assert set(named) <= {check.name for check in checks(0, "cuda")}
 
 
 class Device:
