@@ -183,3 +183,16 @@ def test_sizes_that_time_did_not_suffice_for_stand_in_the_file(tmp_path: Path) -
     found = read_results(path)
     assert [(trial.keys, trial.complete) for trial in found.trials] == [(64, False), (128, False)]
     assert [(each.word, each.why) for each in verdicts(found)] == [("untested", "not reached in time")]
+
+
+def test_a_run_stopped_among_its_checks_names_its_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GpuRun, "_checks", stopped)
+    path = tmp_path / "found.json"
+    with pytest.raises(KeyboardInterrupt):
+        GpuRun([small()], path, device="cpu", settings=SETTINGS, tell=lambda _: None).run()
+    found = read_results(path)
+    assert "- gpu-forward-dense, D=16, 128\n" in section("found.json", found)
+    assert "python benchmarks/gpu.py gpu-forward-dense --lengths 128 --no-suite" in report(found)

@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _terminated_as_interrupted():
             results = run.run()
     except KeyboardInterrupt:
-        print(f"Stopped. What was known until then is in {output}, marked incomplete.", file=sys.stderr)
+        print(
+            f"Stopped. What was known until then is in {output}, marked incomplete; --show reads it.", file=sys.stderr
+        )
         return 130
     written = f"{output} ({results.status}, {results.seconds:.0f} s), what processes wrote to {logs_of(output)}"
     print(f"\n{report(results)}\n\nWritten to {written}")
@@ -145,7 +147,8 @@ def _listed() -> Iterator[str]:
         yield f"    keys {', '.join(map(short, case.lengths))}; against {', '.join(case.peers)}"
         for peer, ratios in case.targets.items():
             by_dim = (
-                f"D={dim} " + ", ".join(f"{short(keys)} {ratios[dim, keys]:g}x" for keys in case.lengths)
+                f"D={dim} "
+                + ", ".join(f"{short(keys)} {ratios[dim, keys]:g}x" for keys in case.lengths if (dim, keys) in ratios)
                 for dim in case.head_dims
             )
             yield f"    asked against {peer}: {'; '.join(by_dim)}"
