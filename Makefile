@@ -121,14 +121,14 @@ pages: $(tools) ## the committed reports in a Chromium: phone, desk, dark, print
 	$(BIN)/python tests/pages/look.py $(wildcard docs/study/*/report.html docs/study/*/*/report.html) \
 	  $(if $(OUTPUT),--output "$(OUTPUT)")
 
-gpu: ## check and measure the GPU kernels on this machine's GPU, under eight minutes; torch and Triton are all it needs
+gpu: ## check and measure the GPU kernels here, under eight minutes; needs torch, Triton, a C compiler, Python's headers
 	$(PYTHON) benchmarks/gpu.py $(if $(OUTPUT),--output "$(OUTPUT)")
 
 bare: ## the C++ kernels without the bias, into build/bare: what it costs is the difference (alibi versus --bare)
 	cmake -S csrc -B build/bare -DCMAKE_BUILD_TYPE=Release -DALIBI_WITHOUT_BIAS=ON
 	cmake --build build/bare
 
-kernels: $(tools) ## compile every GPU kernel for every architecture, without a GPU, and inspect the code (long)
+kernels: $(tools) ## every GPU kernel compiled for every architecture, without a GPU, and inspected (an hour, two cores)
 	PYTHONPATH=src $(BIN)/python tests/backends/triton_kernels/compile_table.py --jobs 2
 
 clean: ## remove the environments, caches and build products

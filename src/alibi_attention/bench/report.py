@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alibi_attention.bench.compare import against_us, refusals
 from alibi_attention.bench.errors import BenchError
+from alibi_attention.bench.gpu.markdown import gpu_section, of_a_gpu
 from alibi_attention.bench.page import complete, fill, latest, switches, target_table
 from alibi_attention.bench.results import Results, TrialResult, read_results
 from alibi_attention.bench.tables import (
@@ -84,13 +85,18 @@ def fill_page(files: Sequence[Path], page: Path) -> tuple[list[Path], dict[Path,
 
 
 def targets_text(found: Sequence[tuple[Path, Results]]) -> str:
-    """Every target of all files with its verdict, in one table: by the newest file that can judge it."""
-    table = target_table(complete([results for _, results in found]))
+    """Every target of all files with its verdict, in one table: by the newest file that can judge it.
+
+    Those of a GPU stand with their file: which GPU it was belongs to the verdict.
+    """
+    table = target_table(complete([results for _, results in found if not of_a_gpu(results)]))
     return f"## Targets\n\n{table.markdown()}" if table.rows else ""
 
 
 def section(name: str, results: Results, figures: Sequence[Path] = ()) -> str:
     """One file of results in Markdown."""
+    if of_a_gpu(results):
+        return gpu_section(name, results, LOSSES)
     parts = [f"## {name}\n", machine_text(results), f"### {LOSSES}\n", losses_text(results)]
     parts += [f"![{figure.stem}]({figure.name})\n" for figure in figures]
     for case, trials in by_case(results):

@@ -1,10 +1,12 @@
 """Every shipped kernel compiled for every architecture, without a GPU, and what is wrong with the result.
 
-    PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py                     the whole table (long)
+    PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py --jobs 2            the whole table: 660 lines,
+                                                                                  about an hour on two cores
     PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py --only "sm_90 forward"   lines with these words
 
 Each line is compiled in a process of its own, --jobs at a time, because a compiler that fails an assertion takes its
-process along; Triton's cache makes the second run quick. Exit status 1 where a line has a fault.
+process along; Triton's cache makes the second run quick. Exit status 1 where a line has a fault, 2 where what is asked
+for does not exist.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from stand_in import Start, key_of, record, variant_of
 
 # At most so many instructions for each score element more than the same kernel without a bias.
 MOST_FOR_THE_BIAS = 1.2
+HEAD_DIMS = (16, 64, 80, 128, 256)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Kernels that multiply matrices: the others have none of their instructions to show.
 MULTIPLYING = ("forward_kernel", "query_kernel", "key_kernel")
@@ -80,7 +83,7 @@ def lines(*, whole: bool) -> Iterator[Line]:
     """All of the table, or what a quick look compiles of it."""
     for architecture in ARCHITECTURES:
         for dtype in _DTYPES:
-            for head_dim in (16, 64, 80, 128, 256):
+            for head_dim in HEAD_DIMS:
                 for feature, options in FEATURES.items():
                     if whole or f"{architecture} {dtype} {head_dim} {feature}" in _QUICK:
                         yield Line(architecture, dtype, head_dim, feature, options)
@@ -101,12 +104,14 @@ def look(line: Line, only: Sequence[str] = ()) -> list[dict[str, Any]]:
             continue
         try:
             report = build(variant_of(start, line.architecture), line.architecture)
-            faults = [*report.faults(), *_without_matrices(start, report), *_dear_bias(line, start, report)]
+            price = _price_of_bias(line, start, report)
+            faults = [*report.faults(), *_without_matrices(start, report), *_dear_bias(price)]
             counts = {"warps": start.config.num_warps, "stages": start.config.num_stages}
             found.append({
                 "kernel": name, "registers": report.registers, "spills": report.spills, "shared": report.shared,
                 "matrix": report.tensor_ops, "config": {**start.config.constants, **counts},
-                "per_score": round(report.per_score, 2) if report.variant.scores else None, "faults": faults,
+                "per_score": round(report.per_score, 2) if _has_scores(start, report) else None,
+                "bias": None if price is None else round(price[0] - price[1], 2), "faults": faults,
             })  # fmt: skip
         except Exception as error:
             text = (str(error).strip().splitlines() or [""])[0]
@@ -131,15 +136,24 @@ def _without_matrices(start: Start, report: Report) -> list[str]:
     return []
 
 
-def _dear_bias(line: Line, start: Start, report: Report) -> list[str]:
+def _has_scores(start: Start, report: Report) -> bool:
+    # Those that mend go over the keys of a few rows, if over any: what a score takes there says nothing.
+    return report.variant.scores > 0 and bool(report.main_loop) and not start.name.startswith("mend_")
+
+
+def _price_of_bias(line: Line, start: Start, report: Report) -> tuple[float, float] | None:
+    """Instructions a score with the bias and without, of kernels that multiply in a loop."""
     # A decoding step waits for memory, and most of the rows of its tile are padding.
     if start.name not in MULTIPLYING or not report.main_loop:
-        return []
+        return None
     without = build(variant_of(start, line.architecture, bias=False), line.architecture)
-    extra = report.per_score - without.per_score
-    if extra > MOST_FOR_THE_BIAS:
-        return [f"the bias costs {extra:.2f} instructions a score ({report.per_score:.2f} for {without.per_score:.2f})"]
-    return []
+    return report.per_score, without.per_score
+
+
+def _dear_bias(price: tuple[float, float] | None) -> list[str]:
+    if price is None or price[0] - price[1] <= MOST_FOR_THE_BIAS:
+        return []
+    return [f"the bias costs {price[0] - price[1]:.2f} instructions a score ({price[0]:.2f} for {price[1]:.2f})"]
 
 
 def table(wanted: Sequence[Line], only: Sequence[str] = (), jobs: int = 1) -> Iterator[list[dict[str, Any]]]:
@@ -158,14 +172,52 @@ def table(wanted: Sequence[Line], only: Sequence[str] = (), jobs: int = 1) -> It
         yield from pool.map(in_process, wanted)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Compile the Triton kernels ahead of time and inspect the code.")
-    parser.add_argument("--only", default="", help="words that a line's name must have")
+def selected(every: Sequence[Line], only: Sequence[str]) -> list[Line]:
+    """The lines that have all the words; a word that ends in _kernel is one of their kernels.
+
+    Empty where no line has them, or none has a kernel of that name: whoever compiles nothing must not take it for a
+    success.
+    """
+    of_line = [word for word in only if not word.endswith("_kernel")]
+    found = [line for line in every if all(word in line.name for word in of_line)]
+    if len(of_line) < len(only) and not any(_has(line, only) for line in found):
+        return []
+    return found
+
+
+def _has(line: Line, only: Sequence[str]) -> bool:
+    return any(all(word in f"{line.name} {start.name}" for word in only) for start in line.starts())
+
+
+def _jobs(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number of processes from 1 on, got {text!r}")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Compile the Triton kernels ahead of time and inspect the code. A line is named by architecture, "
+        "dtype, head dimension and feature, as in 'sm_90 bf16 D=64 causal'.",
+        epilog=f"Architectures: {', '.join(ARCHITECTURES)}; dtypes: {', '.join(_DTYPES)}; "
+        f"head dimensions: {', '.join(f'D={dim}' for dim in HEAD_DIMS)}; features: {', '.join(FEATURES)}; "
+        f"of kernels {', '.join(MULTIPLYING)} multiply. All of it, {len(list(lines(whole=True)))} lines, takes about "
+        "an hour on two cores.",
+    )
+    parser.add_argument(
+        "--only", default="", metavar="WORDS",
+        help="words that a line's name must have, all of them; one that ends in _kernel picks kernels of the lines",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="the few lines that the tests compile")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument(
+        "--jobs", type=_jobs, default=1, metavar="N", help="lines at a time, each a process of one core; 1 by default"
+    )
     parser.add_argument("--record", action="store_true", help="with --quick: write the faults into known_faults.json")
     parser.add_argument("--line", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.record and (options.only or not options.quick):
+        got = "--only" if options.only else "all of the table"
+        parser.error(f"--record: expected --quick alone beside it, got {got}; known_faults.json is of those lines")
     only = options.only.split()
     every = list(lines(whole=not options.quick))
     if options.line:
@@ -173,8 +225,12 @@ def main() -> int:
         for found in look(line, only):
             print(json.dumps(found), flush=True)
         return 0
-    of_line = [word for word in only if not word.endswith("_kernel")]
-    wanted = [line for line in every if all(word in line.name for word in of_line)]
+    wanted = selected(every, only)
+    if not wanted:
+        parser.error(
+            f"--only: expected words of the name of a line, as in 'sm_90 bf16 D=64 causal forward_kernel', got "
+            f"{options.only!r}; --help names them all"
+        )
     count = faulty = 0
     known = {}
     for found in table(wanted, only, options.jobs):
@@ -195,6 +251,11 @@ def _text(found: dict[str, Any]) -> str:
     taken = ", ".join(
         f"{found[name]} {name}" for name in ("registers", "shared", "matrix", "per_score") if found.get(name)
     )
+    if found.get("bias") is not None:
+        # Of those that multiply no spill and a bias for nothing are worth a word too.
+        taken += f", {found['spills']} spills, bias {found['bias']:.2f}"
+    elif found.get("spills"):
+        taken += f", {found['spills']} spills"
     return f"{found['kernel']}: {taken} ({sizes})" + "".join(f"; {fault}" for fault in found["faults"])
 
 

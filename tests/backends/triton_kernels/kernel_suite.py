@@ -3,12 +3,10 @@
     TRITON_INTERPRET=1 python tests/backends/triton_kernels/kernel_suite.py            on a CPU, in the interpreter
     python tests/backends/triton_kernels/kernel_suite.py                               on a GPU
 
-Options: --part 2/4 the second of four parts, --only TEXT checks with TEXT in their names, --exactly NAME (more than
-once) this check, --after NAME what comes behind it, --cases N that many random calls, --quick fewer combinations,
---until T to begin none after that time (seconds, as `date +%s` tells it), --list names alone. Lines of JSON: what is
-planned, each check that is begun, on a GPU each kernel that is compiled for it, and what came of it. Exit status 1
-where one failed, 75 where one took the device with it: what is left needs another process. Needs the package (or
-PYTHONPATH=src), torch and Triton, and in the interpreter NumPy.
+--help tells the options; --list, which needs no GPU, the names. Lines of JSON: what is planned, each check that is
+begun, on a GPU each kernel that is compiled for it, and what came of it. Exit status 1 where one failed, 2 where what
+is asked for does not exist, 75 where one took the device with it: what is left needs another process. Needs the package
+(or PYTHONPATH=src), torch and Triton, on a GPU a C compiler and Python's headers besides, in the interpreter NumPy.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -39,20 +38,57 @@ from alibi_attention.bench.gpu.process import LOST
 _MOST_OF_A_TRACEBACK = 6000
 
 
+class ChoiceError(ValueError):
+    """What was asked for does not exist. Whoever checks nothing must not take it for a success."""
+
+
 def chosen(options: argparse.Namespace, device: str) -> list[Check]:
+    """The checks that are asked for; a part may hold none of them, what is named must exist.
+
+    Raises:
+        ChoiceError: for a name or words that no check has.
+    """
     every = checks(options.cases, device, quick=options.quick)
     found = [each for each in every if device != "cpu" or not each.gpu_only]
+    where = " in the interpreter (some run on a GPU alone)" if device == "cpu" else ""
+    known = {each.name for each in found}
+    for name in options.exactly:
+        if name not in known:
+            raise ChoiceError(f"--exactly: expected the name of a check{where}, got {name!r}; --list names them")
     found = [each for each in found if options.only in each.name]
+    if not found:
+        raise ChoiceError(
+            f"--only: expected text in the names of checks{where}, got {options.only!r}; --list names them"
+        )
     if options.exactly:
         found = [each for each in found if each.name in options.exactly]
-    part, parts = (int(n) for n in options.part.split("/"))
-    found = shared(found, part, parts, device)
+        if not found:
+            got = ", ".join(map(repr, options.exactly))
+            raise ChoiceError(f"--exactly: expected names that have {options.only!r} of --only, got {got}; give one")
+    found = shared(found, *options.part, device)
     if options.after is None:
         return found
     names = [each.name for each in found]
     if options.after not in names:
-        raise SystemExit(f"--after: no check of this name is among those chosen: {options.after}")
+        raise ChoiceError(
+            f"--after: expected the name of a check among those chosen, got {options.after!r}; --list names them"
+        )
     return found[names.index(options.after) + 1 :]
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """ "2/4" to (2, 4)."""
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    part, parts = (int(found.group(1)), int(found.group(2))) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise argparse.ArgumentTypeError(f"expected one part of several, from 1/4 to 4/4, got {text!r}")
+    return part, parts
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 on, got {text!r}")
+    return int(text)
 
 
 def run(check: Check, device: str) -> dict[str, Any]:
@@ -105,23 +141,29 @@ def _device_answers() -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Checks of the Triton kernels.")
-    parser.add_argument("--part", default="1/1")
-    parser.add_argument("--only", default="")
-    parser.add_argument("--exactly", action="append", default=[])
-    parser.add_argument("--after")
-    parser.add_argument("--cases", type=int, default=24)
-    parser.add_argument("--until", type=float, default=float("inf"))
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--list", action="store_true")
+    parser = argparse.ArgumentParser(
+        description="Checks of the Triton kernels, on a GPU or, with TRITON_INTERPRET=1, in Triton's interpreter."
+    )
+    say = parser.add_argument
+    say("--only", default="", metavar="TEXT", help="checks with this text in their names")
+    say("--exactly", action="append", default=[], metavar="NAME", help="this check; may be given more than once")
+    say("--after", metavar="NAME", help="of what is chosen, what comes behind this check")
+    say("--part", type=part_of, default=(1, 1), metavar="K/N", help="the K-th of N parts, as in 2/4")
+    say("--cases", type=_count, default=24, metavar="N", help="so many random calls; 24 by default")
+    say("--quick", action="store_true", help="fewer combinations")
+    say("--until", type=float, default=float("inf"), metavar="T", help="begin none after that time, of `date +%%s`")
+    say("--list", action="store_true", help="names alone, of what would run; without a GPU what one would run")
     options = parser.parse_args(arguments)
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not interpreted and not torch.cuda.is_available():
-        parser.error("no GPU here, and TRITON_INTERPRET=1 is not set")
+    if not interpreted and not options.list and not torch.cuda.is_available():
+        parser.error("expected a GPU that torch can use, got none; TRITON_INTERPRET=1 runs the checks on a CPU")
     device = "cpu" if interpreted else "cuda"
-    found = chosen(options, device)
+    try:
+        found = chosen(options, device)
+    except ChoiceError as error:
+        parser.error(str(error))
     if options.list:
-        print("\n".join(check.name for check in found))
+        print("".join(f"{check.name}\n" for check in found), end="")
         return 0
     with _prepared(interpreted):
         return _run_all(found, device, options.until)

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason="compiles with Triton")
 
+import compile_table
 from compile_table import FEATURES, Line, lines, table
 from machine_code import ARCHITECTURES
 
@@ -56,3 +57,51 @@ def test_the_table_has_every_architecture_and_feature() -> None:
     assert {line.dtype for line in every} == {"bf16", "fp16", "fp32"}
     assert len({line.name for line in every}) == len(every)
     assert {line.name for line in lines(whole=False)} <= {line.name for line in every}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--only", "sm90 bf16"], "got 'sm90 bf16'; --help names them all"),
+        (["--only", "sm_90 bf16 D=64 decode query_kernel"], "got 'sm_90 bf16 D=64 decode query_kernel'; --help names"),
+        (["--jobs", "0"], "argument --jobs: expected a number of processes from 1 on, got '0'"),
+        (["--record"], "--record: expected --quick alone beside it, got all of the table"),
+        (["--record", "--quick", "--only", "sm_90"], "--record: expected --quick alone beside it, got --only"),
+    ],
+)
+def test_what_does_not_exist_is_no_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], error: str
+) -> None:
+    monkeypatch.setattr(compile_table, "table", lambda *_: pytest.fail("compiles"))
+    with pytest.raises(SystemExit) as stopped:
+        compile_table.main(arguments)
+    assert stopped.value.code == 2
+    assert error in capsys.readouterr().err
+
+
+def test_words_and_kernels_choose_lines() -> None:
+    every = list(lines(whole=True))
+    found = compile_table.selected(every, ["sm_90", "bf16", "D=64", "query_kernel"])
+    assert {line.name for line in found} == {f"sm_90 bf16 D=64 {feature}" for feature in FEATURES}
+    assert compile_table.selected(every, ["sm_90", "D=64", "nosuch_kernel"]) == []
+    assert len(compile_table.selected(every, [])) == 660
+
+
+def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compile_table.main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(word in told for word in (*ARCHITECTURES, *FEATURES, "660 lines"))
+
+
+def test_a_line_tells_what_the_bias_costs_where_that_means_something() -> None:
+    (line,) = compile_table.selected(list(lines(whole=False)), ["sm_90", "bf16", "D=64", "causal"])
+    found = {each["kernel"].removeprefix(f"{line.name} "): each for each in next(table([line]))}
+    for name, each in found.items():
+        multiplies = name in compile_table.MULTIPLYING
+        assert (each["bias"] is not None) == multiplies
+        assert (each["per_score"] is not None) == multiplies, "what mends has few scores, if any"
+        told = compile_table._text(each)
+        assert (f"{each['spills']} spills, bias {each['bias']:.2f}" in told) if multiplies else "bias" not in told
+    assert set(compile_table.MULTIPLYING) < set(found)
+    assert any(name.startswith("mend_") for name in found)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,10 +61,70 @@ def test_what_is_asked_for_is_chosen(capsys: pytest.CaptureFixture[str], monkeyp
         return capsys.readouterr().out.splitlines()
 
     assert listed("--exactly", "padding", "--exactly", "dropout, float16") == ["dropout, float16", "padding"]
-    with pytest.raises(SystemExit, match="no check of this name"):
-        listed("--only", "horizon", "--after", "padding")
+    # What stands behind the last check is nothing, and that is no mistake: a process takes over so.
+    assert listed("--only", "padding", "--after", listed("--only", "padding")[-1]) == []
+    assert listed("--exactly", "padding", "--part", "2/2") == []
     behind = listed("--part", "2/3", "--after", listed("--part", "2/3")[4])
     assert behind == listed("--part", "2/3")[5:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--only", "nosuchthing"], "--only: expected text in the names of checks in the interpreter (some run on a "
+         "GPU alone), got 'nosuchthing'; --list names them"),
+        (["--exactly", "padding", "--exactly", "paking"], "--exactly: expected the name of a check in the interpreter "
+         "(some run on a GPU alone), got 'paking'; --list names them"),
+        (["--exactly", "chosen by default"], "got 'chosen by default'"),
+        (["--exactly", "padding", "--only", "packing"], "--exactly: expected names that have 'packing' of --only, got "
+         "'padding'; give one"),
+        (["--only", "horizon", "--after", "padding"], "--after: expected the name of a check among those chosen, got "
+         "'padding'; --list names them"),
+        (["--part", "5/4"], "argument --part: expected one part of several, from 1/4 to 4/4, got '5/4'"),
+        (["--part", "0/4"], "from 1/4 to 4/4, got '0/4'"),
+        (["--part", "3"], "from 1/4 to 4/4, got '3'"),
+        (["--cases", "-1"], "argument --cases: expected a number from 0 on, got '-1'"),
+    ],
+)  # fmt: skip
+def test_what_does_not_exist_is_no_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], error: str
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit) as stopped:
+        kernel_suite.main(arguments)
+    assert stopped.value.code == 2
+    assert error in capsys.readouterr().err
+
+
+def test_what_a_gpu_would_run_is_listed_without_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert kernel_suite.main(["--list", "--cases", "2"]) == 0
+    assert capsys.readouterr().out.splitlines() == [check.name for check in checks(2, "cuda")]
+    with pytest.raises(SystemExit):
+        kernel_suite.main(["--only", "padding"])
+    assert "expected a GPU that torch can use, got none; TRITON_INTERPRET=1" in capsys.readouterr().err
+
+
+def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        kernel_suite.main(["--help"])
+    told = capsys.readouterr().out
+    options = [line.split(maxsplit=3) for line in told.splitlines() if line.startswith("  --")]
+    assert {words[0] for words in options} == {
+        "--only", "--exactly", "--after", "--part", "--cases", "--quick", "--until", "--list",
+    }  # fmt: skip
+    # An option without a text has nothing behind its name, here or in the next line.
+    assert all(len(words) > 2 for words in options)
+
+
+def test_the_checks_that_the_page_names_exist() -> None:
+    page = (Path(__file__).parents[3] / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r'--exactly "([^"]+)"', page)
+    assert len(named) == 5
+    assert set(named) <= {check.name for check in checks(0, "cuda")}
 
 
 class Device:

@@ -16,6 +16,8 @@ Targets = Mapping[str, Mapping[tuple[int, int], float]]
 Mode = Literal["forward", "training"]
 
 FASTEST = "fastest dense"
+AS_GRAPHS = "as CUDA graphs"
+"""The note of sizes whose calls are replayed: no fault of theirs."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from alibi_attention.bench.case import short
 from alibi_attention.bench.gpu.cases import FASTEST, GpuTrial
 from alibi_attention.bench.gpu.logs import keep_logs
 from alibi_attention.bench.gpu.suite import Findings, Suite
-from alibi_attention.bench.gpu.trial import GpuSettings
+from alibi_attention.bench.gpu.trial import GpuSettings, blank_result
 from alibi_attention.bench.gpu.warm import Warming
 from alibi_attention.bench.gpu.watch import Measuring, Patience
 from alibi_attention.bench.gpu.worker import Plan
@@ -75,7 +75,7 @@ class GpuRun:
             **asdict(self.settings), **asdict(self.budget), "device": self.device,
             "cases": list(dict.fromkeys(trial.case.name for trial in self.trials)),
             "peers": list(dict.fromkeys(peer for trial in self.trials for peer in trial.case.peers)),
-        })  # fmt: skip
+        }, [with_targets(blank_result(trial), trial) for trial in self.trials])  # fmt: skip
         results.write(self.output)
         folder = Path(tempfile.mkdtemp(prefix="alibi-gpu-"))
         try:
@@ -139,7 +139,9 @@ class GpuRun:
 
         def changed(found: dict[int, TrialResult]) -> None:
             results.machine["gpu"] = results.machine.get("gpu") or _json(place / "machine.json")
-            results.trials = [with_targets(found[number], self.trials[number]) for number in sorted(found)]
+            # What is not reached stands in the file too: its targets are untested, not forgotten.
+            known = [found.get(number) or blank_result(trial) for number, trial in enumerate(self.trials)]
+            results.trials = [with_targets(*pair) for pair in zip(known, self.trials, strict=True)]
             results.write(self.output)
             for number, trial in found.items():
                 if trial.complete and number not in told:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention.bench.accuracy import error
-from alibi_attention.bench.gpu.cases import GpuTrial
+from alibi_attention.bench.gpu.cases import AS_GRAPHS, GpuTrial
 from alibi_attention.bench.gpu.clock import Call, Clock, calls_in
 from alibi_attention.bench.gpu.inputs import GpuInputs, make_gpu_inputs
 from alibi_attention.bench.gpu.peers import GPU_PEERS, Attend
@@ -78,7 +78,7 @@ def blank_result(trial: GpuTrial) -> TrialResult:
         heads=trial.case.heads * trial.case.batch, head_dim=trial.head_dim, queries=trial.queries, keys=trial.keys,
         dtype=str(trial.case.dtype).removeprefix("torch."), tolerance=trial.case.tolerance,
         target_peer=peer, target_ratio=None if peer is None else targets[peer],
-        note="as CUDA graphs" if trial.case.cached else "",
+        note=AS_GRAPHS if trial.case.cached else "",
     )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from alibi_attention.bench.case import short
 from alibi_attention.bench.compare import comparisons, refusals
-from alibi_attention.bench.gpu.cases import FASTEST
+from alibi_attention.bench.gpu.cases import AS_GRAPHS, FASTEST
+from alibi_attention.bench.gpu.further import commands, has_failed, left_out, not_reached_lines
 from alibi_attention.bench.results import Results, TrialResult
 from alibi_attention.bench.summary import times
 from alibi_attention.bench.tables import NONE, Table, milliseconds
@@ -15,19 +16,20 @@ from alibi_attention.bench.tables import NONE, Table, milliseconds
 
 @dataclass(frozen=True)
 class Verdict:
-    """One target: ``found`` is the ratio, or None with the reason in ``why``."""
+    """One target: ``found`` is the ratio, or None with the reason in ``why``; ``settled`` where all rounds agree."""
 
     trial: TrialResult
     peer: str
     target: float
     found: float | None
     why: str
+    settled: bool = True
 
     @property
     def word(self) -> str:
         if self.found is None:
             return "untested"
-        return "met" if self.found >= self.target else "MISSED"
+        return ("met" if self.found >= self.target else "MISSED") + ("" if self.settled else ", unsettled")
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -40,8 +42,10 @@ def _of_trial(trial: TrialResult) -> Iterator[Verdict]:
     for peer, target in trial.targets.items():
         if peer in found:
             each = found[peer]
-            spread = f"{times(each.ratio.low)}–{times(each.ratio.high)} over {each.ratio.rounds} rounds"
-            yield Verdict(trial, peer, target, each.ratio.median, spread)
+            low, high, rounds = each.ratio.low, each.ratio.high, each.ratio.rounds
+            spread = "one round" if rounds == 1 else f"{times(low)}–{times(high)} over {rounds} rounds"
+            settled = (low < target) == (high < target)
+            yield Verdict(trial, peer, target, each.ratio.median, spread, settled)
         else:
             yield Verdict(trial, peer, target, None, _why_not(trial, peer))
 
@@ -52,28 +56,41 @@ def _why_not(trial: TrialResult, peer: str) -> str:
         return f"{ours.name}: {ours.refused}"
     if theirs is not None and theirs.refused:
         return f"{peer}: {theirs.refused}"
-    if peer == FASTEST:
+    if peer == FASTEST and trial.complete:
         return "no dense peer was measured"
-    return trial.note or "not reached in time"
+    # That calls are replayed is no reason.
+    return trial.note.removeprefix(AS_GRAPHS) or "not reached in time"
 
 
 def verdict_table(results: Results) -> Table:
-    """Targets, with the ratio found and its range."""
+    """Targets, with the ratio found and its range, case by case."""
     rows = []
-    for each in verdicts(results):
+    cases = list(dict.fromkeys(trial.case for trial in results.trials))
+    ordered = sorted(
+        verdicts(results), key=lambda each: (cases.index(each.trial.case), each.trial.head_dim, each.trial.keys)
+    )
+    for each in ordered:
         found = NONE if each.found is None else times(each.found)
         size = [each.trial.case, str(each.trial.head_dim), short(each.trial.keys), each.peer]
         rows.append([*size, f"{each.target:g}x", found, each.word, each.why])
     header = ["case", "D", "length", "against", "target", "found", "verdict", "range, or why not"]
-    return Table("Targets", header, rows, labels=4)
+    return Table("Targets", header, rows, labels=len(header))
+
+
+def has_times(trial: TrialResult) -> bool:
+    return any(entry.seconds is not None for entry in trial.entries)
 
 
 def time_lines(results: Results) -> list[str]:
     """Milliseconds of everyone at every size, with error and speed where they are known."""
     lines = []
     for trial in results.trials:
+        if not has_times(trial) and not has_failed(trial):
+            continue
         kept = f", certify keeps {trial.kept_share:.1%} of the tiles" if trial.kept_share is not None else ""
         lines.append(f"{trial.case}, D={trial.head_dim}, {short(trial.keys)}, {trial.heads} heads{kept}")
+        if has_failed(trial):
+            lines.append(f"    {trial.note}")
         for entry in trial.entries:
             if entry.seconds is None:
                 continue
@@ -89,21 +106,27 @@ def report(results: Results) -> str:
         table = verdict_table(results)
         if table.rows:
             parts += ["Targets: time of the peer over ours, in the same rounds", _aligned([table.header, *table.rows])]
-        parts += ["", "Times", *time_lines(results)]
+        taken = time_lines(results)
+        parts += ["", "Times", *taken] if taken else []
     left = refusals(results)
     if left:
         parts += ["", "Peers not measured", *left]
+    sizes = not_reached_lines(results)
+    if sizes:
+        parts += ["", "Sizes not reached", *sizes]
     suite = results.suite
     if suite.get("fault"):
         parts += ["", f"Checks broken off: {suite['fault']}"]
     if suite.get("reason"):
         parts += ["", f"Checks not run: {suite['reason']}"]
     elif "passed" in suite:
-        left_out = len(suite["left_out"])
-        parts += ["", f"Checks: {suite['passed']} passed, {len(suite['failed'])} failed, {left_out} left out"]
+        others = len(suite["left_out"])
+        parts += ["", f"Checks: {suite['passed']} passed, {len(suite['failed'])} failed, {others} left out"]
         parts += [f"    FAILED {name}: {reason}" for name, reason in suite["failed"].items()]
-        for kind, why in (("cut_short", "time was up while it ran"), ("short_of_memory", "it did not fit in memory")):
-            parts += [f"    left out, {why}: {name}" for name in suite.get(kind, ())]
+        parts += [f"    left out: {name}" for name in left_out(suite)]
+    further = list(commands(results))
+    if further:
+        parts += ["", "To go on, from the top of the checkout", *(f"    {command}" for command in further)]
     return "\n".join(parts)
 
 
