@@ -61,6 +61,7 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
         yield Check(name, partial(decoding.decode_many_rows, heads, kv_heads, queries))
     for dtype in DTYPES:
         yield Check(f"positions near 2^20, {_name(dtype)}", partial(shapes.far_positions, dtype))
+    yield Check("steep slopes both ways", shapes.steep_both_ways)
     yield Check("rows 34 million elements apart", shapes.rows_far_apart)
     for dtype in DTYPES[1:]:
         yield Check(f"gradients of slopes, {_name(dtype)}", partial(shapes.gradients_of_slopes, dtype))
@@ -74,11 +75,13 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
     yield Check("packing", packing.packing, cost=21)
     yield Check("tables of packed sequences", packing.row_tables, cost=8)
     yield Check("values that are no bounds of sequences", packing.values_that_are_no_bounds, cost=4)
+    yield Check("packed buffers longer than their sequences", packing.buffers_longer_than_their_sequences, cost=14)
     yield Check("packing within the horizon", packing.packing_within_the_horizon, cost=22, family="packed")
     for number in range(2 if quick else 6):
         yield Check(f"many packed, {number}", partial(packing.many_packed, number), cost=14, family="packed")
     yield Check("offsets", options.offsets, cost=21)
     yield Check("what is not finite stays with those who see it", options.not_finite)
+    yield Check("a score that overflows", options.overflow, cost=14)
     for kv_heads in (1, 3) if quick else (1, 2, 3, 6):
         yield Check(f"grouped queries, 6 on {kv_heads}", partial(shapes.groups, kv_heads), cost=14, family="grouped")
     for q_len, k_len in ((1, 250), (17, 129), (129, 17), (64, 250)):

@@ -7,6 +7,7 @@ from kernel_calls import BACKEND, make_call, unwarned
 from kernel_limits import compare
 from operator_budget import NAMES
 from operator_budget import check as within_budget
+from torch import Tensor
 
 from alibi_attention import alibi_attention
 from alibi_attention.dropout import keep_scale
@@ -82,6 +83,25 @@ def not_finite(device: str) -> None:
         getattr(call, name)[0, 0, row, 3] = poison
         with unwarned():
             got, want = call.run(), call.oracle()
-        for result, ours, theirs in zip(NAMES, got, want, strict=True):
-            same = ours.isfinite() == theirs.isfinite()
-            assert same.all(), f"{name} poisoned, {result}: {(~same).sum().item()} elements are not as defined"
+        _same_are_finite(f"{name} poisoned", got, want)
+
+
+def overflow(device: str) -> None:
+    """A score of +inf out of finite numbers makes its row NaN, whatever dropout and the row's gradient are."""
+    for dropout_p, grad in ((0.0, 1.0), (0.5, 1.0), (0.5, torch.nan)):
+        few = {"heads": 2, "kv_heads": 1, "head_dim": 16, "slopes": (0.3, 0.01), "dropout_p": dropout_p}
+        call = make_call(device, q_len=90, **few)
+        call.query[0, :, 7] = 3e25
+        call.key[0, :, 5] = 3e25
+        call.grad_out[0, 0, 7, 3] = grad
+        with unwarned():
+            # In float64 it would not overflow.
+            got, want = call.run(), call.run("reference")
+        assert not want[0][0, :, 7].isfinite().any()
+        _same_are_finite(f"dropout {dropout_p}, gradient {grad}", got, want)
+
+
+def _same_are_finite(what: str, got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
+    for result, ours, theirs in zip(NAMES, got, want, strict=True):
+        same = ours.isfinite() == theirs.isfinite()
+        assert same.all(), f"{what}, {result}: {(~same).sum().item()} elements are not as defined"

@@ -70,6 +70,14 @@ def gradients_of_slopes(dtype: torch.dtype, device: str) -> None:
             within(f"part of a slope's gradient, {settings}", ((ours - exact) / exact).abs().max(), 2e-3)
 
 
+def steep_both_ways(device: str) -> None:
+    """Rows on the first key of a tile to their right: what rows and tiles have of the distance must not cancel."""
+    settings = {"is_causal": False, "query_offset": 1, "head_dim": 16, "kv_heads": 4, "slopes": (0.5, 1.0, 4.0, 12.0)}
+    for block_m, block_n in ((64, 64), (128, 32)):
+        with blocks(device, block_m, block_n):
+            compare(make_call(device, q_len=256, k_len=300, **settings))
+
+
 def rows_far_apart(device: str) -> None:
     """A pool of tokens with room for many layers each: within a tile of 64 rows lie more than 2^31 elements."""
     step, few = 34_200_000, {"heads": 1, "kv_heads": 1, "head_dim": 16, "slopes": (0.1,), "dtype": torch.float16}

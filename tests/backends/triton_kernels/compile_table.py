@@ -1,6 +1,6 @@
 """Every shipped kernel compiled for every architecture, without a GPU, and what is wrong with the result.
 
-    PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py --jobs 2            the whole table: 660 lines,
+    PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py --jobs 2            the whole table: 780 lines,
                                                                                   about an hour on two cores
     PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py --only "sm_90 forward"   lines with these words
 
@@ -70,6 +70,11 @@ FEATURES: dict[str, dict[str, Any]] = {
     "dropout": _plain(dropout_p=0.1),
     "padded": {"key_mask": ((2, 300), torch.bool)},
     "packed": {**_plain(batch=1), "cu_seqlens": ((4,), torch.int32)},
+    "packed and planned": {**_plain(batch=1, q_len=3000), "cu_seqlens": ((4,), torch.int32)},
+    "everything": {
+        **_plain(batch=1, q_len=3000, is_causal=False, learned_slopes=True, dropout_p=0.1, kv_heads=2),
+        "cu_seqlens": ((4,), torch.int32),
+    },
     "learned": _plain(learned_slopes=True, tolerance=0.0),
     "planned": _plain(q_len=3000),
     # Where a stride or a number of programs is 1, Triton compiles that number in.
@@ -92,6 +97,7 @@ def lines(*, whole: bool) -> Iterator[Line]:
 _QUICK = {
     *(f"{architecture} bf16 64 causal" for architecture in ARCHITECTURES),
     "sm_90 bf16 128 both ways", "sm_80 fp32 64 causal", "gfx942 fp32 64 causal", "sm_90 bf16 64 decode",
+    "sm_90 bf16 64 packed and planned", "sm_90 bf16 64 learned",
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from alibi_attention.backends.triton.common import (
     rows_not_finite,
     rows_of_block,
     rows_seen,
+    weighs_something,
 )
 from alibi_attention.backends.triton.forward import edge_scores, masked_scores
 
@@ -34,7 +35,7 @@ def rows_kernel(
     """Per row: do . out - dlse, and the lse in bits of scores about the nearest key; +inf for a row without mass.
 
     ``shift_left`` and ``shift_right`` are the lse itself in bits, with the bias of a row within its tile of ``tile``
-    rows added, for keys to its left and to its right.
+    rows added, for keys to its left from the first row of the tile, for keys to its right from the last.
     """
     blocks = (q_len + block_m - 1) // block_m
     pair = tl.program_id(0) // blocks
@@ -65,11 +66,11 @@ def rows_kernel(
     bits = tl.where(has_mass, (log_mass + nats * stray) * LOG2E, INF)
     tl.store(shift + flat, bits, mask=inside)
     # Where a tile of rows sees keys whole, positions rise with rows by one, past the keys as well.
-    within = nats * LOG2E * (row % tile).to(tl.float32)
+    slope = nats * LOG2E
     bits = tl.where(has_mass, log_mass * LOG2E, INF)
-    tl.store(shift_left + flat, bits + within, mask=inside)
+    tl.store(shift_left + flat, bits + slope * (row % tile).to(tl.float32), mask=inside)
     if shift_right is not None:
-        tl.store(shift_right + flat, bits - within, mask=inside)
+        tl.store(shift_right + flat, bits + slope * (tile - 1 - row % tile).to(tl.float32), mask=inside)
 
 
 @triton.jit
@@ -86,7 +87,7 @@ def masked_grad(
 @triton.jit
 def sweep_back(
     side: tl.constexpr, begin, end, base, grad, lean, drift, reach,
-    rows, flow, keys, values, key_step, value_step, near, lowest,
+    rows, flow, keys, values, key_step, value_step, near, anchor,
     shift, mean, scale, slope, seed, stream, first_row, threshold, keep_scale,
     block_m: tl.constexpr, block_n: tl.constexpr, bias: tl.constexpr, learned: tl.constexpr,
     precision: tl.constexpr, key_inside, value_inside, head_dim: tl.constexpr, value_dim: tl.constexpr,
@@ -94,14 +95,14 @@ def sweep_back(
 ):  # fmt: skip
     """The tiles [begin, end), each seen whole by every row and wholly on one side of it, as in forward.
 
-    The row's part of the distance is added to its shift beforehand: what is left of the bias is a column and one number
-    a tile. That rounds nothing that showed, for a tile is at least as far away as that part, and its weights are as
-    much smaller.
+    ``anchor`` is the row's end of the distance from which all rows are further away than tiles are near: the lowest of
+    the nearest keys on the left, the highest on the right. The row's part of the distance is added to its shift
+    beforehand, and what is left of the bias is a column and one number a tile: all of one sign, so nothing cancels.
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = (tl.arange(0, block_n) - edge).to(tl.float32)
     bias_column = side * slope * column
-    place = side * (near - lowest).to(tl.float32)
+    place = side * (near - anchor).to(tl.float32)
     placed = shift + slope * place
     for tile in range(begin, end):
         start = base + tile * block_n
@@ -114,7 +115,7 @@ def sweep_back(
         else:
             value = tl.load(values + start.to(tl.int64) * value_step, mask=value_inside, other=0.0)
         product = tl.dot(rows, key, input_precision=precision)
-        ahead = (side * (start + edge - lowest)).to(tl.float32)
+        ahead = (side * (start + edge - anchor)).to(tl.float32)
         if bias:
             weights = tl.exp2((product * scale + bias_column[None, :]) - (placed - slope * ahead)[:, None])
         else:
@@ -127,9 +128,8 @@ def sweep_back(
         if learned:
             away = (place - ahead)[:, None] - side * column[None, :]
             lean += tl.sum(grad_scores * away, 1)
-            if key.dtype != tl.float32:
-                drift += tl.sum(grad_scores, 1)
-                reach += tl.sum(weights * away, 1)
+            drift += tl.sum(grad_scores, 1)
+            reach += tl.sum(weights * away, 1)
         grad = tl.dot(grad_scores.to(key.dtype), tl.trans(key), grad, input_precision=precision)
     return grad, lean, drift, reach
 
@@ -185,7 +185,7 @@ def query_kernel(
     flows = grad_out + batch.to(tl.int64) * flow_batch + head.to(tl.int64) * flow_head
     flow = tl.load(
         flows + row.to(tl.int64)[:, None] * flow_row + value_element[None, :],
-        mask=(sees & (row_shift != INF))[:, None] & (value_element < value_dim)[None, :], other=0.0,
+        mask=(sees & weighs_something(row_shift, row_mean))[:, None] & (value_element < value_dim)[None, :], other=0.0,
     )  # fmt: skip
     keys = key + batch.to(tl.int64) * key_batch + key_head_index.to(tl.int64) * key_head
     values = value + batch.to(tl.int64) * value_batch + key_head_index.to(tl.int64) * value_head
@@ -196,8 +196,7 @@ def query_kernel(
     value_inside = (value_element < value_dim)[:, None]
 
     grad = tl.zeros([block_m, block_d], tl.float32)
-    # Of each row, over its keys: the gradients of scores times distances and, in 16 bits, those gradients by themselves
-    # and the weights times distances.
+    # Of each row, over its keys: the gradients of scores times distances; those gradients; weights times distances.
     lean = tl.zeros([block_m], tl.float32)
     drift = tl.zeros([block_m], tl.float32)
     reach = tl.zeros([block_m], tl.float32)
@@ -220,9 +219,8 @@ def query_kernel(
         if learned:
             away = tl.abs(near[:, None] - (start + column)[None, :]).to(tl.float32)
             lean += tl.sum(grad_scores * away, 1)
-            if key_part.dtype != tl.float32:
-                drift += tl.sum(grad_scores, 1)
-                reach += tl.sum(weights * away, 1)
+            drift += tl.sum(grad_scores, 1)
+            reach += tl.sum(weights * away, 1)
         grad = tl.dot(grad_scores.to(key_part.dtype), tl.trans(key_part), grad, input_precision=precision)
 
     lowest = tl.min(tl.where(sees, near, k_len), 0)
@@ -233,9 +231,10 @@ def query_kernel(
         learned, precision, key_inside, value_inside, head_dim, value_dim, block_d, block_v,
     )  # fmt: skip
     if two_sided:
+        highest = tl.max(tl.where(sees, near, 0), 0)
         grad, lean, drift, reach = sweep_back(
             -1, c, d, base, grad, lean, drift, reach,
-            rows, flow, key_tile, value_tile, key_row, value_row, near, lowest,
+            rows, flow, key_tile, value_tile, key_row, value_row, near, highest,
             row_shift, row_mean, scale, slope, seed, stream, first_row, threshold, keep_scale, block_m, block_n, bias,
             learned, precision, key_inside, value_inside, head_dim, value_dim, block_d, block_v,
         )  # fmt: skip
@@ -249,13 +248,11 @@ def query_kernel(
     )
     if learned:
         # The gradients of a row's scores add up to that of its lse: the way to its nearest key is common to them.
-        # A row whose lse is +inf has a mean that is no number, and one without mass, whose shift is the same, 0.
-        has_mass = sees & ((row_shift != INF) | (row_mean != 0.0))
+        has_mass = sees & weighs_something(row_shift, row_mean)
         stray = tl.abs(position - near.to(tl.int64)).to(tl.float32)
         row_grad_lse = tl.load(grad_lse + flat, mask=has_mass, other=0.0)
-        if rows.dtype != tl.float32:
-            # What they add up to besides is the output's rounding, which the mean has in it, in each by its weight:
-            # times the mean distance it would be most of the gradient where all keys are far.
-            lean -= (drift - row_grad_lse) * reach
+        # What they add up to besides is the output's rounding, which the mean has in it, in each by its weight: times
+        # the mean distance, it would be most of the gradient in 16 bits where all keys are far.
+        lean -= (drift - row_grad_lse) * reach
         total = tl.sum(tl.where(has_mass, lean + row_grad_lse * stray, 0.0), 0)
         tl.store(grad_slopes + pair.to(tl.int64) * blocks + block, -total)

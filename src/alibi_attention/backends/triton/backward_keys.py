@@ -18,6 +18,7 @@ from alibi_attention.backends.triton.common import (
     kept_weights,
     rows_not_finite,
     rows_seen,
+    weighs_something,
 )
 
 
@@ -127,7 +128,8 @@ def sweep_queries(
         elif bias:
             distance = (first_row - base).to(tl.float32)
             if side < 0:
-                distance += nearest
+                # From the last row of the tile, the nearest there; what rows have of their own is behind it.
+                distance += nearest + (block_m - 1)
             far = inner - side * slope * distance
             weights = tl.exp2((product * scale + far[:, None]) - row_shift[None, :])
         else:
@@ -172,7 +174,8 @@ def masked_grad_transposed(
     if seed is not None:
         kept = tl.trans(kept_weights(tl.load(seed), stream, first_row, start, threshold, block_m, block_n))
         grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
-        kept_part = tl.where(kept, weights, 0.0)
+        # A factor of 0: a weight that is no number stays one.
+        kept_part = weights * tl.where(kept, 1.0, 0.0)
     return kept_part, tl.where(seen, weights * (grad_weights - row_mean[None, :]), 0.0)
 
 
@@ -258,7 +261,7 @@ def key_kernel(
                 )
                 flow = tl.load(
                     flow_tile + first_row.to(tl.int64) * flow_row,
-                    mask=(sees & (row_shift != INF))[:, None] & flow_inside, other=0.0,
+                    mask=(sees & weighs_something(row_shift, row_mean))[:, None] & flow_inside, other=0.0,
                 )  # fmt: skip
                 weights, grad_scores = masked_grad_transposed(
                     keys, values, rows, flow, key_index, near, lower, upper, row_shift, row_mean, scale, slope,

@@ -105,6 +105,15 @@ def rows_not_finite(x):
 
 
 @triton.jit
+def weighs_something(shift, mean):
+    """Whether a row has mass, from what `rows_kernel` notes of it: +inf and 0 of one without.
+
+    One whose lse is +inf has the same shift, and a mean that is no number.
+    """
+    return (shift != INF) | (mean != 0.0)
+
+
+@triton.jit
 def clamp(x, low, high):
     return tl.minimum(tl.maximum(x, low), high)
 

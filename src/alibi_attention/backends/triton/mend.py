@@ -28,6 +28,7 @@ from alibi_attention.backends.triton.common import (
     programs_over_rows,
     rows_of_block,
     rows_seen,
+    weighs_something,
 )
 from alibi_attention.backends.triton.forward import masked_scores
 
@@ -103,7 +104,8 @@ def mend_forward(
         weights = tl.where(seen, tl.exp2(scores - shift[:, None]), 0.0)
         if seed is not None:
             kept = kept_weights(tl.load(seed), pair, first_row, start, threshold, block_m, block_n)
-            weights = tl.where(kept, weights, 0.0)
+            # A factor of 0: a weight that is no number stays one.
+            weights *= tl.where(kept, 1.0, 0.0)
         value_part = tl.load(
             values + at.to(tl.int64)[:, None] * value_row + value_element[None, :],
             mask=(value_element < value_dim)[None, :] & inside[:, None], other=0.0,
@@ -189,7 +191,7 @@ def mend_query(
     flow = tl.load(
         grad_out + batch.to(tl.int64) * flow_batch + head.to(tl.int64) * flow_head
         + row.to(tl.int64)[:, None] * flow_row + value_element[None, :],
-        mask=(sees & (row_shift != INF))[:, None] & (value_element < value_dim)[None, :], other=0.0,
+        mask=(sees & weighs_something(row_shift, row_mean))[:, None] & (value_element < value_dim)[None, :], other=0.0,
     )  # fmt: skip
     keys = key + batch.to(tl.int64) * key_batch + (head // group).to(tl.int64) * key_head
     values = value + batch.to(tl.int64) * value_batch + (head // group).to(tl.int64) * value_head

@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 
 from alibi_attention.backends.triton.backward_keys import masked_grad_transposed, query_tiles
-from alibi_attention.backends.triton.common import INF, LOG2E, is_finite, rows_seen
+from alibi_attention.backends.triton.common import INF, LOG2E, is_finite, rows_seen, weighs_something
 from alibi_attention.backends.triton.mend import any_marked
 
 
 @triton.jit
 def add_rows_not_finite(
     total, terms, stride, first, key_index, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of,
-    lower_of, upper_of, shift, width: tl.constexpr, block: tl.constexpr, number: tl.constexpr,
+    lower_of, upper_of, shift, mean, width: tl.constexpr, block: tl.constexpr, number: tl.constexpr,
     only_with_mass: tl.constexpr,
 ):  # fmt: skip
     """Adds to each key of ``total`` the infinities and NaN of those rows, ``number`` from ``first``, that see it."""
@@ -29,7 +29,7 @@ def add_rows_not_finite(
         )
         term = tl.load(terms + at.to(tl.int64) * stride + element, mask=element < width, other=0.0).to(tl.float32)
         if only_with_mass:
-            term = tl.where(tl.load(shift + at) == INF, 0.0, term)
+            term = tl.where(weighs_something(tl.load(shift + at), tl.load(mean + at)), term, 0.0)
         reaches = ((key_index >= lower) & (key_index < upper))[:, None] & (is_finite(term) == 0)[None, :]
         total += tl.where(reaches, tl.zeros_like(total) + term[None, :], 0.0)
     return total
@@ -96,7 +96,8 @@ def mend_keys(
             )  # fmt: skip
             flow = tl.load(
                 flows + row.to(tl.int64)[:, None] * flow_row + value_element[None, :],
-                mask=(sees & (row_shift != INF))[:, None] & (value_element < value_dim)[None, :], other=0.0,
+                mask=(sees & weighs_something(row_shift, row_mean))[:, None] & (value_element < value_dim)[None, :],
+                other=0.0,
             )  # fmt: skip
             weights, grad_scores = masked_grad_transposed(
                 keys, values, rows, flow, key_index, near, lower, upper, row_shift, row_mean, scale, slope,
@@ -108,11 +109,13 @@ def mend_keys(
             grad_keys = tl.dot(grad_scores.to(rows.dtype), rows, grad_keys, input_precision=precision)
             grad_keys = add_rows_not_finite(
                 grad_keys, queries, query_row, first_row, key_index, batch, q_len, k_len, offset, left, right,
-                offsets, key_range, position_of, lower_of, upper_of, shift + flat, head_dim, block_d, block_m, False,
+                offsets, key_range, position_of, lower_of, upper_of, shift + flat, mean + flat,
+                head_dim, block_d, block_m, False,
             )  # fmt: skip
             grad_values = add_rows_not_finite(
                 grad_values, flows, flow_row, first_row, key_index, batch, q_len, k_len, offset, left, right,
-                offsets, key_range, position_of, lower_of, upper_of, shift + flat, value_dim, block_v, block_m, True,
+                offsets, key_range, position_of, lower_of, upper_of, shift + flat, mean + flat,
+                value_dim, block_v, block_m, True,
             )  # fmt: skip
     flat_key = shared.to(tl.int64) * k_len + key_index
     tl.store(

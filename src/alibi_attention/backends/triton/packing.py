@@ -28,6 +28,7 @@ def most_blocks(problem: Problem) -> int:
 
 def programs_over_rows(problem: Problem, block: int) -> int:
     """Programs that a pair of (batch, head) needs where each takes ``block`` rows, which divides 128."""
+    assert BLOCK_Q % block == 0, block
     if problem.cu_seqlens is None:
         return blocks_of(problem.q_len, block)
     return most_blocks(problem) * (BLOCK_Q // block)

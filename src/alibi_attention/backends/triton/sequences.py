@@ -37,13 +37,15 @@ def packed_rows_kernel(
     """Of each row its position, that of its sequence's last key for the last row, and the keys [lower, upper) it sees.
 
     ``q_ends`` and ``k_ends`` are (sequences + 1), int32 or int64. Nobody has looked at their values: whatever they are,
-    no other keys than the call's are seen.
+    no other keys than the call's are seen. Rows behind the last sequence, as in a buffer of one size for all batches,
+    see none.
     """
     row = tl.program_id(0) * at_once + tl.arange(0, at_once)
     inside = row < q_len
     sequence = tl.minimum(number_below(q_ends + 1, row.to(tl.int64), sequences, steps, True), sequences - 1)
-    first = tl.load(k_ends + sequence).to(tl.int64)
     end = tl.load(k_ends + sequence + 1).to(tl.int64)
+    # Rows behind the last sequence see nothing; both bounds go on rising.
+    first = tl.where(row < tl.load(q_ends + sequences), tl.load(k_ends + sequence).to(tl.int64), end)
     position = row - tl.load(q_ends + sequence + 1).to(tl.int64) + end
     lower = clamp(tl.maximum(first, position - left), 0, k_len.to(tl.int64))
     upper = clamp(tl.minimum(end, position + right + 1), lower, k_len.to(tl.int64))
@@ -55,22 +57,30 @@ def packed_rows_kernel(
 @triton.jit
 def shares_a_block(q_ends, k_ends, sequence, inside):
     """Whether a sequence may share a block with a neighbour that may, too: its keys fit in a tile, and its rows are not
-    few for them.
+    so few for them that 128 of them would have more than sixteen tiles to sweep, one after the other.
 
     One without rows does only if it has no keys either: there would be keys in between that nobody sees.
     """
     rows = tl.load(q_ends + sequence + 1, mask=inside, other=0) - tl.load(q_ends + sequence, mask=inside, other=0)
     keys = tl.load(k_ends + sequence + 1, mask=inside, other=0) - tl.load(k_ends + sequence, mask=inside, other=0)
-    return (keys <= PLAN_KEYS) & (keys <= 2 * rows)
+    return (keys <= PLAN_KEYS) & (keys <= 8 * rows)
 
 
-@triton.jit(do_not_specialize=["sequences"])
-def groups_kernel(q_ends, k_ends, ends, remaining, sequences):
+@triton.jit
+def first_of_group(q_ends, sequence, inside):
+    """The first row of a group that begins with a sequence."""
+    return tl.load(q_ends + sequence, mask=inside & (sequence > 0), other=0).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["q_len", "sequences"])
+def groups_kernel(q_ends, k_ends, ends, remaining, q_len, sequences):
     """Neighbours that share blocks make a group: ``ends`` (sequences) is the end of its rows, where one begins with a
     sequence; ``remaining`` (sequences + 1) counts the blocks of the groups that begin with a sequence or after it.
+
+    The first has the rows before it, too, and the last those behind it: no row is left unwritten.
     """
     chunks = (sequences + CHUNK - 1) // CHUNK
-    least = tl.load(q_ends + sequences).to(tl.int64)
+    least = q_len.to(tl.int64)
     held = tl.full([], 0, tl.int32)
     tl.store(remaining + sequences, held)
     for number in range(chunks):
@@ -84,7 +94,7 @@ def groups_kernel(q_ends, k_ends, ends, remaining, sequences):
         following = tl.where(has_next & next_begins, following, NEVER)
         end = tl.minimum(tl.associative_scan(following, 0, lesser, reverse=True), least)
         least = tl.minimum(least, tl.min(following, 0))
-        rows = end - tl.load(q_ends + at, mask=inside, other=0)
+        rows = end - first_of_group(q_ends, at, inside)
         blocks = tl.where(inside & begins, ceil_div(rows, PLAN_QUERIES), 0).to(tl.int32)
         tl.store(ends + at, end, mask=inside)
         tl.store(remaining + at, held + tl.cumsum(blocks, 0, reverse=True), mask=inside)
@@ -106,7 +116,7 @@ def row_blocks_kernel(q_ends, ends, remaining, row_blocks, q_len, sequences, ste
         low = tl.where(open_ & before, middle + 1, low)
         high = tl.where(open_ & (before == 0), middle, high)
     within = block - whole + tl.load(remaining + low)
-    first = tl.load(q_ends + low).to(tl.int64) + within * PLAN_QUERIES
+    first = first_of_group(q_ends, low, low >= 0) + within * PLAN_QUERIES
     end = tl.minimum(first + PLAN_QUERIES, tl.load(ends + low))
     found = block < whole
     # Nobody has looked at the values: kernels write to no rows but the call's.
