@@ -55,9 +55,9 @@ def _packed(problem: Problem, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q_ends = problem.cu_seqlens.to(torch.int64)
     k_ends = q_ends if problem.cu_seqlens_k is None else problem.cu_seqlens_k.to(torch.int64)
     sequence = torch.searchsorted(q_ends[1:], index, right=True).clamp_max(q_ends.shape[0] - 2)
-    upper = k_ends[sequence + 1]
-    # Queries behind the last sequence, of which only a GPU is not told that there are none, see nothing.
-    lower = torch.where(index < q_ends[-1], k_ends[sequence], upper)
+    # Queries outside of all sequences, of which a GPU is not told that there are none, see nothing.
+    upper = torch.where(index < q_ends[0], k_ends[0], k_ends[sequence + 1])
+    lower = torch.where(index < q_ends[-1], torch.minimum(k_ends[sequence], upper), upper)
     # The last query of a sequence stands at its last key: i - q_end + k_end.
     position = index - q_ends[sequence + 1] + upper
     return position.unsqueeze(0), lower.unsqueeze(0), upper.unsqueeze(0)

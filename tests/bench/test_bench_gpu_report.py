@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gpu_fakes import SETTINGS, finished, small
 from typer.testing import CliRunner
 
+from alibi_attention.bench.gpu import __main__ as command
 from alibi_attention.bench.gpu.run import GpuRun
 from alibi_attention.bench.gpu.verdicts import report, verdicts
 from alibi_attention.bench.report import section
@@ -60,7 +62,7 @@ def test_a_report_has_every_target_with_its_verdict() -> None:
     targets = text.partition("### Targets")[2].partition("###")[0]
     found = {tuple(cells[1:4]): cells[4:] for cells in rows(targets, "gpu-training-horizon")}
     assert found["64", "32K", "flex"] == ["7x", "7.50x", "met", "7.50x–7.50x over 3 rounds"]
-    assert found["64", "32K", "flex-windows"][1:3] == ["1.12x", "MISSED"]
+    assert found["64", "32K", "flex-windows"][1:3] == ["1.12x", "missed"]
     assert found["128", "128K", "flex"] == ["22x", "–", "untested", "not reached in time"]
     assert len(found) == 12
     decode = rows(targets, "gpu-decode")
@@ -132,7 +134,33 @@ def test_rounds_that_disagree_leave_a_verdict_unsettled() -> None:
     assert found["flex", 64, 32768].word == "met, unsettled"
     peer.plain = Samples(seconds=[0.02, None, None])
     (one,) = [each for each in verdicts(results) if each.trial is results.trials[0] and each.peer == "flex"]
-    assert (one.word, one.why) == ("MISSED", "one round")
+    assert (one.word, one.why) == ("missed, one round", "–")
+
+
+@pytest.mark.parametrize(
+    ("suite", "gpu", "asked", "sound"),
+    [
+        ({"passed": 3, "failed": {}}, {"name": "NVIDIA H200"}, True, True),
+        ({"passed": 3, "failed": {"padding": "AssertionError"}}, {"name": "NVIDIA H200"}, True, False),
+        ({"passed": 3, "failed": {}, "fault": "OSError: no space"}, {"name": "NVIDIA H200"}, True, False),
+        ({"reason": "no script"}, {"name": "NVIDIA H200"}, True, False),
+        ({"reason": "it was not asked for"}, {"name": "NVIDIA H200"}, False, True),
+        ({"passed": 3, "failed": {}}, {"name": "unknown", "last words": "no driver"}, True, False),
+        ({"passed": 3, "failed": {}}, None, True, True),
+    ],
+)
+def test_a_run_that_verified_nothing_is_no_success(
+    suite: dict[str, Any], gpu: dict[str, str] | None, asked: bool, sound: bool
+) -> None:
+    results = finished()
+    results.suite, results.machine["gpu"] = suite, gpu
+    assert command._is_sound(results, no_suite=not asked) is sound
+
+
+def test_reasons_of_several_lines_stay_in_their_place() -> None:
+    results = finished()
+    results.suite["failed"] = {"padding": "AssertionError: Tensor-likes are not close!\n\nMismatched elements: 3"}
+    assert "Tensor-likes are not close! Mismatched elements: 3" in section("found.json", results)
 
 
 def go_on(results: Results) -> list[str]:
@@ -158,7 +186,7 @@ def test_the_terminal_names_what_was_left_out_and_how_to_go_on() -> None:
     results.suite["left_out"] = ["padding", "length 4100, D=128, bfloat16"]
     assert go_on(results)[0] == (
         "PYTHONPATH=src python tests/backends/triton_kernels/kernel_suite.py --exactly padding "
-        "--exactly 'length 4100, D=128, bfloat16'"
+        "--exactly 'length 4100, D=128, bfloat16' | tee checks.jsonl"
     )
     results.suite["left_out"], results.trials = [], [each for each in results.trials if each.complete]
     assert "To go on" not in report(results)

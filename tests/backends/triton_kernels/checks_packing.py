@@ -119,13 +119,10 @@ def _drawn(number: int) -> tuple[list[int], list[int]]:
 
 def row_tables(device: str) -> None:
     """Each row in one block, with those it may share it with; what rows see, as the definition has it."""
-    for number in range(12 if device == "cpu" else 60):
+    for number in range(36 if device == "cpu" else 60):
         queries, keys = _drawn(number)
         window = ((None, None), (40, 0), (3, 9))[number % 3]
         problem = _problem(device, queries, keys, window=window, is_causal=number % 2 == 0)
-        if number % 4 == 3:
-            longer = {name: getattr(problem, name).long() for name in ("cu_seqlens", "cu_seqlens_k")}
-            problem = problem._replace(**longer)
         with poisoned_allocations():
             found = arguments.visibility(problem)
             key_rows = tables.rows_by_key_block(problem, found, 64)
@@ -147,11 +144,13 @@ def row_tables(device: str) -> None:
 
 def buffers_longer_than_their_sequences(device: str) -> None:
     """On a GPU nobody looks at cu_seqlens: rows behind the last sequence see nothing, and no row sees keys there."""
-    for queries, keys in (((70, 80, 50), (70, 80, 50)), ((10, 300), (400, 30)), ((3, 4, 100), (9, 20, 10))):
+    for queries, keys in (((70, 280, 50), (70, 280, 50)), ((10, 300), (400, 30)), ((3, 4, 100), (9, 20, 10))):
         options = {"is_causal": queries == keys, "slopes": (0.2, 0.01), "heads": 2, "kv_heads": 1, "head_dim": 16}
         call = packed(device, queries, keys, **options)
         shorter = {name: call.options[name][:-1] for name in ("cu_seqlens", "cu_seqlens_k")}
         rows, seen = sum(queries[:-1]), sum(keys[:-1])
+        for name, length in (("query", rows), ("key", seen), ("value", seen), ("grad_out", rows), ("grad_lse", rows)):
+            getattr(call, name)[:, :, length:] = torch.nan
         with mock.patch("alibi_attention.problem.values_can_be_read", return_value=False):
             ours = Call(*call.tensors, call.grad_out, call.grad_lse, {**call.options, **shorter}).run()
         out, lse, grad_query, grad_key, grad_value, _ = ours
@@ -171,6 +170,13 @@ def buffers_longer_than_their_sequences(device: str) -> None:
 def values_that_are_no_bounds(device: str) -> None:
     """On a GPU nobody looks at cu_seqlens; whatever it says, no other rows are written and no other keys read."""
     problem = _problem(device, (150,), (90,))
+    for first in ([20, 100], [3, 50, 140]):
+        early = problem._replace(cu_seqlens=torch.tensor(first, dtype=torch.int32, device=device), cu_seqlens_k=None)
+        found = arguments.visibility(early._replace(k_len=150))
+        sees = found["lower_of"] < found["upper_of"]
+        assert sees.nonzero()[:, 0].tolist() == list(range(first[0], first[-1])), f"rows outside of {first} see keys"
+        covered = [row for block in found["row_blocks"].tolist() for row in range(*block)]
+        assert covered == list(range(150)), f"rows outside of {first} are not written, or twice"
     generator = torch.Generator().manual_seed(0)
     for number in range(10):
         values = torch.randint(-500, 500, (2, 1 + number % 5 + 1), generator=generator, dtype=torch.int32).to(device)
@@ -178,3 +184,5 @@ def values_that_are_no_bounds(device: str) -> None:
         found = arguments.visibility(wrong)
         for name, most in (("row_blocks", 150), ("lower_of", 90), ("upper_of", 90)):
             assert ((found[name] >= 0) & (found[name] <= most)).all(), f"{name} of {values.tolist()}"
+        key_rows = tables.rows_by_key_block(wrong, found, 64)
+        assert ((key_rows >= 0) & (key_rows <= 150)).all(), f"key_rows of {values.tolist()}"

@@ -71,11 +71,14 @@ def gradients_of_slopes(dtype: torch.dtype, device: str) -> None:
 
 
 def steep_both_ways(device: str) -> None:
-    """Rows on the first key of a tile to their right: what rows and tiles have of the distance must not cancel."""
-    settings = {"is_causal": False, "query_offset": 1, "head_dim": 16, "kv_heads": 4, "slopes": (0.5, 1.0, 4.0, 12.0)}
+    """Rows on the first key of a tile to their right, keys far behind the first row that sees them: what rows, tiles
+    and keys have of the distance must not cancel.
+    """
+    settings = {"is_causal": False, "head_dim": 16, "heads": 4, "kv_heads": 4, "slopes": (0.5, 1.0, 4.0, 12.0)}
     for block_m, block_n in ((64, 64), (128, 32)):
         with blocks(device, block_m, block_n):
-            compare(make_call(device, q_len=256, k_len=300, **settings))
+            compare(make_call(device, q_len=256, k_len=300, query_offset=1, **settings))
+    compare(make_call(device, q_len=2047, **{**settings, "heads": 1, "kv_heads": 1, "slopes": (1.0,)}), tolerance=0.0)
 
 
 def rows_far_apart(device: str) -> None:

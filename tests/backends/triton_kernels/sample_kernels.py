@@ -70,12 +70,12 @@ def masked_tiles(plan, starts, limits, numbers, k_len, block_m: tl.constexpr, bl
     block = tl.program_id(0)
     row = block * block_m + tl.arange(0, block_m)
     lower = tl.zeros_like(row)
-    base, count, a, b, c, d, apart = key_tiles(
+    base, end, count, a, b, c, d, apart = key_tiles(
         lower, row + 1, row, row < k_len, plan + block * 3, k_len, block_n, False, True
     )
     number = masked_count(count, a, b, c, d, apart, block_n)
     tl.store(numbers + block, number)
     for index in range(number):
-        start, limit = masked_tile(index, base, count, a, b, c, d, apart, block_n)
+        start, limit = masked_tile(index, base, end, count, a, b, c, d, apart, block_n)
         tl.store(starts + block * 8 + index, start)
         tl.store(limits + block * 8 + index, limit)

@@ -166,7 +166,7 @@ def query_kernel(
     entry = plan
     if plan is not None:
         entry = plan + (pair.to(tl.int64) * entries + number) * 3
-    base, count, a, b, c, d, apart = key_tiles(
+    base, end, count, a, b, c, d, apart = key_tiles(
         lower, upper, near, sees, entry, k_len, block_n, two_sided, plan is not None
     )
     nats = tl.load(slopes + batch * slope_batch + head * slope_head)
@@ -203,7 +203,7 @@ def query_kernel(
     stream = pair
     edges = masked_count(count, a, b, c, d, apart, block_n)
     for index in range(edges):
-        start, limit = masked_tile(index, base, count, a, b, c, d, apart, block_n)
+        start, limit = masked_tile(index, base, end, count, a, b, c, d, apart, block_n)
         used = start + column < tl.minimum(limit, k_len)
         key_part = tl.load(key_tile + start.to(tl.int64) * key_row, mask=key_inside & used[None, :], other=0.0)
         value_part = tl.load(value_tile + start.to(tl.int64) * value_row, mask=value_inside & used[None, :], other=0.0)

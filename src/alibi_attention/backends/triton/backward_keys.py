@@ -96,9 +96,13 @@ def sweep_queries(
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = tl.arange(0, block_n)
     inner = side * slope * (column - edge).to(tl.float32)
-    nearest = (base + offset - start - edge).to(tl.float32)
+    origin = base
     if side > 0:
-        # Rows only get further away, so that their distance from the first may be added to what is rounded already.
+        origin += begin * block_m
+    nearest = (origin + offset - start - edge).to(tl.float32)
+    if side > 0:
+        # From the first row of these, which is behind the keys, rows only get further away: what they add to its
+        # distance may be added to what is rounded already.
         inner -= slope * nearest
     index = tl.arange(0, block_m)
     for number in range(begin, end):
@@ -126,7 +130,7 @@ def sweep_queries(
                 weights -= slope * (near.to(tl.float32)[None, :] - column.to(tl.float32)[:, None])
             weights = tl.where(column[:, None] <= near[None, :], tl.exp2(weights), 0.0)
         elif bias:
-            distance = (first_row - base).to(tl.float32)
+            distance = (first_row - origin).to(tl.float32)
             if side < 0:
                 # From the last row of the tile, the nearest there; what rows have of their own is behind it.
                 distance += nearest + (block_m - 1)

@@ -148,8 +148,9 @@ def key_tiles(
 
     Returns:
         base: first key, a multiple of ``block``: begun in between, two tiles would share the diagonal of a block of
-        rows of the same length; count: tiles from there on; [a, b): the tiles of them that every row sees to its left;
-        [c, d): those that every row sees to its right; apart: the first key of the tile kept apart, or -1.
+        rows of the same length; end: of the keys, behind which may lie anything; count: tiles from base on; [a, b): the
+        tiles of them that every row sees to its left; [c, d): those that every row sees to its right; apart: the first
+        key of the tile kept apart, or -1.
     """
     base = tl.min(tl.where(sees, lower, k_len), 0)
     end = tl.max(upper, 0)
@@ -174,11 +175,11 @@ def key_tiles(
         highest = tl.max(tl.where(sees, near, 0), 0)
         c = clamp(ceil_div(tl.maximum(common_lower, highest) - base, block), b, count)
         d = clamp(floor_div(common_upper - base, block), c, count)
-    return base, count, a, b, c, d, apart
+    return base, end, count, a, b, c, d, apart
 
 
 @triton.jit
-def masked_tile(index, base, count, a, b, c, d, apart, block: tl.constexpr):
+def masked_tile(index, base, end, count, a, b, c, d, apart, block: tl.constexpr):
     """The first key of the index-th tile that needs a mask, and the end of the keys it may use.
 
     Those are the tiles of [0, count) outside [a, b) and [c, d), and after them the tile kept apart.
@@ -188,7 +189,7 @@ def masked_tile(index, base, count, a, b, c, d, apart, block: tl.constexpr):
     at += tl.where(at >= c, d - c, 0)
     is_apart = index >= masked
     start = tl.where(is_apart, apart + (index - masked) * block, base + at * block)
-    limit = tl.where(is_apart, tl.minimum(apart + PLAN_KEYS, base), base + count * block)
+    limit = tl.where(is_apart, tl.minimum(apart + PLAN_KEYS, base), end)
     return start, limit
 
 

@@ -142,7 +142,7 @@ def forward_kernel(
     entry = plan
     if plan is not None:
         entry = plan + (pair.to(tl.int64) * entries + number) * 3
-    base, count, a, b, c, d, apart = key_tiles(
+    base, end, count, a, b, c, d, apart = key_tiles(
         lower, upper, near, sees, entry, k_len, block_n, two_sided, plan is not None
     )
     nats = tl.load(slopes + batch * slope_batch + head * slope_head)
@@ -167,7 +167,7 @@ def forward_kernel(
     # The tiles at the edges first: the keys nearest to the rows are among them, so the maximum hardly moves afterwards.
     edges = masked_count(count, a, b, c, d, apart, block_n)
     for index in range(edges):
-        start, limit = masked_tile(index, base, count, a, b, c, d, apart, block_n)
+        start, limit = masked_tile(index, base, end, count, a, b, c, d, apart, block_n)
         inside = start + column < tl.minimum(limit, k_len)
         key_part = tl.load(key_tile + start.to(tl.int64) * key_row, mask=key_inside & inside[None, :], other=0.0)
         scores, seen = edge_scores(

@@ -70,7 +70,7 @@ def mend_forward(
     position, near, lower, upper, sees = rows_seen(
         row, batch, row_end, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
     )
-    base, count, a, b, c, d, apart = key_tiles(
+    base, end, count, a, b, c, d, apart = key_tiles(
         lower, upper, near, sees, entry, k_len, block_n, two_sided, entry is not None
     )
     nats = tl.load(slopes + batch * slope_batch + head * slope_head)
@@ -91,7 +91,7 @@ def mend_forward(
     column = tl.arange(0, block_n)
     total = tl.zeros([block_m, block_v], tl.float32)
     for index in tl.range(0, masked_count(count, 0, 0, count, count, apart, block_n), num_stages=1):
-        start, limit = masked_tile(index, base, count, 0, 0, count, count, apart, block_n)
+        start, limit = masked_tile(index, base, end, count, 0, 0, count, count, apart, block_n)
         at = start + column
         inside = at < tl.minimum(limit, k_len)
         key_part = tl.load(
@@ -116,6 +116,8 @@ def mend_forward(
             total, values, value_row, start, lower, tl.minimum(upper, limit), k_len, value_dim, block_v, block_n
         )
     total = tl.where(has_mass[:, None], total * keep_scale, 0.0)
+    # Products formed here in another way may not overflow where those of the lse did.
+    total = tl.where((log_mass == INF)[:, None], float("nan"), total)
     tl.store(
         out + flat[:, None] * value_dim + value_element[None, :], total.to(out.dtype.element_ty),
         mask=(row < row_end)[:, None] & (value_element < value_dim)[None, :],
@@ -174,7 +176,7 @@ def mend_query(
     position, near, lower, upper, sees = rows_seen(
         row, batch, row_end, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
     )
-    base, count, a, b, c, d, apart = key_tiles(
+    base, end, count, a, b, c, d, apart = key_tiles(
         lower, upper, near, sees, entry, k_len, block_n, two_sided, entry is not None
     )
     slope = tl.load(slopes + batch * slope_batch + head * slope_head) * LOG2E
@@ -198,7 +200,7 @@ def mend_query(
     column = tl.arange(0, block_n)
     grad = tl.zeros([block_m, block_d], tl.float32)
     for index in tl.range(0, masked_count(count, 0, 0, count, count, apart, block_n), num_stages=1):
-        start, limit = masked_tile(index, base, count, 0, 0, count, count, apart, block_n)
+        start, limit = masked_tile(index, base, end, count, 0, 0, count, count, apart, block_n)
         at = start + column
         inside = at < tl.minimum(limit, k_len)
         key_part = tl.load(

@@ -44,13 +44,14 @@ def row_tables(problem: Problem, left: int, right: int) -> dict[str, Tensor]:
     sequences, entries = q_ends.shape[0] - 1, most_blocks(problem)
     position_of = q_ends.new_empty(problem.q_len, dtype=torch.int64)
     lower_of, upper_of = (q_ends.new_empty(problem.q_len, dtype=torch.int32) for _ in range(2))
+    key_range = q_ends.new_empty(1, 2, dtype=torch.int32)
     ends = q_ends.new_empty(sequences, dtype=torch.int64)
     remaining = q_ends.new_empty(sequences + 1, dtype=torch.int32)
     row_blocks = q_ends.new_empty(entries, 2, dtype=torch.int32)
     given: dict[str, Any] = {
         "q_ends": q_ends, "k_ends": k_ends, "sequences": sequences, "steps": sequences.bit_length(),
         "q_len": problem.q_len, "k_len": problem.k_len, "left": left, "right": right, "entries": entries,
-        "position_of": position_of, "lower_of": lower_of, "upper_of": upper_of,
+        "position_of": position_of, "lower_of": lower_of, "upper_of": upper_of, "key_range": key_range,
         "ends": ends, "remaining": remaining, "row_blocks": row_blocks,
     }  # fmt: skip
     from alibi_attention.backends.triton import sequences as kernels
@@ -58,7 +59,8 @@ def row_tables(problem: Problem, left: int, right: int) -> dict[str, Tensor]:
     _start(kernels.packed_rows_kernel, problem, blocks_of(problem.q_len, _ROWS), given, at_once=_ROWS)
     _start(kernels.groups_kernel, problem, 1, given)
     _start(kernels.row_blocks_kernel, problem, blocks_of(entries, _CHUNK), given)
-    return {"position_of": position_of, "lower_of": lower_of, "upper_of": upper_of, "row_blocks": row_blocks}
+    names = ("position_of", "lower_of", "upper_of", "key_range", "row_blocks")
+    return {name: given[name] for name in names}
 
 
 def rows_by_key_block(problem: Problem, seen: dict[str, Any], block: int) -> Tensor | None:

@@ -31,24 +31,28 @@ def number_below(values, bound, number, steps, or_equal: tl.constexpr):
 
 @triton.jit(do_not_specialize=["q_len", "k_len", "sequences", "steps", "left", "right"])
 def packed_rows_kernel(
-    q_ends, k_ends, position_of, lower_of, upper_of, q_len, k_len, sequences, steps, left: tl.int64, right: tl.int64,
-    at_once: tl.constexpr,
+    q_ends, k_ends, position_of, lower_of, upper_of, key_range, q_len, k_len, sequences, steps,
+    left: tl.int64, right: tl.int64, at_once: tl.constexpr,
 ):  # fmt: skip
-    """Of each row its position, that of its sequence's last key for the last row, and the keys [lower, upper) it sees.
+    """Of each row its position, that of its sequence's last key for the last row, and the keys [lower, upper) it sees;
+    ``key_range`` (2) is first and end of the keys that belong to any sequence.
 
-    ``q_ends`` and ``k_ends`` are (sequences + 1), int32 or int64. Nobody has looked at their values: whatever they are,
-    no other keys than the call's are seen. Rows behind the last sequence, as in a buffer of one size for all batches,
-    see none.
+    ``q_ends`` and ``k_ends`` are (sequences + 1). Nobody has looked at their values: whatever they are, no other keys
+    than the call's are seen. Rows outside of all sequences, as in a buffer of one size for all batches, see none.
     """
     row = tl.program_id(0) * at_once + tl.arange(0, at_once)
     inside = row < q_len
     sequence = tl.minimum(number_below(q_ends + 1, row.to(tl.int64), sequences, steps, True), sequences - 1)
-    end = tl.load(k_ends + sequence + 1).to(tl.int64)
-    # Rows behind the last sequence see nothing; both bounds go on rising.
+    very_first = tl.load(k_ends).to(tl.int64)
+    # Outside both bounds are one, and rise as they do within.
+    end = tl.where(row < tl.load(q_ends), very_first, tl.load(k_ends + sequence + 1).to(tl.int64))
     first = tl.where(row < tl.load(q_ends + sequences), tl.load(k_ends + sequence).to(tl.int64), end)
     position = row - tl.load(q_ends + sequence + 1).to(tl.int64) + end
     lower = clamp(tl.maximum(first, position - left), 0, k_len.to(tl.int64))
     upper = clamp(tl.minimum(end, position + right + 1), lower, k_len.to(tl.int64))
+    if tl.program_id(0) == 0:
+        tl.store(key_range, clamp(very_first, 0, k_len.to(tl.int64)).to(tl.int32))
+        tl.store(key_range + 1, clamp(tl.load(k_ends + sequences).to(tl.int64), 0, k_len.to(tl.int64)).to(tl.int32))
     tl.store(position_of + row, position, mask=inside)
     tl.store(lower_of + row, lower.to(tl.int32), mask=inside)
     tl.store(upper_of + row, upper.to(tl.int32), mask=inside)

@@ -47,7 +47,7 @@ def commands(results: Results) -> Iterator[str]:
     """From the top of the checkout; what was compiled lies in Triton's cache, so the same takes less time again."""
     names: list[str] = results.suite.get("left_out", [])
     if 0 < len(names) <= _MOST_NAMES:
-        yield " ".join([_ALONE, *(f"--exactly {shlex.quote(name)}" for name in names)])
+        yield " ".join([_ALONE, *(f"--exactly {shlex.quote(name)}" for name in names), "| tee checks.jsonl"])
     elif names:
         yield f"{_COMMAND} --no-benchmarks --minutes 10"
     lengths: dict[str, dict[str, None]] = {}

@@ -95,7 +95,7 @@ def _driver(text: str) -> str:
 
 
 def _losses(results: Results) -> str:
-    untested = sum(each.found is None for each in verdicts(results))
+    untested = sum(each.ratio is None for each in verdicts(results))
     parts = []
     for heading, lines in against_us(results):
         if heading.startswith("Backends on request"):
@@ -172,5 +172,5 @@ def _markdown(table: Table) -> str:
 
 
 def _literal(text: str) -> str:
-    """What a compiler or a driver said is no markup: <lambda> would vanish from the page."""
-    return text.replace("<", "&lt;")
+    """What a compiler or a driver said is no markup: <lambda> would vanish from the page, a second line end a list."""
+    return " ".join(text.split()).replace("<", "&lt;")

@@ -6,30 +6,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from alibi_attention.bench.case import short
-from alibi_attention.bench.compare import comparisons, refusals
+from alibi_attention.bench.compare import comparisons, refusals, verdict
 from alibi_attention.bench.gpu.cases import AS_GRAPHS, FASTEST
 from alibi_attention.bench.gpu.further import commands, has_failed, left_out, not_reached_lines
 from alibi_attention.bench.results import Results, TrialResult
-from alibi_attention.bench.summary import times
+from alibi_attention.bench.summary import Ratio, times
 from alibi_attention.bench.tables import NONE, Table, milliseconds
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One target: ``found`` is the ratio, or None with the reason in ``why``; ``settled`` where all rounds agree."""
+    """One target: the ratio found, with its range in ``why``, or None with the reason there."""
 
     trial: TrialResult
     peer: str
     target: float
-    found: float | None
+    ratio: Ratio | None
     why: str
-    settled: bool = True
 
     @property
     def word(self) -> str:
-        if self.found is None:
-            return "untested"
-        return ("met" if self.found >= self.target else "MISSED") + ("" if self.settled else ", unsettled")
+        return "untested" if self.ratio is None else verdict(self.ratio, self.target)
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -41,11 +38,9 @@ def _of_trial(trial: TrialResult) -> Iterator[Verdict]:
     found = {each.peer.name: each for each in comparisons(trial) if each.ours.default}
     for peer, target in trial.targets.items():
         if peer in found:
-            each = found[peer]
-            low, high, rounds = each.ratio.low, each.ratio.high, each.ratio.rounds
-            spread = "one round" if rounds == 1 else f"{times(low)}–{times(high)} over {rounds} rounds"
-            settled = (low < target) == (high < target)
-            yield Verdict(trial, peer, target, each.ratio.median, spread, settled)
+            ratio = found[peer].ratio
+            spread = f"{times(ratio.low)}–{times(ratio.high)} over {ratio.rounds} rounds" if ratio.rounds > 1 else NONE
+            yield Verdict(trial, peer, target, ratio, spread)
         else:
             yield Verdict(trial, peer, target, None, _why_not(trial, peer))
 
@@ -70,7 +65,7 @@ def verdict_table(results: Results) -> Table:
         verdicts(results), key=lambda each: (cases.index(each.trial.case), each.trial.head_dim, each.trial.keys)
     )
     for each in ordered:
-        found = NONE if each.found is None else times(each.found)
+        found = NONE if each.ratio is None else times(each.ratio.median)
         size = [each.trial.case, str(each.trial.head_dim), short(each.trial.keys), each.peer]
         rows.append([*size, f"{each.target:g}x", found, each.word, each.why])
     header = ["case", "D", "length", "against", "target", "found", "verdict", "range, or why not"]
