@@ -96,10 +96,7 @@ def sweep_queries(
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = tl.arange(0, block_n)
     inner = side * slope * (column - edge).to(tl.float32)
-    origin = base
-    if side > 0:
-        origin += begin * block_m
-    nearest = (origin + offset - start - edge).to(tl.float32)
+    nearest = (base + begin * block_m + offset - start - edge).to(tl.float32)
     if side > 0:
         # From the first row of these, which is behind the keys, rows only get further away: what they add to its
         # distance may be added to what is rounded already.
@@ -130,7 +127,7 @@ def sweep_queries(
                 weights -= slope * (near.to(tl.float32)[None, :] - column.to(tl.float32)[:, None])
             weights = tl.where(column[:, None] <= near[None, :], tl.exp2(weights), 0.0)
         elif bias:
-            distance = (first_row - origin).to(tl.float32)
+            distance = ((number - begin) * block_m).to(tl.float32)
             if side < 0:
                 # From the last row of the tile, the nearest there; what rows have of their own is behind it.
                 distance += nearest + (block_m - 1)
