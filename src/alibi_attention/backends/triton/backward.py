@@ -95,9 +95,9 @@ def sweep_back(
 ):  # fmt: skip
     """The tiles [begin, end), each seen whole by every row and wholly on one side of it, as in forward.
 
-    ``anchor`` is the row's end of the distance from which all rows are further away than tiles are near: the lowest of
-    the nearest keys on the left, the highest on the right. The row's part of the distance is added to its shift
-    beforehand, and what is left of the bias is a column and one number a tile: all of one sign, so nothing cancels.
+    ``anchor`` lies between the rows and the tiles: of the rows' nearest keys it is the lowest on the left, the highest on
+    the right. A row's way to it is added to the shift beforehand, and what is left of the bias is a column and one
+    number a tile: all of one sign, so nothing cancels.
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = (tl.arange(0, block_n) - edge).to(tl.float32)

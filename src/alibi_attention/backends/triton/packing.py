@@ -35,8 +35,9 @@ def programs_over_rows(problem: Problem, block: int) -> int:
 
 
 def row_tables(problem: Problem, left: int, right: int) -> dict[str, Tensor]:
-    """Of a packed call ``position_of``, ``lower_of``, ``upper_of`` (q_len,): a row sees the keys [lower, upper); and
-    ``row_blocks`` (`most_blocks`, 2), first and end of the rows of each block.
+    """Of a packed call ``position_of``, ``lower_of``, ``upper_of`` (q_len,): a row sees the keys [lower, upper);
+    ``key_range`` (1, 2), first and end of the keys of all sequences; and ``row_blocks`` (`most_blocks`, 2), first and
+    end of the rows of each block.
     """
     assert problem.cu_seqlens is not None
     q_ends = problem.cu_seqlens.contiguous()
