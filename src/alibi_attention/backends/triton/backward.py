@@ -95,7 +95,7 @@ def sweep_back(
 ):  # fmt: skip
     """The tiles [begin, end), each seen whole by every row and wholly on one side of it, as in forward.
 
-    ``anchor`` lies between the rows and the tiles: of the rows' nearest keys it is the lowest on the left, the highest on
+    ``anchor`` lies between rows and tiles: of the nearest keys of the rows it is the lowest on the left, the highest on
     the right. A row's way to it is added to the shift beforehand, and what is left of the bias is a column and one
     number a tile: all of one sign, so nothing cancels.
     """
