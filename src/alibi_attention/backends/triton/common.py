@@ -119,6 +119,21 @@ def clamp(x, low, high):
 
 
 @triton.jit
+def number_below(values, bound, number, steps, or_equal: tl.constexpr):
+    """For each bound how many of the first ``number`` values, which rise, are below it; found by halving."""
+    low = tl.zeros_like(bound).to(tl.int32)
+    high = low + number
+    for _ in range(steps):
+        middle = (low + high) // 2
+        open_ = low < high
+        value = tl.load(values + middle, mask=open_, other=0)
+        below = (value <= bound) if or_equal else (value < bound)
+        low = tl.where(open_ & below, middle + 1, low)
+        high = tl.where(open_ & (below == 0), middle, high)
+    return low
+
+
+@triton.jit
 def lesser(one, other):
     return tl.minimum(one, other)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from alibi_attention.backends.triton import arguments, configs, packing
-from alibi_attention.backends.triton.horizon import envelope_kernel, plan_kernel, ranges_kernel, summary_kernel
+from alibi_attention.backends.triton.horizon import plan_kernel, summary_kernel
+from alibi_attention.backends.triton.ranges import envelope_kernel, ranges_kernel
 from alibi_attention.backends.triton.start import common, start
 from alibi_attention.horizon import BLOCK_K, BLOCK_Q, blocks_of, is_worthwhile
 from alibi_attention.problem import Problem

@@ -8,25 +8,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from alibi_attention.backends.triton.common import PLAN_KEYS, PLAN_QUERIES, ceil_div, clamp, lesser
+from alibi_attention.backends.triton.common import (
+    PLAN_KEYS,
+    PLAN_QUERIES,
+    ceil_div,
+    clamp,
+    lesser,
+    number_below,
+)
 
 CHUNK = tl.constexpr(128)
 NEVER = tl.constexpr(9223372036854775807)
-
-
-@triton.jit
-def number_below(values, bound, number, steps, or_equal: tl.constexpr):
-    """For each bound how many of the first ``number`` values, which rise, are below it; found by halving."""
-    low = tl.zeros_like(bound).to(tl.int32)
-    high = low + number
-    for _ in range(steps):
-        middle = (low + high) // 2
-        open_ = low < high
-        value = tl.load(values + middle, mask=open_, other=0)
-        below = (value <= bound) if or_equal else (value < bound)
-        low = tl.where(open_ & below, middle + 1, low)
-        high = tl.where(open_ & (below == 0), middle, high)
-    return low
 
 
 @triton.jit(do_not_specialize=["q_len", "k_len", "sequences", "steps", "left", "right"])
@@ -79,7 +71,8 @@ def first_of_group(q_ends, sequence, inside):
 @triton.jit(do_not_specialize=["q_len", "sequences"])
 def groups_kernel(q_ends, k_ends, ends, remaining, q_len, sequences):
     """Neighbours that share blocks make a group: ``ends`` (sequences) is the end of its rows, where one begins with a
-    sequence; ``remaining`` (sequences + 1) counts the blocks of the groups that begin with a sequence or after it.
+    sequence; ``remaining`` (sequences + 1) counts the blocks of the groups that begin with a sequence or after it,
+    below zero, so that it rises.
 
     The first has the rows before it, too, and the last those behind it: no row is left unwritten.
     """
@@ -101,25 +94,18 @@ def groups_kernel(q_ends, k_ends, ends, remaining, q_len, sequences):
         rows = end - first_of_group(q_ends, at, inside)
         blocks = tl.where(inside & begins, ceil_div(rows, PLAN_QUERIES), 0).to(tl.int32)
         tl.store(ends + at, end, mask=inside)
-        tl.store(remaining + at, held + tl.cumsum(blocks, 0, reverse=True), mask=inside)
-        held += tl.sum(blocks, 0)
+        tl.store(remaining + at, held - tl.cumsum(blocks, 0, reverse=True), mask=inside)
+        held -= tl.sum(blocks, 0)
 
 
 @triton.jit(do_not_specialize=["q_len", "sequences", "steps", "entries"])
 def row_blocks_kernel(q_ends, ends, remaining, row_blocks, q_len, sequences, steps, entries):
     """``row_blocks`` (entries, 2): first and end row of each block of up to 128; both ``q_len`` behind the last."""
     block = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    whole = tl.load(remaining)
+    whole = -tl.load(remaining)
     # The group of a block is the first behind which fewer blocks remain than behind the block.
-    low = tl.zeros([CHUNK], tl.int32)
-    high = low + sequences - 1
-    for _ in range(steps):
-        middle = (low + high) // 2
-        open_ = low < high
-        before = whole - tl.load(remaining + middle + 1, mask=open_, other=0) <= block
-        low = tl.where(open_ & before, middle + 1, low)
-        high = tl.where(open_ & (before == 0), middle, high)
-    within = block - whole + tl.load(remaining + low)
+    low = number_below(remaining + 1, block - whole, sequences - 1, steps, True)
+    within = block - whole - tl.load(remaining + low)
     first = first_of_group(q_ends, low, low >= 0) + within * PLAN_QUERIES
     end = tl.minimum(first + PLAN_QUERIES, tl.load(ends + low))
     found = block < whole
