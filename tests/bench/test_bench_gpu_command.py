@@ -22,6 +22,9 @@ from alibi_attention.bench.gpu.cases import GPU_CASES, GpuTrial
 from alibi_attention.bench.gpu.run import Budget, GpuRun
 from alibi_attention.bench.results import Results, read_results
 
+# The package under test may be installed elsewhere; what only the checkout has is found from here.
+CHECKOUT = Path(__file__).parents[2]
+
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_the_command_says_what_stays_untested(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +166,7 @@ def test_what_triton_builds_with_is_looked_for(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_an_interpreter_without_torch_is_told_in_one_line(tmp_path: Path) -> None:
-    script = Path(command.__file__).parents[4] / "benchmarks" / "gpu.py"
+    script = CHECKOUT / "benchmarks" / "gpu.py"
     # Isolated and without site-packages: an interpreter as it comes.
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(script)], capture_output=True, text=True, cwd=tmp_path, check=False
@@ -201,9 +204,9 @@ def test_the_command_needs_torch_alone() -> None:
         "safetensors",
         "transformers",
     ]
-    root = Path(command.__file__).parents[4]
+    source = str(Path(command.__file__).parents[3])
     code = (
-        f"import sys; sys.path.insert(0, {str(root / 'src')!r}); import torch; "
+        f"import sys; sys.path.insert(0, {source!r}); import torch; "
         f"sys.modules.update(dict.fromkeys({absent!r})); "
         "from alibi_attention.bench.gpu import worker, run; from alibi_attention.bench.gpu.__main__ import main; "
         "sys.exit(main(['--list']))"
