@@ -31,6 +31,7 @@ class Architecture:
         registers: of a thread, and of all threads of a block together.
         lanes: threads of a warp.
         tensor_op: pattern of its matrix instructions in machine code.
+        exp2: pattern of its instructions for powers of 2.
         local: pattern of what puts registers aside in memory and takes them back.
         virtual: what they are called one stage earlier, in PTX; "" where there is no such stage.
     """
@@ -42,14 +43,23 @@ class Architecture:
     tensor_op: str
     virtual: str
     local: str = r"(LDL|STL)\b"
+    exp2: str = r"MUFU\.EX2"
 
 
+# The tiles of sm_80 serve sm_86, sm_89 and sm_120 too, whose blocks have 99 KiB.
 ARCHITECTURES = {
-    "sm_80": Architecture(GPUTarget("cuda", 80, 32), 163 * KIB, (255, 65536), 32, r"HMMA\.", "mma.sync"),
+    "sm_80": Architecture(GPUTarget("cuda", 80, 32), 99 * KIB, (255, 65536), 32, r"HMMA\.", "mma.sync"),
     "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227 * KIB, (255, 65536), 32, r"HGMMA\.|HMMA\.", "wgmma.mma_async"),
     "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227 * KIB, (255, 65536), 32, r"UTC\w*MMA|HMMA\.", "tcgen05.mma"),
     "gfx942": Architecture(
-        GPUTarget("hip", "gfx942", 64), 64 * KIB, (512, 131072), 64, r"v_mfma_", "", r"scratch_(load|store)"
+        GPUTarget("hip", "gfx942", 64),
+        64 * KIB,
+        (512, 131072),
+        64,
+        r"v_mfma_",
+        "",
+        r"scratch_(load|store)",
+        r"v_exp_f32",
     ),
 }
 
@@ -146,6 +156,14 @@ class Report:
     def per_score(self) -> float:
         """Instructions that threads execute for each score element, by the length of the main loop."""
         return self.main_loop.total() * self.threads / self.variant.scores
+
+    @property
+    def times_over(self) -> float:
+        """Powers of 2 for each score element: one, and a share of one a row in forward.
+
+        From 2 on, warps compute the same scores, there being too many of them for the rows of the tile.
+        """
+        return _matching(self.main_loop, self.architecture.exp2) * self.threads / self.variant.scores
 
     def faults(self) -> list[str]:
         """What breaks a limit of the architecture, in words."""

@@ -25,9 +25,9 @@ from alibi_attention.problem import Problem
 
 META = {"device": "meta"}
 TABLES = {
-    "forward_kernel": ("forward",),
+    "forward_kernel": ("forward", "forward dropout"),
     "query_kernel": ("query",),
-    "key_kernel": ("key",),
+    "key_kernel": ("key", "key dropout"),
     "rows_kernel": ("rows",),
     "summary_kernel": ("summary",),
     "mend_forward_kernel": ("mend",),
@@ -177,7 +177,7 @@ def test_memory_is_linear_in_the_length(recorded: Recorded) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942"])
-@pytest.mark.parametrize("call", ["causal", "wide", "float32", "decoding"])
+@pytest.mark.parametrize("call", ["causal", "wide", "float32", "decoding", "dropout"])
 def test_what_is_started_is_shipped(architecture: str, call: str) -> None:
     shipped: dict[str, list[configs.Config]] = {}
     for family, kernel, _, _, config in configs.shipped():
@@ -188,9 +188,22 @@ def test_what_is_started_is_shipped(architecture: str, call: str) -> None:
         tables = TABLES.get(start.name, ())
         seen += bool(tables)
         # A kernel without a table has one size for everybody.
-        assert not tables or any(start.config in shipped[table] for table in tables), f"{start.name}: {start.config}"
+        known = [config for table in tables for config in shipped.get(table, ())]
+        assert not tables or start.config in known, f"{start.name}: {start.config}"
         assert start.arguments.get("bias", True) is True, "the bias is left out to count instructions alone"
     assert seen
+
+
+def test_dropout_has_tiles_of_its_own_where_it_needs_them() -> None:
+    def tiles(name: str, **options: Any) -> tuple[int, int]:
+        (start,) = (start for start in record("sm_80", **options).starts if start.name == name)
+        return start.config.constants["block_m"], start.config.constants["block_n"]
+
+    assert tiles("key_kernel", dropout_p=0.1) != tiles("key_kernel")
+    assert tiles("query_kernel", dropout_p=0.1) == tiles("query_kernel")
+    # Float32 and the widest heads have none.
+    assert tiles("key_kernel", dropout_p=0.1, dtype=torch.float32) == tiles("key_kernel", dtype=torch.float32)
+    assert tiles("key_kernel", dropout_p=0.1, head_dim=256) == tiles("key_kernel", head_dim=256)
 
 
 def test_a_call_starts_the_same_kernels_every_time() -> None:

@@ -93,18 +93,21 @@ def sweep_back(
     precision: tl.constexpr, key_inside, value_inside, head_dim: tl.constexpr, value_dim: tl.constexpr,
     block_d: tl.constexpr, block_v: tl.constexpr,
 ):  # fmt: skip
-    """The tiles [begin, end), each seen whole by every row and wholly on one side of it, as in forward.
+    """The tiles [begin, end), each seen whole by every row and wholly on one side of it, the nearest first.
 
     ``anchor`` lies between rows and tiles: of the nearest keys of the rows it is the lowest on the left, the highest on
     the right. A row's way to it is added to the shift beforehand, and what is left of the bias is a column and one
-    number a tile: all of one sign, so nothing cancels.
+    number a tile, the way from there to the tile's nearest key: all of one sign, so nothing cancels.
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = (tl.arange(0, block_n) - edge).to(tl.float32)
     bias_column = side * slope * column
     place = side * (near - anchor).to(tl.float32)
     placed = shift + slope * place
-    for tile in range(begin, end):
+    first = end - 1 if side > 0 else begin
+    away = (side * (anchor - (base + first * block_n + edge))).to(tl.float32)
+    for number in range(begin, end):
+        tile = first - side * (number - begin)
         start = base + tile * block_n
         if head_dim == block_d:
             key = tl.load(keys + start.to(tl.int64) * key_step)
@@ -115,9 +118,8 @@ def sweep_back(
         else:
             value = tl.load(values + start.to(tl.int64) * value_step, mask=value_inside, other=0.0)
         product = tl.dot(rows, key, input_precision=precision)
-        ahead = (side * (start + edge - anchor)).to(tl.float32)
         if bias:
-            weights = tl.exp2((product * scale + bias_column[None, :]) - (placed - slope * ahead)[:, None])
+            weights = tl.exp2((product * scale + bias_column[None, :]) - (placed + slope * away)[:, None])
         else:
             weights = tl.exp2(product * scale - shift[:, None])
         grad_weights = tl.dot(flow, value, input_precision=precision)
@@ -126,10 +128,11 @@ def sweep_back(
             grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
         grad_scores = weights * (grad_weights - mean[:, None])
         if learned:
-            away = (place - ahead)[:, None] - side * column[None, :]
-            lean += tl.sum(grad_scores * away, 1)
+            distance = (place + away)[:, None] - side * column[None, :]
+            lean += tl.sum(grad_scores * distance, 1)
             drift += tl.sum(grad_scores, 1)
-            reach += tl.sum(weights * away, 1)
+            reach += tl.sum(weights * distance, 1)
+        away += block_n
         grad = tl.dot(grad_scores.to(key.dtype), tl.trans(key), grad, input_precision=precision)
     return grad, lean, drift, reach
 

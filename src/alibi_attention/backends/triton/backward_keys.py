@@ -95,15 +95,17 @@ def sweep_queries(
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = tl.arange(0, block_n)
-    inner = side * slope * (column - edge).to(tl.float32)
-    nearest = (base + begin * block_m + offset - start - edge).to(tl.float32)
-    if side > 0:
-        # From the first row of these, which is behind the keys, rows only get further away: what they add to its
-        # distance may be added to what is rounded already.
-        inner -= slope * nearest
+    # From the row nearest to the keys, in the tile swept first, rows only get further away: what they add to its
+    # distance may be added to what is rounded already.
+    first = begin if side > 0 else end - 1
+    nearest = side * (base + first * block_m + offset - start - edge)
+    if side < 0:
+        nearest -= block_m - 1
+    inner = side * slope * (column - edge).to(tl.float32) - slope * nearest.to(tl.float32)
+    distance = 0.0
     index = tl.arange(0, block_m)
     for number in range(begin, end):
-        tile = number
+        tile = first + side * (number - begin)
         if masked:
             tile += tl.where(number >= gap_at, gap, 0)
         first_row = base + tile * block_m
@@ -127,11 +129,8 @@ def sweep_queries(
                 weights -= slope * (near.to(tl.float32)[None, :] - column.to(tl.float32)[:, None])
             weights = tl.where(column[:, None] <= near[None, :], tl.exp2(weights), 0.0)
         elif bias:
-            distance = ((number - begin) * block_m).to(tl.float32)
-            if side < 0:
-                # From the last row of the tile, the nearest there; what rows have of their own is behind it.
-                distance += nearest + (block_m - 1)
-            far = inner - side * slope * distance
+            far = inner - slope * distance
+            distance += block_m
             weights = tl.exp2((product * scale + far[:, None]) - row_shift[None, :])
         else:
             weights = tl.exp2(product * scale - row_shift[None, :])

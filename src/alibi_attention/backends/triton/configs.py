@@ -30,20 +30,22 @@ def _fixed(constants: dict[str, int], num_warps: int) -> dict[int, dict[int, Con
     return {size: dict.fromkeys((64, 128, 256), Config(constants, num_warps, 1)) for size in (2, 4)}
 
 
-def _plan(rows: int, size: int, width: int) -> Config:
+def _plan(rows: int, size: int, width: int, num_warps: int = 8) -> Config:
     """The keys summed for the floor of a row: fewer, or none, where a tile of them would not fit in 64 KiB."""
     if rows == 16:
         # The products of float32 keep both operands in registers, in two parts.
         most = {2: 1 << 15, 4: 1 << 14 if width < 256 else 0}[size]
         return Config({"block_m": rows, "nearest": min(128, most // (size * width))}, 4, 1)
-    return Config({"block_m": rows, "nearest": 128 if size * width <= 128 else 64 if size * width == 256 else 0}, 8, 1)
+    nearest = 128 if size * width <= 128 else 64 if size * width == 256 else 0
+    return Config({"block_m": rows, "nearest": nearest}, num_warps, 1)
 
 
 # By kernel, bytes of an element, and width: the greater head dimension padded to a power of two, at least 64. Each is
 # that of the tiles tried with the fewest instructions for a score that compiles, causal, with no access to local memory
 # in the main loop and hardly any in that over tiles with masks; what is put aside around them, once a program, costs
 # next to nothing. Nothing here has been timed.
-# Float32 keeps two parts of each operand in registers (three products of tf32), hence its small tiles.
+# Float32 keeps two parts of each operand in registers (three products of tf32) where a warp multiplies, hence its small
+# tiles there.
 _EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
     # Blocks that met an infinity or a NaN, looked for among so many rows or keys by one program.
     "mend": _fixed({"at_once": 128, "block_m": 16, "block_n": 16}, 8),
@@ -66,36 +68,74 @@ _EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
         },
     },
 }
-_FLOAT32: dict[str, dict[int, Config]] = {
-    "forward": {64: _tiles(64, 16, 4, 2), 128: _tiles(16, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},
-    "query": {64: _tiles(32, 32, 4, 1), 128: _tiles(16, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
-    "key": {64: _tiles(32, 32, 4, 1), 128: _tiles(16, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
+# What multiplies, by family: elements of 4 bytes, then those of 2. A warp multiplies 16 rows or more, on AMD up to 32:
+# with more warps than the rows of a tile need, several of them would compute the same scores.
+_FLOAT32: dict[str, dict[str, dict[int, Config]]] = {
+    "sm_80": {
+        "forward": {64: _tiles(32, 32, 2, 2), 128: _tiles(32, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},
+        "query": {64: _tiles(32, 32, 4, 1), 128: _tiles(16, 32, 4, 1), 256: _tiles(16, 16, 8, 1)},
+        "key": {64: _tiles(32, 32, 4, 1), 128: _tiles(32, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
+    },
+    "sm_90": {
+        "forward": {64: _tiles(64, 32, 4, 2), 128: _tiles(128, 16, 8, 1), 256: _tiles(32, 16, 8, 1)},
+        "query": {64: _tiles(128, 32, 8, 1), 128: _tiles(16, 32, 4, 1), 256: _tiles(16, 16, 8, 1)},
+        "key": {64: _tiles(32, 128, 8, 1), 128: _tiles(32, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
+    },
+    "sm_100": {
+        "forward": {64: _tiles(64, 32, 4, 2), 128: _tiles(32, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},
+        "query": {64: _tiles(32, 32, 4, 1), 128: _tiles(16, 32, 4, 1), 256: _tiles(16, 16, 8, 1)},
+        "key": {64: _tiles(32, 32, 4, 1), 128: _tiles(32, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
+    },
+    "gfx942": {
+        "forward": {64: _tiles(128, 32, 4, 2), 128: _tiles(64, 32, 2, 1), 256: _tiles(32, 16, 2, 1)},
+        "query": {64: _tiles(128, 32, 4, 1), 128: _tiles(64, 16, 4, 1), 256: _tiles(32, 16, 2, 1)},
+        "key": {64: _tiles(32, 64, 2, 1), 128: _tiles(16, 64, 4, 1), 256: _tiles(16, 32, 2, 1)},
+    },
 }
 _SIXTEEN_BITS: dict[str, dict[str, dict[int, Config]]] = {
     "sm_80": {
-        "forward": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 32, 8, 3), 256: _tiles(32, 32, 4, 2)},
-        "query": {64: _tiles(64, 32, 4, 2), 128: _tiles(64, 32, 4, 2), 256: _tiles(16, 32, 4, 1)},
+        "forward": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 64, 8, 2), 256: _tiles(32, 32, 4, 2)},
+        "query": {64: _tiles(128, 32, 8, 2), 128: _tiles(128, 32, 8, 2), 256: _tiles(16, 32, 4, 1)},
         "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(32, 128, 8, 2), 256: _tiles(16, 32, 8, 1)},
+        "forward dropout": {128: _tiles(128, 32, 8, 2)},
+        "key dropout": {64: _tiles(32, 64, 4, 1), 128: _tiles(16, 128, 8, 1)},
     },
     "sm_90": {
-        "forward": {64: _tiles(128, 128, 8, 3), 128: _tiles(128, 128, 8, 2), 256: _tiles(128, 32, 8, 2)},
+        "forward": {64: _tiles(128, 128, 8, 3), 128: _tiles(128, 128, 8, 2), 256: _tiles(128, 64, 8, 2)},
         "query": {64: _tiles(128, 64, 8, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
         "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(32, 128, 8, 2), 256: _tiles(32, 64, 8, 2)},
+        "forward dropout": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
     },
     "sm_100": {
         "forward": {64: _tiles(128, 64, 4, 3), 128: _tiles(128, 64, 8, 3), 256: _tiles(128, 32, 8, 2)},
         "query": {64: _tiles(64, 64, 4, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(64, 32, 8, 2)},
         "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(64, 128, 8, 2), 256: _tiles(32, 64, 8, 1)},
+        "forward dropout": {64: _tiles(128, 64, 8, 3)},
     },
     "gfx942": {
-        "forward": {64: _tiles(128, 64, 8, 2), 128: _tiles(128, 32, 8, 2), 256: _tiles(64, 32, 8, 1)},
-        "query": {64: _tiles(64, 32, 4, 2), 128: _tiles(64, 32, 4, 1), 256: _tiles(64, 16, 8, 1)},
-        "key": {64: _tiles(32, 64, 4, 1), 128: _tiles(32, 32, 4, 1), 256: _tiles(16, 16, 4, 1)},
+        "forward": {64: _tiles(128, 64, 4, 2), 128: _tiles(128, 32, 4, 2), 256: _tiles(64, 32, 2, 1)},
+        "query": {64: _tiles(128, 64, 4, 1), 128: _tiles(128, 32, 4, 1), 256: _tiles(64, 16, 2, 1)},
+        "key": {64: _tiles(32, 64, 2, 1), 128: _tiles(32, 128, 4, 1), 256: _tiles(16, 64, 4, 1)},
     },
 }
-TABLES = {
-    family: {**_EVERYWHERE, **{kernel: {2: sixteen[kernel], 4: _FLOAT32[kernel]} for kernel in sixteen}}
-    for family, sixteen in _SIXTEEN_BITS.items()
+
+
+def _of(family: str) -> dict[str, dict[int, dict[int, Config]]]:
+    by_size = {2: _SIXTEEN_BITS[family], 4: _FLOAT32[family]}
+    kernels = {kernel: None for table in by_size.values() for kernel in table}
+    return {
+        **_EVERYWHERE,
+        **{kernel: {size: table.get(kernel, {}) for size, table in by_size.items()} for kernel in kernels},
+    }
+
+
+TABLES = {family: _of(family) for family in _SIXTEEN_BITS}
+# For sm_100 Triton 3.7 can't compile what reduces the maxima of rows once more, to one number for the block, where it
+# has the products in tensor memory (an error in its pass over layouts there). Those of 16 warps are not put there; in
+# float32 they have registers for fewer keys.
+TABLES["sm_100"]["plan"] = {
+    2: {64: _plan(128, 2, 64, 16), 128: _plan(128, 2, 128, 16), 256: _plan(128, 2, 256)},
+    4: {64: Config({"block_m": 128, "nearest": 32}, 16, 1), 128: _plan(128, 4, 128), 256: _plan(128, 4, 256)},
 }
 
 
@@ -115,9 +155,11 @@ def padded(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def config_for(kernel: str, architecture: str, element_size: int, width: int) -> Config:
-    """The configuration a call runs with."""
-    return TABLES[family_of(architecture)][kernel][element_size][max(64, width)]
+def config_for(kernel: str, architecture: str, element_size: int, width: int, *, dropout: bool = False) -> Config:
+    """The configuration a call runs with: with dropout its own, where the words drawn leave no registers for others."""
+    table, width = TABLES[family_of(architecture)], max(64, width)
+    own = table.get(f"{kernel} dropout", {}).get(element_size, {}) if dropout else {}
+    return own.get(width) or table[kernel][element_size][width]
 
 
 def kind(problem: Problem) -> tuple[str, int, int]:

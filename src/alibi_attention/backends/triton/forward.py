@@ -65,7 +65,7 @@ def edge_scores(
 
 @triton.jit
 def sweep(
-    side: tl.constexpr, begin, end, base, total, mass, peak, query, keys, values, key_step, value_step, near, lowest,
+    side: tl.constexpr, begin, end, base, total, mass, peak, query, keys, values, key_step, value_step, near,
     scale, slope, seed, stream, first_row, threshold,
     block_m: tl.constexpr, block_n: tl.constexpr, bias: tl.constexpr, precision: tl.constexpr,
     key_inside, value_inside, head_dim: tl.constexpr, value_dim: tl.constexpr,
@@ -73,13 +73,15 @@ def sweep(
 ):  # fmt: skip
     """The tiles [begin, end), each seen whole by every row and wholly on one side of it; side +1 is on its left.
 
-    The bias of a tile is a column, the same in all tiles, and one number a row: the distance from the row to the
-    tile's nearest key, an exact integer, which goes into the running maximum.
+    The nearest tile first. The bias of a tile is a column, the same in all tiles, and one number a row: the distance
+    from the row to the tile's nearest key, an exact integer up to 2^24, which goes into the running maximum.
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = side * slope * (tl.arange(0, block_n) - edge).to(tl.float32)
-    place = side * (near - lowest).to(tl.float32)
-    for tile in range(begin, end):
+    first = end - 1 if side > 0 else begin
+    distance = (side * (near - (base + first * block_n + edge))).to(tl.float32)
+    for number in range(begin, end):
+        tile = first - side * (number - begin)
         start = base + tile * block_n
         if head_dim == block_d:
             key = tl.load(keys + start.to(tl.int64) * key_step)
@@ -88,9 +90,9 @@ def sweep(
         product = tl.dot(query, key, input_precision=precision)
         if bias:
             scores = product * scale + column[None, :]
-            distance = place - (side * (start + edge - lowest)).to(tl.float32)
             risen = tl.maximum(peak, tl.max(scores, 1) - slope * distance)
             weights = tl.exp2(scores - (risen + slope * distance)[:, None])
+            distance += block_n
         else:
             # Compiled to count what the bias costs, not to run: it takes scale > 0.
             risen = tl.maximum(peak, tl.max(product, 1) * scale)
@@ -187,15 +189,14 @@ def forward_kernel(
         )
         total = tl.dot(weights.to(value_part.dtype), value_part, total, input_precision=precision)
 
-    lowest = tl.min(tl.where(sees, near, k_len), 0)
     total, mass, peak = sweep(
-        1, a, b, base, total, mass, peak, rows, key_tile, value_tile, key_row, value_row, near, lowest,
+        1, a, b, base, total, mass, peak, rows, key_tile, value_tile, key_row, value_row, near,
         scale, slope, seed, stream, first_row, threshold, block_m, block_n, bias, precision,
         key_inside, value_inside, head_dim, value_dim, block_d, block_v,
     )  # fmt: skip
     if two_sided:
         total, mass, peak = sweep(
-            -1, c, d, base, total, mass, peak, rows, key_tile, value_tile, key_row, value_row, near, lowest,
+            -1, c, d, base, total, mass, peak, rows, key_tile, value_tile, key_row, value_row, near,
             scale, slope, seed, stream, first_row, threshold, block_m, block_n, bias, precision,
             key_inside, value_inside, head_dim, value_dim, block_d, block_v,
         )  # fmt: skip

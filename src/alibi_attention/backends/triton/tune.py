@@ -15,8 +15,8 @@ from alibi_attention.problem import Problem
 _ROUNDS = 5
 _SIZES = {
     "forward": [(128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 64, 4), (128, 32, 8), (64, 32, 4)],
-    "query": [(128, 64, 8), (128, 32, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4)],
-    "key": [(64, 128, 8), (32, 128, 8), (64, 64, 8), (32, 64, 8), (32, 64, 4), (32, 32, 4)],
+    "query": [(128, 64, 8), (128, 64, 4), (128, 32, 8), (128, 32, 4), (64, 64, 4), (64, 32, 4), (32, 32, 4)],
+    "key": [(64, 128, 8), (32, 128, 8), (32, 128, 4), (16, 128, 8), (64, 64, 4), (32, 64, 4), (32, 64, 2), (32, 32, 4)],
 }
 _CHOSEN: dict[tuple[Any, ...], Config] = {}
 
@@ -29,7 +29,7 @@ def pick(kernel: str, problem: Problem, run: Callable[[Config], object]) -> Conf
     Args:
         run: does the kernel's work with a configuration; it may be called many times.
     """
-    shipped = configs.config_for(kernel, *configs.kind(problem))
+    shipped = configs.config_for(kernel, *configs.kind(problem), dropout=problem.dropout_p > 0.0)
     if os.environ.get("ALIBI_TRITON_AUTOTUNE") != "1" or problem.device.type != "cuda":
         return shipped
     call = (
