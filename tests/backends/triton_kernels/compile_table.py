@@ -5,9 +5,9 @@
     PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py --only "sm_90 forward"   lines with these words
 
 Each line is compiled in a process of its own, --jobs at a time, because a compiler that fails an assertion takes its
-process along; Triton's cache makes the second run quick. known_faults.json has what falls short, of the whole table.
-Exit status 1 where a fault is not there or has grown, or a kernel there has none any more; 2 where what is asked for does
-not exist.
+process along; Triton's cache makes the second run quick. What falls short, of the whole table, is in known_faults.json.
+Exit status 1 where a fault is not there or has grown, or a kernel there has none any more; 2 where what is asked for
+does not exist.
 """
 
 from __future__ import annotations
