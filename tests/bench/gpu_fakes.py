@@ -35,6 +35,17 @@ def wrong(_: GpuTrial, inputs: Any) -> Callable[[], torch.Tensor]:
     return lambda: inputs.value + 1.0
 
 
+def half_a_gradient(trial: GpuTrial, inputs: Any) -> Callable[[], torch.Tensor]:
+    """Outputs that are right, gradients half as large as they should be."""
+    right = plain(trial, inputs)
+
+    def attend() -> torch.Tensor:
+        out = right()
+        return 0.5 * out + 0.5 * out.detach()
+
+    return attend
+
+
 def failing(*_: Any) -> Callable[[], torch.Tensor]:
     raise RuntimeError("no such kernel\nand a long story")
 
@@ -58,7 +69,10 @@ def failing_later() -> Callable[..., Any]:
 
 def fake_peers() -> dict[str, Callable[..., Any]]:
     """How each is prepared, by name."""
-    return {"sdpa-plain": plain, "wrong": wrong, "failing": failing, "failing later": failing_later()}
+    return {
+        "sdpa-plain": plain, "wrong": wrong, "half a gradient": half_a_gradient, "failing": failing,
+        "failing later": failing_later(),
+    }  # fmt: skip
 
 
 def finished() -> Results:
@@ -75,7 +89,10 @@ def finished() -> Results:
         for name, seconds in known.get(trial.name, {}).items():
             samples = Samples(seconds=[seconds, 1.02 * seconds, 0.99 * seconds], inner=3, first=1.0)
             ours = name.startswith("alibi")
-            found.entries.append(Entry(name, f"title of {name}", ours, ours, error=1e-3, plain=samples))
+            graded = 2e-2 if "training" in trial.case.name and name != "sdpa-flash" else None
+            found.entries.append(
+                Entry(name, f"title of {name}", ours, ours, error=1e-3, grad_error=graded, plain=samples)
+            )
             found.complete = True
         if found.entries:
             found.entries.append(Entry("sdpa-cudnn", "", False, refused="failed: RuntimeError: no <plan> | none"))

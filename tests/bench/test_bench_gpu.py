@@ -12,6 +12,7 @@ import torch
 from gpu_fakes import SETTINGS, small
 
 from alibi_attention.bench.errors import BenchError
+from alibi_attention.bench.gpu import gradients
 from alibi_attention.bench.gpu import peers as gpu_peers
 from alibi_attention.bench.gpu.cases import FASTEST, GPU_CASES, GpuTrial, gpu_trials
 from alibi_attention.bench.gpu.clock import CudaClock, HostClock, calls_in
@@ -89,6 +90,27 @@ def test_the_mask_and_the_expected_rows_are_alibi() -> None:
         inputs.query, inputs.key, inputs.value, attn_mask=full_bias(inputs)
     )
     torch.testing.assert_close(masked, exact.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [None, 23])
+def test_the_expected_gradients_are_those_of_alibi(queries: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # More chunks than one, the last of them shorter.
+    monkeypatch.setattr(gradients, "_CHUNK", 16)
+    inputs = make_gpu_inputs(small("gpu-training-dense", keys=40, queries=queries, heads=3), "cpu")
+    leaves = [t.detach().double().requires_grad_() for t in (inputs.query, inputs.key, inputs.value)]
+    out = alibi_attention(*leaves, inputs.slopes.double(), backend="reference")
+    exact = torch.autograd.grad(out, leaves, inputs.grad.double())
+    expected = inputs.expected_gradients
+    assert len(expected.rows) == len(expected.keys) == 8
+    assert expected.error(exact) < 1e-6
+    # Of each of the three, and at a single place.
+    for number in range(3):
+        off = [grad.clone() for grad in exact]
+        place = int((expected.rows if number == 0 else expected.keys)[5])
+        off[number][0, 2, place, 7] += 1.0
+        assert expected.error(off) > 0.1
+        off[number][0, 2, place, 7] = torch.nan
+        assert not expected.error(off) < 1.0
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -202,6 +224,20 @@ def test_a_peer_that_fails_loses_nothing_but_itself() -> None:
     assert entries["failing later"].seconds is None
     assert len(entries["sdpa-plain"].plain.seconds) == len(entries["alibi-blocked"].plain.seconds) == 3
     assert result.complete
+
+
+def test_a_peer_whose_gradients_are_others_is_not_counted() -> None:
+    result = measured(small("gpu-training-dense", peers=("half a gradient", "sdpa-plain")))
+    entries = {entry.name: entry for entry in result.entries}
+    assert entries["half a gradient"].error < 1e-4
+    assert entries["half a gradient"].grad_error == pytest.approx(0.5, abs=1e-3)
+    assert entries["half a gradient"].refused == "its gradients are 50% of the largest from ALiBi's in float32"
+    for name in ("alibi-blocked", "sdpa-plain"):
+        assert entries[name].grad_error < 1e-4
+        assert entries[name].seconds is not None
+    forward = measured(small(peers=("half a gradient",)))
+    assert forward.entry("half a gradient").grad_error is None
+    assert forward.entry("half a gradient").seconds is not None
 
 
 def test_a_lost_device_is_noticed_and_the_contestant_named() -> None:

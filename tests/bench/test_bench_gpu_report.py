@@ -81,6 +81,8 @@ def test_a_report_has_times_errors_shares_and_what_was_refused() -> None:
     assert "| 64 | 32K | alibi-triton * | flex | 4.00 | 30.0 | 7.50x | 7.50x–7.50x | 7x | met |" in times
     assert "| 64 | 32K | 7.0% |" in times
     assert "| 64 | 32K | 1.0e-03 | 1.0e-03 | 1.0e-03 | – |" in times
+    # Of gradients: SDPA without a bias has others, and no column.
+    assert "| 128 | 32K | 2.0e-02 | 2.0e-02 | – |" in times
     assert "- D=128, 32K: failed: OutOfMemoryError: no room" in text
     # What a compiler says is text, and none of it markup.
     assert "- sdpa-cudnn: failed: RuntimeError: no &lt;plan> | none (gpu-training-horizon, D=64, 32K; " in text

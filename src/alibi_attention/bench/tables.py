@@ -104,6 +104,15 @@ def error_table(trials: Sequence[TrialResult]) -> Table:
     )
 
 
+def grad_error_table(trials: Sequence[TrialResult]) -> Table:
+    """Largest difference of gradients to float32, as a share of the largest, of eight queries and eight keys."""
+    return _by_contestant(
+        "Largest error of gradients against float32 (8 queries, 8 keys), as a share of the largest",
+        [trial for trial in trials if any(entry.grad_error is not None for entry in trial.entries)],
+        lambda entry: _or_none(entry.grad_error, "{:.1e}"),
+    )
+
+
 def memory_table(trials: Sequence[TrialResult]) -> Table:
     """Peak memory beyond the inputs, with what of it is left when the outputs are taken off, MiB."""
 

@@ -4,8 +4,9 @@
                                                                                   about an hour on two cores
     PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py --only "sm_90 forward"   lines with these words
 
-Each line is compiled in a process of its own, --jobs at a time, because a compiler that fails an assertion takes its
-process along; Triton's cache makes the second run quick. What falls short, of the whole table, is in known_faults.json.
+The lines of one head dimension are compiled in one process, --jobs such at a time; a compiler that fails an assertion
+takes its process along, and another goes on behind the line that did it. Triton's cache makes the second run quick.
+What falls short, of the whole table, is in known_faults.json.
 Exit status 1 where a fault is not there or has grown, or a kernel there has none any more; 2 where what is asked for
 does not exist.
 """
@@ -13,6 +14,7 @@ does not exist.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -26,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from machine_code import ARCHITECTURES, Report, build
+from machine_code import ARCHITECTURES, Report, Variant, build
 from stand_in import Start, key_of, record, variant_of
 
 # At most so many instructions for each score element more than the same kernel without a bias.
@@ -104,6 +106,17 @@ _QUICK = {
 }  # fmt: skip
 
 
+_BUILT: dict[str, Report] = {}
+
+
+def built(variant: Variant, architecture: str) -> Report:
+    """As `build`; many lines share what does not depend on what sets them apart."""
+    key = f"{architecture} {key_of(variant)}"
+    if key not in _BUILT:
+        _BUILT[key] = build(variant, architecture)
+    return _BUILT[key]
+
+
 def look(line: Line, only: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A record for each kernel of the line: what it takes, and its faults in words."""
     found = []
@@ -112,7 +125,7 @@ def look(line: Line, only: Sequence[str] = ()) -> list[dict[str, Any]]:
         if not all(word in name for word in only):
             continue
         try:
-            report = build(variant_of(start, line.architecture), line.architecture)
+            report = built(variant_of(start, line.architecture), line.architecture)
             price = _price_of_bias(line, start, report)
             faults = [
                 *report.faults(), *_without_matrices(start, report), *_in_vain(start, report), *_dear_bias(price),
@@ -163,7 +176,7 @@ def _price_of_bias(line: Line, start: Start, report: Report) -> tuple[float, flo
     # A decoding step waits for memory, and most of the rows of its tile are padding.
     if start.name not in MULTIPLYING or not report.main_loop:
         return None
-    without = build(variant_of(start, line.architecture, bias=False), line.architecture)
+    without = built(variant_of(start, line.architecture, bias=False), line.architecture)
     return report.per_score, without.per_score
 
 
@@ -174,19 +187,32 @@ def _dear_bias(price: tuple[float, float] | None) -> list[str]:
 
 
 def table(wanted: Sequence[Line], only: Sequence[str] = (), jobs: int = 1) -> Iterator[list[dict[str, Any]]]:
-    """Records of each line, in order, each from a process of its own."""
-
-    def in_process(line: Line) -> list[dict[str, Any]]:
-        command = [sys.executable, __file__, "--line", line.name, "--only", " ".join(only)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = [json.loads(text) for text in done.stdout.splitlines() if text.startswith('{"kernel"')]
-        if done.returncode not in (0, 1):
-            last = (done.stderr.strip().splitlines() or [""])[-1]
-            found.append({"kernel": line.name, "faults": [f"the compiler ended with {done.returncode}: {last[:200]}"]})
-        return found
-
+    """Records of each line, in order, from processes of their own."""
+    groups = [list(group) for _, group in itertools.groupby(wanted, lambda line: line.name.removesuffix(line.feature))]
     with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(in_process, wanted)
+        for found in pool.map(lambda group: _in_processes(group, only), groups):
+            yield from found
+
+
+def _in_processes(group: Sequence[Line], only: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Records of each line of a group, those behind one that takes its process along from another process."""
+    found: dict[str, list[dict[str, Any]]] = {line.name: [] for line in group}
+    rest = list(found)
+    while rest:
+        command = [sys.executable, __file__, "--lines", *rest, "--only", " ".join(only)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        name = rest[0]
+        for told in map(json.loads, filter(lambda text: text.startswith('{"'), done.stdout.splitlines())):
+            if "line" in told:
+                name = told["line"]
+            else:
+                found[name].append(told)
+        if done.returncode == 0:
+            break
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        found[name].append({"kernel": name, "faults": [f"the compiler ended with {done.returncode}: {last[:200]}"]})
+        rest = rest[rest.index(name) + 1 :]
+    return list(found.values())
 
 
 def kind_and_amount(fault: str) -> tuple[str, float]:
@@ -253,19 +279,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="the few lines that the tests compile")
     parser.add_argument(
-        "--jobs", type=_jobs, default=1, metavar="N", help="lines at a time, each a process of one core; 1 by default"
+        "--jobs",
+        type=_jobs,
+        default=1,
+        metavar="N",
+        help="head dimensions at a time, each a process of one core; 1 by default",
     )
     parser.add_argument(
         "--record", action="store_true", help="write the faults of what is compiled into known_faults.json"
     )
-    parser.add_argument("--line", help=argparse.SUPPRESS)
+    parser.add_argument("--lines", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     only = options.only.split()
     every = list(lines(whole=not options.quick))
-    if options.line:
-        (line,) = (each for each in lines(whole=True) if each.name == options.line)
-        for found in look(line, only):
-            print(json.dumps(found), flush=True)
+    if options.lines:
+        for line in (each for each in lines(whole=True) if each.name in options.lines):
+            print(json.dumps({"line": line.name}), flush=True)
+            for found in look(line, only):
+                print(json.dumps(found), flush=True)
         return 0
     wanted = selected(every, only)
     if not wanted:
@@ -275,8 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     known = read_known()
     count = faulty = wrong = 0
-    for found in table(wanted, only, options.jobs):
-        for each in found:
+    for records in table(wanted, only, options.jobs):
+        for each in records:
             new = [] if options.record else against(known, each)
             count, faulty, wrong = count + 1, faulty + bool(each["faults"]), wrong + bool(new)
             if options.record:

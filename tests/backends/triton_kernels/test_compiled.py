@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,25 @@ def test_the_exit_status_tells_of_what_is_new_alone(
     found[0]["faults"] = []
     assert compile_table.main(["--only", "sm_90"]) == 1
     assert "no longer faulty" in capsys.readouterr().out
+
+
+def test_a_compiler_that_ends_its_process_costs_its_own_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = compile_table.selected(list(lines(whole=True)), ["sm_90", "bf16", "D=64", "packed"])
+    assert len(group) == 2
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        names = command[command.index("--lines") + 1 : command.index("--only")]
+        asked.append(names)
+        told = [json.dumps({"line": names[0]}), json.dumps({"kernel": f"{names[0]} rows_kernel", "faults": []})]
+        status = -6 if len(asked) == 1 else 0
+        return subprocess.CompletedProcess(command, status, "\n".join(["warning", *told]), "dump\nAssertion failed\n")
+
+    monkeypatch.setattr(compile_table.subprocess, "run", run)
+    first, second = table(group)
+    assert asked == [[line.name for line in group], [group[1].name]]
+    assert [each["faults"] for each in first] == [[], ["the compiler ended with -6: Assertion failed"]]
+    assert second == [{"kernel": f"{group[1].name} rows_kernel", "faults": []}]
 
 
 def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alibi_attention.bench.gpu.cases import GpuTrial
+from alibi_attention.bench.gpu.gradients import ExpectedGradients, expected_gradients
 from alibi_attention.bench.inputs import SEED
 from alibi_attention.certificate import Certificate, certify
 from alibi_attention.slopes import alibi_slopes
@@ -36,6 +37,12 @@ class GpuInputs:
     def expected(self) -> tuple[Tensor, Tensor]:
         """Rows to look at, and what is right there."""
         return expected_rows(self)
+
+    @cached_property
+    def expected_gradients(self) -> ExpectedGradients:
+        """Places to look at in gradients, and what is right there."""
+        assert self.grad is not None, "of a size in training"
+        return expected_gradients(self.query, self.key, self.value, self.slopes, self.grad)
 
 
 def make_gpu_inputs(trial: GpuTrial, device: str) -> GpuInputs:

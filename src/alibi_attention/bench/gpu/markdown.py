@@ -10,7 +10,7 @@ from alibi_attention.bench.compare import against_us, refusals
 from alibi_attention.bench.gpu.further import commands, has_failed, left_out, not_reached_lines
 from alibi_attention.bench.gpu.verdicts import has_times, verdict_table, verdicts
 from alibi_attention.bench.results import Results, TrialResult
-from alibi_attention.bench.tables import Table, error_table, ratio_table, time_table
+from alibi_attention.bench.tables import Table, error_table, grad_error_table, ratio_table, time_table
 
 # What nvidia-smi calls them, and what people do; the driver's version comes first.
 _DRIVER = {
@@ -143,7 +143,9 @@ def _tables(trials: Sequence[TrialResult]) -> list[Table]:
         if trial.kept_share is not None
     ]
     share = Table("Tiles that certify keeps of those visible", ["D", "length", "kept"], kept, labels=2)
-    tables = [ratio_table(trials, every_peer=True), time_table(trials), share, error_table(trials)]
+    tables = [
+        ratio_table(trials, every_peer=True), time_table(trials), share, error_table(trials), grad_error_table(trials)
+    ]  # fmt: skip
     return [table for table in tables if table.rows]
 
 

@@ -22,7 +22,8 @@ from alibi_attention.cache import KVCache
 from alibi_attention.dispatch import explain_backends
 from alibi_attention.ops import alibi_attention
 
-# A peer whose outputs are further from float64 than this does not compute ALiBi, whatever it was asked for.
+# A contestant whose outputs are further from float64 than this, or its gradients from those of float32 by this share of
+# the largest, does not compute ALiBi, whatever it was asked for.
 _WRONG = 0.1
 
 
@@ -160,7 +161,13 @@ def _prepared(
             first, _ = clock.once(call)
             if trial.case.cached:
                 call = clock.graph(call)
-            again, _ = clock.once(call)
+            again, found = clock.once(call)
+            if entry.alibi and trial.case.mode == "training":
+                entry.grad_error = inputs.expected_gradients.error(found)
+                if not entry.grad_error < _WRONG:
+                    entry.refused = f"its gradients are {entry.grad_error:.0%} of the largest from ALiBi's in float32"
+                    return None
+            del found
             quickest = min(first, again)
             entry.plain = Samples(inner=calls_in(quickest, settings.least), first=first)
             return _Contestant(entry, call, entry.plain, quickest * entry.plain.inner)
