@@ -33,6 +33,8 @@ from stand_in import Start, key_of, record, variant_of
 
 # At most so many instructions for each score element more than the same kernel without a bias.
 MOST_FOR_THE_BIAS = 1.2
+# What no record may excuse.
+BEYOND_RECORD = ("does not compile", "the compiler ended", "nothing was compiled")
 KNOWN_FAULTS = Path(__file__).with_name("known_faults.json")
 HEAD_DIMS = (16, 64, 80, 128, 256)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -216,10 +218,12 @@ def _in_processes(group: Sequence[Line], only: Sequence[str]) -> list[list[dict[
 
 
 def kind_and_amount(fault: str) -> tuple[str, float]:
-    """ "spills 84" is ("spills ", 84.0); what has no number has the amount 0."""
-    found = re.match(r"([^\d]*)([\d.]*)", fault)
-    assert found is not None
-    return found.group(1), float(found.group(2) or 0.0)
+    """ "spills 84" is ("spills #", 84.0): the words without their numbers, and the first of those; what is missing
+    ("no ...") is a kind with its numbers."""
+    if fault.startswith(("no ", *BEYOND_RECORD)):
+        return fault, 0.0
+    numbers = re.findall(r"\d+(?:\.\d+)?", fault)
+    return re.sub(r"\d+(?:\.\d+)?", "#", fault), float(numbers[0]) if numbers else 0.0
 
 
 def read_known() -> dict[str, list[str]]:
@@ -229,16 +233,27 @@ def read_known() -> dict[str, list[str]]:
 
 
 def against(known: Mapping[str, Sequence[str]], found: Mapping[str, Any]) -> list[str]:
-    """What a record has to answer for: faults of a kind it was not known for, or of more, and known ones that went."""
-    of_kernel = [kind_and_amount(fault) for fault in known.get(found["kernel"], ())]
-    new = []
-    for fault in found["faults"]:
-        kind, amount = kind_and_amount(fault)
-        if not any(kind == each and amount <= most for each, most in of_kernel):
-            new.append(fault)
-    if of_kernel and not found["faults"]:
-        new.append("no longer faulty: take it out of known_faults.json")
-    return new
+    """What a record has to answer for: faults of a kind it was not known for, or of more, and known kinds that went."""
+    of_kernel = dict(map(kind_and_amount, known.get(found["kernel"], ())))
+    now = dict(map(kind_and_amount, found["faults"]))
+    new = [fault for fault in found["faults"] if not _is_within(of_kernel, *kind_and_amount(fault))]
+    return new + [f"no longer, so take it out of known_faults.json: {kind}" for kind in of_kernel if kind not in now]
+
+
+def _is_within(known: Mapping[str, float], kind: str, amount: float) -> bool:
+    return kind in known and amount <= known[kind]
+
+
+def vanished(known: Mapping[str, Sequence[str]], line: Line, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Kernels of a line that are known for faults and were not there."""
+    there = {each["kernel"] for each in found}
+    return [kernel for kernel in known if _line_of(kernel) == line.name and kernel not in there]
+
+
+def _line_of(kernel: str) -> str:
+    """Names of lines end in a feature, which may be several words; those of kernels in one more, with a _."""
+    name, _, last = kernel.rpartition(" ")
+    return name if "_kernel" in last else kernel
 
 
 def selected(every: Sequence[Line], only: Sequence[str]) -> list[Line]:
@@ -304,16 +319,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--only: expected words of the name of a line, as in 'sm_90 bf16 D=64 causal forward_kernel', got "
             f"{options.only!r}; --help names them all"
         )
-    known = read_known()
-    count = faulty = wrong = 0
-    for records in table(wanted, only, options.jobs):
+    of_kernels = any(word.endswith("_kernel") for word in only)
+    known, count, faulty, wrong = read_known(), 0, 0, 0
+    for line, records in zip(wanted, table(wanted, only, options.jobs), strict=True):
+        if not records and not of_kernels:
+            records.append({"kernel": line.name, "faults": ["nothing was compiled"]})
+        gone = [] if of_kernels else vanished(known, line, records)
+        if options.record:
+            known = {kernel: faults for kernel, faults in known.items() if kernel not in gone}
         for each in records:
-            new = [] if options.record else against(known, each)
-            count, faulty, wrong = count + 1, faulty + bool(each["faults"]), wrong + bool(new)
             if options.record:
                 known.pop(each["kernel"], None)
-                known |= {each["kernel"]: each["faults"]} if each["faults"] else {}
+                kept = [fault for fault in each["faults"] if not fault.startswith(BEYOND_RECORD)]
+                known |= {each["kernel"]: kept} if kept else {}
+            new = against(known, each)
+            count, faulty, wrong = count + 1, faulty + bool(each["faults"]), wrong + bool(new)
             print(f"{'FAULT' if new else 'known' if each['faults'] else 'ok   '} {_text(each, new)}", flush=True)
+        if not options.record:
+            wrong += len(gone)
+            for kernel in gone:
+                print(f"FAULT {kernel}: not there any more, so take it out of known_faults.json", flush=True)
     print(f"{count} kernels, {faulty} with faults, {wrong} with others than known_faults.json has")
     if options.record:
         KNOWN_FAULTS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")

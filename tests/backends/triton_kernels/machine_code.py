@@ -32,6 +32,8 @@ class Architecture:
         lanes: threads of a warp.
         tensor_op: pattern of its matrix instructions in machine code.
         exp2: pattern of its instructions for powers of 2.
+        waited: pattern of loads from global memory that are waited for in the pass that begins them; "" where those
+            fetched ahead have no other name.
         local: pattern of what puts registers aside in memory and takes them back.
         virtual: what they are called one stage earlier, in PTX; "" where there is no such stage.
     """
@@ -44,6 +46,7 @@ class Architecture:
     virtual: str
     local: str = r"(LDL|STL)\b"
     exp2: str = r"MUFU\.EX2"
+    waited: str = r"LDG\."
 
 
 # The tiles of sm_80 serve sm_86, sm_89 and sm_120 too, whose blocks have 99 KiB.
@@ -175,6 +178,10 @@ class Report:
             found.append(f"spills {self.spills}")
         if self.local_accesses:
             found.append(f"{self.local_accesses} accesses to local memory in the loops over tiles")
+        if int(self.variant.options.get("num_stages", 1)) > 1 and self.architecture.waited:
+            waited = _matching(self.main_loop, self.architecture.waited)
+            if waited:
+                found.append(f"{waited} loads in the main loop that are not fetched ahead")
         if self.registers > each or self.registers * self.threads > all_together:
             found.append(f"{self.registers} registers for {self.threads} threads")
         if self.shared > self.architecture.shared:

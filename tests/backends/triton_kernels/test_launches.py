@@ -26,7 +26,7 @@ from alibi_attention.problem import Problem
 META = {"device": "meta"}
 TABLES = {
     "forward_kernel": ("forward", "forward dropout"),
-    "query_kernel": ("query",),
+    "query_kernel": ("query", "query dropout", "query learned"),
     "key_kernel": ("key", "key dropout"),
     "rows_kernel": ("rows",),
     "summary_kernel": ("summary",),
@@ -36,6 +36,10 @@ TABLES = {
     "plan_kernel": ("plan", "plan_few"),
     "split_kernel": ("decode",),
 }
+ALL_KINDS = [
+    "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120",
+    "gfx90a", "gfx942", "gfx1100", "gfx1201",
+]  # fmt: skip
 PACKED = {"batch": 1, "cu_seqlens": torch.empty(4, dtype=torch.int32, **META)}
 CALLS: dict[str, dict[str, Any]] = {
     "causal": {},
@@ -176,8 +180,8 @@ def test_memory_is_linear_in_the_length(recorded: Recorded) -> None:
                 assert value.numel() <= most, f"{start.name}: {name} has {value.numel()} elements"
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942"])
-@pytest.mark.parametrize("call", ["causal", "wide", "float32", "decoding", "dropout"])
+@pytest.mark.parametrize("architecture", ALL_KINDS)
+@pytest.mark.parametrize("call", ["causal", "wide", "float32", "decoding", "dropout", "learned"])
 def test_what_is_started_is_shipped(architecture: str, call: str) -> None:
     shipped: dict[str, list[configs.Config]] = {}
     for family, kernel, _, _, config in configs.shipped():
@@ -194,16 +198,27 @@ def test_what_is_started_is_shipped(architecture: str, call: str) -> None:
     assert seen
 
 
-def test_dropout_has_tiles_of_its_own_where_it_needs_them() -> None:
-    def tiles(name: str, **options: Any) -> tuple[int, int]:
-        (start,) = (start for start in record("sm_80", **options).starts if start.name == name)
+def test_dropout_and_learned_slopes_have_tiles_of_their_own_where_they_need_them() -> None:
+    def tiles(architecture: str, name: str, **options: Any) -> tuple[int, int]:
+        (start,) = (start for start in record(architecture, **options).starts if start.name == name)
         return start.config.constants["block_m"], start.config.constants["block_n"]
 
-    assert tiles("key_kernel", dropout_p=0.1) != tiles("key_kernel")
-    assert tiles("query_kernel", dropout_p=0.1) == tiles("query_kernel")
-    # Float32 and the widest heads have none.
-    assert tiles("key_kernel", dropout_p=0.1, dtype=torch.float32) == tiles("key_kernel", dtype=torch.float32)
-    assert tiles("key_kernel", dropout_p=0.1, head_dim=256) == tiles("key_kernel", head_dim=256)
+    assert tiles("sm_80", "key_kernel", dropout_p=0.1) != tiles("sm_80", "key_kernel")
+    assert tiles("sm_80", "query_kernel", dropout_p=0.1) == tiles("sm_80", "query_kernel")
+    assert tiles("sm_90", "query_kernel", learned_slopes=True) != tiles("sm_90", "query_kernel")
+    assert tiles("sm_90", "key_kernel", learned_slopes=True) == tiles("sm_90", "key_kernel")
+    # A width or a size of element without any of its own.
+    for options in ({"dtype": torch.float32}, {"head_dim": 256}):
+        assert tiles("sm_80", "key_kernel", dropout_p=0.1, **options) == tiles("sm_80", "key_kernel", **options)
+
+
+def test_every_gpu_has_the_tiles_of_its_kin() -> None:
+    kin = {
+        "sm_86": "sm_80", "sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100", "sm_110": "sm_100",
+        "sm_120": "sm_80", "sm_121": "sm_80", "gfx90a": "gfx942", "gfx950": "gfx942", "gfx1100": "gfx11",
+        "gfx1201": "gfx11",
+    }  # fmt: skip
+    assert {architecture: configs.family_of(architecture) for architecture in kin} == kin
 
 
 def test_a_call_starts_the_same_kernels_every_time() -> None:

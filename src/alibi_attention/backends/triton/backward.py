@@ -104,11 +104,12 @@ def sweep_back(
     bias_column = side * slope * column
     place = side * (near - anchor).to(tl.float32)
     placed = shift + slope * place
-    first = end - 1 if side > 0 else begin
-    away = (side * (anchor - (base + first * block_n + edge))).to(tl.float32)
-    for number in range(begin, end):
-        tile = first - side * (number - begin)
-        start = base + tile * block_n
+    # Where the tile would be that comes before the first.
+    start = base + (end if side > 0 else begin - 1) * block_n
+    away = (side * (anchor - (start + edge))).to(tl.float32)
+    for _ in range(begin, end):
+        start -= side * block_n
+        away += block_n
         if head_dim == block_d:
             key = tl.load(keys + start.to(tl.int64) * key_step)
         else:
@@ -117,7 +118,7 @@ def sweep_back(
             value = tl.load(values + start.to(tl.int64) * value_step)
         else:
             value = tl.load(values + start.to(tl.int64) * value_step, mask=value_inside, other=0.0)
-        product = tl.dot(rows, key, input_precision=precision)
+        product = tl.dot(rows, tl.trans(key), input_precision=precision)
         if bias:
             weights = tl.exp2((product * scale + bias_column[None, :]) - (placed + slope * away)[:, None])
         else:
@@ -132,8 +133,7 @@ def sweep_back(
             lean += tl.sum(grad_scores * distance, 1)
             drift += tl.sum(grad_scores, 1)
             reach += tl.sum(weights * distance, 1)
-        away += block_n
-        grad = tl.dot(grad_scores.to(key.dtype), tl.trans(key), grad, input_precision=precision)
+        grad = tl.dot(grad_scores.to(key.dtype), key, grad, input_precision=precision)
     return grad, lean, drift, reach
 
 
@@ -193,9 +193,9 @@ def query_kernel(
     keys = key + batch.to(tl.int64) * key_batch + key_head_index.to(tl.int64) * key_head
     values = value + batch.to(tl.int64) * value_batch + key_head_index.to(tl.int64) * value_head
     column = tl.arange(0, block_n)
-    key_tile = keys + column.to(tl.int64)[None, :] * key_row + element[:, None]
+    key_tile = keys + column.to(tl.int64)[:, None] * key_row + element[None, :]
     value_tile = values + column.to(tl.int64)[None, :] * value_row + value_element[:, None]
-    key_inside = (element < head_dim)[:, None]
+    key_inside = (element < head_dim)[None, :]
     value_inside = (value_element < value_dim)[:, None]
 
     grad = tl.zeros([block_m, block_d], tl.float32)
@@ -208,11 +208,12 @@ def query_kernel(
     for index in range(edges):
         start, limit = masked_tile(index, base, end, count, a, b, c, d, apart, block_n)
         used = start + column < tl.minimum(limit, k_len)
-        key_part = tl.load(key_tile + start.to(tl.int64) * key_row, mask=key_inside & used[None, :], other=0.0)
+        key_part = tl.load(key_tile + start.to(tl.int64) * key_row, mask=key_inside & used[:, None], other=0.0)
         value_part = tl.load(value_tile + start.to(tl.int64) * value_row, mask=value_inside & used[None, :], other=0.0)
         scores, seen = edge_scores(
-            rows, key_part, start, limit, near, lower, upper, scale, slope, block_n, two_sided, plain, bias, precision
-        )
+            rows, tl.trans(key_part), start, limit, near, lower, upper, scale, slope, block_n, two_sided, plain, bias,
+            precision,
+        )  # fmt: skip
         weights = tl.exp2(scores - row_shift[:, None])
         grad_weights = tl.dot(flow, value_part, input_precision=precision)
         if seed is not None:
@@ -224,7 +225,7 @@ def query_kernel(
             lean += tl.sum(grad_scores * away, 1)
             drift += tl.sum(grad_scores, 1)
             reach += tl.sum(weights * away, 1)
-        grad = tl.dot(grad_scores.to(key_part.dtype), tl.trans(key_part), grad, input_precision=precision)
+        grad = tl.dot(grad_scores.to(key_part.dtype), key_part, grad, input_precision=precision)
 
     lowest = tl.min(tl.where(sees, near, k_len), 0)
     grad, lean, drift, reach = sweep_back(

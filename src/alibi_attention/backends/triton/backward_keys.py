@@ -95,20 +95,18 @@ def sweep_queries(
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = tl.arange(0, block_n)
-    # From the row nearest to the keys, in the tile swept first, rows only get further away: what they add to its
-    # distance may be added to what is rounded already.
-    first = begin if side > 0 else end - 1
-    nearest = side * (base + first * block_m + offset - start - edge)
-    if side < 0:
-        nearest -= block_m - 1
-    inner = side * slope * (column - edge).to(tl.float32) - slope * nearest.to(tl.float32)
-    distance = 0.0
+    inner = side * slope * (column - edge).to(tl.float32)
     index = tl.arange(0, block_m)
+    # Where the tile would be that comes before the first, the nearest; from row to row they only get further away.
+    first_row = base + (begin - 1 if side > 0 else end) * block_m
+    distance = (side * (first_row + offset - start - edge)).to(tl.float32)
+    if side < 0:
+        distance -= block_m - 1
     for number in range(begin, end):
-        tile = first + side * (number - begin)
+        first_row += side * block_m
+        distance += block_m
         if masked:
-            tile += tl.where(number >= gap_at, gap, 0)
-        first_row = base + tile * block_m
+            first_row = base + (number + tl.where(number >= gap_at, gap, 0)) * block_m
         if masked:
             here = first_row + index < q_len
             rows = tl.load(queries + first_row.to(tl.int64) * query_step, mask=here[:, None] & query_inside, other=0.0)
@@ -130,7 +128,6 @@ def sweep_queries(
             weights = tl.where(column[:, None] <= near[None, :], tl.exp2(weights), 0.0)
         elif bias:
             far = inner - slope * distance
-            distance += block_m
             weights = tl.exp2((product * scale + far[:, None]) - row_shift[None, :])
         else:
             weights = tl.exp2(product * scale - row_shift[None, :])

@@ -68,8 +68,10 @@ _EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
         },
     },
 }
-# What multiplies, by family: elements of 4 bytes, then those of 2. A warp multiplies 16 rows or more, on AMD up to 32:
-# with more warps than the rows of a tile need, several of them would compute the same scores.
+# What multiplies, by family: elements of 4 bytes, then those of 2. A warp multiplies 16 rows or more, on gfx942 up to
+# 32: with more warps than the rows of a tile need, several of them would compute the same scores. Where sm_80 does so
+# at width 256, fewer warps have no registers for it. gfx11 is every other GPU of AMD: compiled for gfx1100 when its
+# tiles were chosen, in no test, and with local memory in loops from width 128 on.
 _FLOAT32: dict[str, dict[str, dict[int, Config]]] = {
     "sm_80": {
         "forward": {64: _tiles(32, 32, 2, 2), 128: _tiles(32, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},
@@ -78,13 +80,20 @@ _FLOAT32: dict[str, dict[str, dict[int, Config]]] = {
     },
     "sm_90": {
         "forward": {64: _tiles(64, 32, 4, 2), 128: _tiles(128, 16, 8, 1), 256: _tiles(32, 16, 8, 1)},
-        "query": {64: _tiles(128, 32, 8, 1), 128: _tiles(16, 32, 4, 1), 256: _tiles(16, 16, 8, 1)},
+        "query": {64: _tiles(128, 64, 8, 1), 128: _tiles(16, 32, 4, 1), 256: _tiles(16, 16, 8, 1)},
         "key": {64: _tiles(32, 128, 8, 1), 128: _tiles(32, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
+        "query dropout": {64: _tiles(128, 32, 8, 1)},
+        "query learned": {64: _tiles(128, 32, 8, 1)},
     },
     "sm_100": {
         "forward": {64: _tiles(64, 32, 4, 2), 128: _tiles(32, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},
         "query": {64: _tiles(32, 32, 4, 1), 128: _tiles(16, 32, 4, 1), 256: _tiles(16, 16, 8, 1)},
         "key": {64: _tiles(32, 32, 4, 1), 128: _tiles(32, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
+    },
+    "gfx11": {
+        "forward": {64: _tiles(64, 16, 4, 2), 128: _tiles(16, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},
+        "query": {64: _tiles(32, 32, 4, 1), 128: _tiles(16, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
+        "key": {64: _tiles(32, 32, 4, 1), 128: _tiles(16, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
     },
     "gfx942": {
         "forward": {64: _tiles(128, 32, 4, 2), 128: _tiles(64, 32, 2, 1), 256: _tiles(32, 16, 2, 1)},
@@ -96,21 +105,30 @@ _SIXTEEN_BITS: dict[str, dict[str, dict[int, Config]]] = {
     "sm_80": {
         "forward": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 64, 8, 2), 256: _tiles(32, 32, 4, 2)},
         "query": {64: _tiles(128, 32, 8, 2), 128: _tiles(128, 32, 8, 2), 256: _tiles(16, 32, 4, 1)},
-        "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(32, 128, 8, 2), 256: _tiles(16, 32, 8, 1)},
+        "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(32, 128, 8, 2), 256: _tiles(16, 32, 4, 1)},
         "forward dropout": {128: _tiles(128, 32, 8, 2)},
         "key dropout": {64: _tiles(32, 64, 4, 1), 128: _tiles(16, 128, 8, 1)},
     },
     "sm_90": {
         "forward": {64: _tiles(128, 128, 8, 3), 128: _tiles(128, 128, 8, 2), 256: _tiles(128, 64, 8, 2)},
-        "query": {64: _tiles(128, 64, 8, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
+        "query": {64: _tiles(128, 128, 8, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
         "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(32, 128, 8, 2), 256: _tiles(32, 64, 8, 2)},
+        "query dropout": {64: _tiles(128, 64, 8, 2)},
+        "query learned": {64: _tiles(128, 64, 8, 2)},
         "forward dropout": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
     },
     "sm_100": {
         "forward": {64: _tiles(128, 64, 4, 3), 128: _tiles(128, 64, 8, 3), 256: _tiles(128, 32, 8, 2)},
-        "query": {64: _tiles(64, 64, 4, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(64, 32, 8, 2)},
+        "query": {64: _tiles(128, 64, 4, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
         "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(64, 128, 8, 2), 256: _tiles(32, 64, 8, 1)},
+        "query dropout": {64: _tiles(128, 64, 8, 2)},
+        "query learned": {64: _tiles(128, 64, 8, 2)},
         "forward dropout": {64: _tiles(128, 64, 8, 3)},
+    },
+    "gfx11": {
+        "forward": {64: _tiles(64, 32, 4, 2), 128: _tiles(64, 32, 4, 2), 256: _tiles(64, 32, 8, 1)},
+        "query": {64: _tiles(64, 16, 4, 1), 128: _tiles(64, 16, 4, 1), 256: _tiles(64, 16, 8, 1)},
+        "key": {64: _tiles(16, 64, 4, 1), 128: _tiles(16, 64, 4, 1), 256: _tiles(16, 64, 8, 1)},
     },
     "gfx942": {
         "forward": {64: _tiles(128, 64, 4, 2), 128: _tiles(128, 32, 4, 2), 256: _tiles(64, 32, 2, 1)},
@@ -140,9 +158,12 @@ TABLES["sm_100"]["plan"] = {
 
 
 def family_of(architecture: str) -> str:
-    """The table an architecture uses: its own, or that of the smallest shared memory."""
+    """The table an architecture uses: its own or that of its kin, or that of the smallest shared memory."""
     if architecture.startswith("gfx"):
-        return "gfx942"
+        return "gfx942" if architecture.startswith("gfx9") else "gfx11"
+    if architecture.startswith(("sm_10", "sm_11")):
+        # All that have tensor memory.
+        return "sm_100"
     return architecture if architecture in TABLES else "sm_80"
 
 
@@ -155,11 +176,16 @@ def padded(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def config_for(kernel: str, architecture: str, element_size: int, width: int, *, dropout: bool = False) -> Config:
-    """The configuration a call runs with: with dropout its own, where the words drawn leave no registers for others."""
+def config_for(
+    kernel: str, architecture: str, element_size: int, width: int, *, dropout: bool = False, learned: bool = False
+) -> Config:
+    """The configuration a call runs with: one of its own with dropout or learned slopes, where these take registers."""
     table, width = TABLES[family_of(architecture)], max(64, width)
-    own = table.get(f"{kernel} dropout", {}).get(element_size, {}) if dropout else {}
-    return own.get(width) or table[kernel][element_size][width]
+    for feature, has in (("dropout", dropout), ("learned", learned)):
+        own = table.get(f"{kernel} {feature}", {}).get(element_size, {})
+        if has and width in own:
+            return own[width]
+    return table[kernel][element_size][width]
 
 
 def kind(problem: Problem) -> tuple[str, int, int]:

@@ -78,11 +78,12 @@ def sweep(
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = side * slope * (tl.arange(0, block_n) - edge).to(tl.float32)
-    first = end - 1 if side > 0 else begin
-    distance = (side * (near - (base + first * block_n + edge))).to(tl.float32)
-    for number in range(begin, end):
-        tile = first - side * (number - begin)
-        start = base + tile * block_n
+    # Where the tile would be that comes before the first.
+    start = base + (end if side > 0 else begin - 1) * block_n
+    distance = (side * (near - (start + edge))).to(tl.float32)
+    for _ in range(begin, end):
+        start -= side * block_n
+        distance += block_n
         if head_dim == block_d:
             key = tl.load(keys + start.to(tl.int64) * key_step)
         else:
@@ -92,7 +93,6 @@ def sweep(
             scores = product * scale + column[None, :]
             risen = tl.maximum(peak, tl.max(scores, 1) - slope * distance)
             weights = tl.exp2(scores - (risen + slope * distance)[:, None])
-            distance += block_n
         else:
             # Compiled to count what the bias costs, not to run: it takes scale > 0.
             risen = tl.maximum(peak, tl.max(product, 1) * scale)

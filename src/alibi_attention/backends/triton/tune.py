@@ -29,7 +29,8 @@ def pick(kernel: str, problem: Problem, run: Callable[[Config], object]) -> Conf
     Args:
         run: does the kernel's work with a configuration; it may be called many times.
     """
-    shipped = configs.config_for(kernel, *configs.kind(problem), dropout=problem.dropout_p > 0.0)
+    features = {"dropout": problem.dropout_p > 0.0, "learned": problem.learned_slopes}
+    shipped = configs.config_for(kernel, *configs.kind(problem), **features)
     if os.environ.get("ALIBI_TRITON_AUTOTUNE") != "1" or problem.device.type != "cuda":
         return shipped
     call = (
