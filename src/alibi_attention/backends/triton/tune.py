@@ -15,7 +15,16 @@ from alibi_attention.problem import Problem
 _ROUNDS = 5
 _SIZES = {
     "forward": [(128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 64, 4), (128, 32, 8), (64, 32, 4)],
-    "query": [(128, 64, 8), (128, 64, 4), (128, 32, 8), (128, 32, 4), (64, 64, 4), (64, 32, 4), (32, 32, 4)],
+    "query": [
+        (128, 128, 8),
+        (128, 64, 8),
+        (128, 64, 4),
+        (128, 32, 8),
+        (128, 32, 4),
+        (64, 64, 4),
+        (64, 32, 4),
+        (32, 32, 4),
+    ],
     "key": [(64, 128, 8), (32, 128, 8), (32, 128, 4), (16, 128, 8), (64, 64, 4), (32, 64, 4), (32, 64, 2), (32, 32, 4)],
 }
 _CHOSEN: dict[tuple[Any, ...], Config] = {}
@@ -29,13 +38,13 @@ def pick(kernel: str, problem: Problem, run: Callable[[Config], object]) -> Conf
     Args:
         run: does the kernel's work with a configuration; it may be called many times.
     """
-    features = {"dropout": problem.dropout_p > 0.0, "learned": problem.learned_slopes}
-    shipped = configs.config_for(kernel, *configs.kind(problem), **features)
+    has_dropout, learned = problem.dropout_p > 0.0, problem.learned_slopes
+    shipped = configs.config_for(kernel, *configs.kind(problem), dropout=has_dropout, learned=learned)
     if os.environ.get("ALIBI_TRITON_AUTOTUNE") != "1" or problem.device.type != "cuda":
         return shipped
     call = (
         kernel, *configs.kind(problem), problem.head_dim, problem.value_dim, problem.group_size > 1,
-        arguments.is_two_sided(problem), problem.is_packed, problem.dropout_p > 0.0, problem.learned_slopes,
+        arguments.is_two_sided(problem), problem.is_packed, has_dropout, learned,
         problem.q_len.bit_length(), problem.k_len.bit_length(), problem.tolerance > 0.0,
     )  # fmt: skip
     if call not in _CHOSEN:
