@@ -128,7 +128,7 @@ bare: ## the C++ kernels without the bias, into build/bare: what it costs is the
 	cmake -S csrc -B build/bare -DCMAKE_BUILD_TYPE=Release -DALIBI_WITHOUT_BIAS=ON
 	cmake --build build/bare
 
-kernels: $(tools) ## every GPU kernel compiled for every architecture, without a GPU, and inspected (an hour, two cores)
+kernels: $(tools) ## every GPU kernel compiled for every architecture, without a GPU, and inspected (two hours, two cores)
 	PYTHONPATH=src $(BIN)/python tests/backends/triton_kernels/compile_table.py --jobs 2
 
 clean: ## remove the environments, caches and build products

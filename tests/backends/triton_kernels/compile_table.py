@@ -1,7 +1,7 @@
 """Every shipped kernel compiled for every architecture, without a GPU, and what is wrong with the result.
 
     PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py --jobs 2            the whole table: 780 lines,
-                                                                                  about an hour on two cores
+                                                                                  two hours on two cores
     PYTHONPATH=src python tests/backends/triton_kernels/compile_table.py --only "sm_90 forward"   lines with these words
 
 The lines of one head dimension are compiled in one process, --jobs such at a time; a compiler that fails an assertion
@@ -285,8 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "dtype, head dimension and feature, as in 'sm_90 bf16 D=64 causal'.",
         epilog=f"Architectures: {', '.join(ARCHITECTURES)}; dtypes: {', '.join(_DTYPES)}; "
         f"head dimensions: {', '.join(f'D={dim}' for dim in HEAD_DIMS)}; features: {', '.join(FEATURES)}; "
-        f"of kernels {', '.join(MULTIPLYING)} multiply. All of it, {len(list(lines(whole=True)))} lines, takes about "
-        "an hour on two cores.",
+        f"of kernels {', '.join(MULTIPLYING)} multiply. All of it, {len(list(lines(whole=True)))} lines, takes some "
+        "two hours on two cores.",
     )
     parser.add_argument(
         "--only", default="", metavar="WORDS",
