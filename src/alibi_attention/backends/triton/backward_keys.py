@@ -86,7 +86,7 @@ def sweep_queries(
     bias: tl.constexpr, precision: tl.constexpr, head_dim: tl.constexpr, value_dim: tl.constexpr,
     block_d: tl.constexpr, block_v: tl.constexpr,
 ):  # fmt: skip
-    """The tiles of queries [begin, end), whose rows all see every key, all on one side of them; +1 is their left.
+    """The tiles of queries [begin, end), whose rows all see every key, all on one side (+1: their left), the nearest first.
 
     ``shift`` holds the part of the bias that is the row's within its tile; the rest is one number for each key.
     ``masked`` sweeps the tiles around them, in a call where a row sees every key up to its position: those from number
@@ -107,7 +107,6 @@ def sweep_queries(
         distance += block_m
         if masked:
             first_row = base + (number + tl.where(number >= gap_at, gap, 0)) * block_m
-        if masked:
             here = first_row + index < q_len
             rows = tl.load(queries + first_row.to(tl.int64) * query_step, mask=here[:, None] & query_inside, other=0.0)
             row_shift = tl.load(shift + first_row + index, mask=here, other=INF)

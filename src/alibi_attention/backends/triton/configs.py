@@ -69,9 +69,9 @@ _EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
     },
 }
 # What multiplies, by family: elements of 4 bytes, then those of 2. A warp multiplies 16 rows or more, on gfx942 up to
-# 32: with more warps than the rows of a tile need, several of them would compute the same scores. Where sm_80 does so
-# at width 256, fewer warps have no registers for it. gfx11 is every other GPU of AMD: compiled for gfx1100 when its
-# tiles were chosen, in no test, and with local memory in loops from width 128 on.
+# 32: with more warps than the rows of a tile need, several of them would compute the same scores, as for keys on sm_90
+# at width 256, which have no registers for fewer. gfx11 is every other GPU of AMD: compiled for gfx1100 when its tiles
+# were chosen, in no test, and with local memory in loops from width 128 on.
 _FLOAT32: dict[str, dict[str, dict[int, Config]]] = {
     "sm_80": {
         "forward": {64: _tiles(32, 32, 2, 2), 128: _tiles(32, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},
