@@ -86,7 +86,7 @@ def sweep_queries(
     bias: tl.constexpr, precision: tl.constexpr, head_dim: tl.constexpr, value_dim: tl.constexpr,
     block_d: tl.constexpr, block_v: tl.constexpr,
 ):  # fmt: skip
-    """The tiles of queries [begin, end), whose rows all see every key, all on one side (+1: their left), the nearest first.
+    """The tiles of queries [begin, end), whose rows all see every key on one side, +1 their left, nearest first.
 
     ``shift`` holds the part of the bias that is the row's within its tile; the rest is one number for each key.
     ``masked`` sweeps the tiles around them, in a call where a row sees every key up to its position: those from number
