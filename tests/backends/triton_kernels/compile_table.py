@@ -105,6 +105,7 @@ _QUICK = {
     *(f"{architecture} bf16 64 causal" for architecture in ARCHITECTURES),
     "sm_90 bf16 128 both ways", "sm_80 fp32 64 causal", "gfx942 fp32 64 causal", "sm_90 bf16 64 decode",
     "sm_90 bf16 64 packed and planned", "sm_90 bf16 64 learned", "sm_100 bf16 64 planned", "sm_80 bf16 128 dropout",
+    "sm_100 bf16 256 both ways",
 }  # fmt: skip
 
 

@@ -154,8 +154,8 @@ def blocks(device: str, block_m: int, block_n: int) -> Iterator[None]:
         return
     from alibi_attention.backends.triton import configs, plans
 
-    def chosen(kernel: str, *rest: Any, **options: Any) -> configs.Config:
-        config = shipped(kernel, *rest, **options)
+    def chosen(kernel: str, *rest: Any) -> configs.Config:
+        config = shipped(kernel, *rest)
         if kernel.startswith(("plan", "summary")):
             # A plan is made for 128 queries at a time, whoever follows it.
             return config

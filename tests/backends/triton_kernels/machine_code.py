@@ -20,6 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 KIB = 1024
+# Of the tensor memory of sm_100.
+MOST_COLUMNS = 512
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Report:
-    """What one variant takes on one architecture; ``spills`` in bytes a thread."""
+    """What one variant takes on one architecture; ``spills`` in bytes a thread, ``columns`` of tensor memory."""
 
     variant: Variant
     architecture: Architecture
@@ -121,6 +123,7 @@ class Report:
     tensor_ops: int
     virtual_ops: int
     code: Code
+    columns: int = 0
 
     @property
     def threads(self) -> int:
@@ -184,6 +187,9 @@ class Report:
                 found.append(f"{waited} loads in the main loop that are not fetched ahead")
         if self.registers > each or self.registers * self.threads > all_together:
             found.append(f"{self.registers} registers for {self.threads} threads")
+        if self.columns > MOST_COLUMNS:
+            # The assembler then makes a kernel that does nothing, and Triton refuses to start it.
+            found.append(f"{self.columns} columns of tensor memory, there are {MOST_COLUMNS}")
         if self.shared > self.architecture.shared:
             found.append(f"{self.shared} bytes of shared memory, there are {self.architecture.shared}")
         return found
@@ -220,6 +226,7 @@ def _read_nvidia(variant: Variant, machine: Architecture, compiled: Any) -> Repo
         tensor_ops=_count(code, machine.tensor_op),
         virtual_ops=compiled.asm["ptx"].count(machine.virtual),
         code=code,
+        columns=getattr(compiled.metadata, "tmem_size", 0) or 0,
     )  # fmt: skip
 
 

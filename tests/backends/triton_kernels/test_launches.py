@@ -25,9 +25,9 @@ from alibi_attention.problem import Problem
 
 META = {"device": "meta"}
 TABLES = {
-    "forward_kernel": ("forward", "forward dropout"),
-    "query_kernel": ("query", "query dropout", "query learned"),
-    "key_kernel": ("key", "key dropout"),
+    "forward_kernel": ("forward", "forward, dropout"),
+    "query_kernel": ("query", "query, dropout", "query, learned"),
+    "key_kernel": ("key", "key, dropout", "key, both ways"),
     "rows_kernel": ("rows",),
     "summary_kernel": ("summary",),
     "mend_forward_kernel": ("mend",),
@@ -181,7 +181,7 @@ def test_memory_is_linear_in_the_length(recorded: Recorded) -> None:
 
 
 @pytest.mark.parametrize("architecture", ALL_KINDS)
-@pytest.mark.parametrize("call", ["causal", "wide", "float32", "decoding", "dropout", "learned"])
+@pytest.mark.parametrize("call", ["causal", "wide", "float32", "decoding", "dropout", "learned", "both ways"])
 def test_what_is_started_is_shipped(architecture: str, call: str) -> None:
     shipped: dict[str, list[configs.Config]] = {}
     for family, kernel, _, _, config in configs.shipped():
@@ -198,7 +198,7 @@ def test_what_is_started_is_shipped(architecture: str, call: str) -> None:
     assert seen
 
 
-def test_dropout_and_learned_slopes_have_tiles_of_their_own_where_they_need_them() -> None:
+def test_what_takes_more_registers_or_memory_has_tiles_of_its_own() -> None:
     def tiles(architecture: str, name: str, **options: Any) -> tuple[int, int]:
         (start,) = (start for start in record(architecture, **options).starts if start.name == name)
         return start.config.constants["block_m"], start.config.constants["block_n"]
@@ -207,6 +207,11 @@ def test_dropout_and_learned_slopes_have_tiles_of_their_own_where_they_need_them
     assert tiles("sm_80", "query_kernel", dropout_p=0.1) == tiles("sm_80", "query_kernel")
     assert tiles("sm_90", "query_kernel", learned_slopes=True) != tiles("sm_90", "query_kernel")
     assert tiles("sm_90", "key_kernel", learned_slopes=True) == tiles("sm_90", "key_kernel")
+    wide = {"head_dim": 256}
+    assert tiles("sm_100", "key_kernel", is_causal=False, **wide) != tiles("sm_100", "key_kernel", **wide)
+    # Of two features the one that has tiles.
+    both = {"learned_slopes": True, "is_causal": False}
+    assert tiles("sm_90", "query_kernel", **both) == tiles("sm_90", "query_kernel", learned_slopes=True)
     # A width or a size of element without any of its own.
     for options in ({"dtype": torch.float32}, {"head_dim": 256}):
         assert tiles("sm_80", "key_kernel", dropout_p=0.1, **options) == tiles("sm_80", "key_kernel", **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from alibi_attention.backends.triton import device
@@ -82,8 +83,8 @@ _FLOAT32: dict[str, dict[str, dict[int, Config]]] = {
         "forward": {64: _tiles(64, 32, 4, 2), 128: _tiles(128, 16, 8, 1), 256: _tiles(32, 16, 8, 1)},
         "query": {64: _tiles(128, 64, 8, 1), 128: _tiles(16, 32, 4, 1), 256: _tiles(16, 16, 8, 1)},
         "key": {64: _tiles(32, 128, 8, 1), 128: _tiles(32, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
-        "query dropout": {64: _tiles(128, 32, 8, 1)},
-        "query learned": {64: _tiles(128, 32, 8, 1)},
+        "query, dropout": {64: _tiles(128, 32, 8, 1)},
+        "query, learned": {64: _tiles(128, 32, 8, 1)},
     },
     "sm_100": {
         "forward": {64: _tiles(64, 32, 4, 2), 128: _tiles(32, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},
@@ -106,24 +107,26 @@ _SIXTEEN_BITS: dict[str, dict[str, dict[int, Config]]] = {
         "forward": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 64, 8, 2), 256: _tiles(32, 32, 4, 2)},
         "query": {64: _tiles(128, 32, 8, 2), 128: _tiles(128, 32, 8, 2), 256: _tiles(16, 32, 4, 1)},
         "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(32, 128, 8, 2), 256: _tiles(32, 32, 4, 1)},
-        "forward dropout": {128: _tiles(128, 32, 8, 2)},
-        "key dropout": {64: _tiles(32, 64, 4, 1), 128: _tiles(16, 128, 8, 1)},
+        "forward, dropout": {128: _tiles(128, 32, 8, 2)},
+        "key, dropout": {64: _tiles(32, 64, 4, 1), 128: _tiles(16, 128, 8, 1)},
     },
     "sm_90": {
         "forward": {64: _tiles(128, 128, 8, 3), 128: _tiles(128, 128, 8, 2), 256: _tiles(128, 64, 8, 2)},
         "query": {64: _tiles(128, 128, 8, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
         "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(32, 128, 8, 2), 256: _tiles(32, 64, 8, 2)},
-        "query dropout": {64: _tiles(128, 64, 8, 2)},
-        "query learned": {64: _tiles(128, 64, 8, 2)},
-        "forward dropout": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
+        "query, dropout": {64: _tiles(128, 64, 8, 2)},
+        "query, learned": {64: _tiles(128, 64, 8, 2)},
+        "forward, dropout": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
     },
     "sm_100": {
         "forward": {64: _tiles(128, 64, 4, 3), 128: _tiles(128, 64, 8, 3), 256: _tiles(128, 32, 8, 2)},
         "query": {64: _tiles(128, 64, 4, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
         "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(64, 128, 8, 2), 256: _tiles(32, 64, 8, 1)},
-        "query dropout": {64: _tiles(128, 64, 8, 2)},
-        "query learned": {64: _tiles(128, 64, 8, 2)},
-        "forward dropout": {64: _tiles(128, 64, 8, 3)},
+        "query, dropout": {64: _tiles(128, 64, 8, 2)},
+        "query, learned": {64: _tiles(128, 64, 8, 2)},
+        "forward, dropout": {64: _tiles(128, 64, 8, 3)},
+        # Of the 512 columns of tensor memory two gradients have all, and scores of two loops would need more.
+        "key, both ways": {256: _tiles(32, 32, 8, 1)},
     },
     "gfx11": {
         "forward": {64: _tiles(64, 32, 4, 2), 128: _tiles(64, 32, 4, 2), 256: _tiles(64, 32, 8, 1)},
@@ -176,14 +179,12 @@ def padded(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def config_for(
-    kernel: str, architecture: str, element_size: int, width: int, *, dropout: bool = False, learned: bool = False
-) -> Config:
-    """The configuration a call runs with: one of its own with dropout or learned slopes, where these take registers."""
+def config_for(kernel: str, architecture: str, element_size: int, width: int, features: Sequence[str] = ()) -> Config:
+    """The configuration a call runs with: that of the first of its features that has one of its own, or of none."""
     table, width = TABLES[family_of(architecture)], max(64, width)
-    for feature, has in (("dropout", dropout), ("learned", learned)):
-        own = table.get(f"{kernel} {feature}", {}).get(element_size, {})
-        if has and width in own:
+    for feature in features:
+        own = table.get(f"{kernel}, {feature}", {}).get(element_size, {})
+        if width in own:
             return own[width]
     return table[kernel][element_size][width]
 

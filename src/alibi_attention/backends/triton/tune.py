@@ -33,13 +33,13 @@ def pick(kernel: str, problem: Problem, run: Callable[[Config], object]) -> Conf
     Args:
         run: does the kernel's work with a configuration; it may be called many times.
     """
-    has_dropout, learned = problem.dropout_p > 0.0, problem.learned_slopes
-    shipped = configs.config_for(kernel, *configs.kind(problem), dropout=has_dropout, learned=learned)
+    features = _features(problem)
+    shipped = configs.config_for(kernel, *configs.kind(problem), features)
     if os.environ.get("ALIBI_TRITON_AUTOTUNE") != "1" or problem.device.type != "cuda":
         return shipped
     call = (
         kernel, *configs.kind(problem), problem.head_dim, problem.value_dim, problem.group_size > 1,
-        arguments.is_two_sided(problem), problem.is_packed, has_dropout, learned,
+        problem.is_packed, *features,
         problem.q_len.bit_length(), problem.k_len.bit_length(), problem.tolerance > 0.0,
     )  # fmt: skip
     if call not in _CHOSEN:
@@ -47,6 +47,15 @@ def pick(kernel: str, problem: Problem, run: Callable[[Config], object]) -> Conf
             return shipped
         _CHOSEN[call] = min([shipped, *_others(kernel)], key=lambda config: _seconds(config, run))
     return _CHOSEN[call]
+
+
+def _features(problem: Problem) -> list[str]:
+    """What may need tiles of its own, what needs them most first."""
+    has = {
+        "both ways": arguments.is_two_sided(problem), "dropout": problem.dropout_p > 0.0,
+        "learned": problem.learned_slopes,
+    }  # fmt: skip
+    return [feature for feature, is_there in has.items() if is_there]
 
 
 def _others(kernel: str) -> list[Config]:
