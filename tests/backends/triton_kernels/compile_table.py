@@ -6,9 +6,8 @@
 
 The lines of one head dimension are compiled in one process, --jobs such at a time; a compiler that fails an assertion
 takes its process along, and another goes on behind the line that did it. Triton's cache makes the second run quick.
-What falls short, of the whole table, is in known_faults.json.
-Exit status 1 where a fault is not there or has grown, or a kernel there has none any more; 2 where what is asked for
-does not exist.
+What falls short, so far as the table was recorded (--record), is in known_faults.json. Exit status 1 where a fault is
+not in that file or more than there, or one that is there is gone; 2 where what is asked for does not exist.
 """
 
 from __future__ import annotations

@@ -58,13 +58,14 @@ ARCHITECTURES = {
     "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227 * KIB, (255, 65536), 32, r"UTC\w*MMA|HMMA\.", "tcgen05.mma"),
     "gfx942": Architecture(
         GPUTarget("hip", "gfx942", 64),
-        64 * KIB,
-        (512, 131072),
-        64,
-        r"v_mfma_",
-        "",
-        r"scratch_(load|store)",
-        r"v_exp_f32",
+        shared=64 * KIB,
+        registers=(512, 131072),
+        lanes=64,
+        tensor_op=r"v_mfma_",
+        virtual="",
+        local=r"scratch_(load|store)",
+        exp2=r"v_exp_f32",
+        waited="",
     ),
 }
 
