@@ -43,8 +43,8 @@ def _plan(rows: int, size: int, width: int, num_warps: int = 8) -> Config:
 
 # By kernel, bytes of an element, and width: the greater head dimension padded to a power of two, at least 64. Each is
 # that of the tiles tried with the fewest instructions for a score that compiles, causal, with no access to local memory
-# in the main loop (keys on sm_80 at width 256: one) and hardly any in that over tiles with masks; what is put aside
-# around them, once a program, costs next to nothing. Nothing here has been timed.
+# in the main loop (or a few: the tests' known_faults.json) and hardly any in that over tiles with masks; what is put
+# aside around them, once a program, costs next to nothing. Nothing here has been timed.
 # Float32 keeps two parts of each operand in registers (three products of tf32) where a warp multiplies, hence its small
 # tiles there.
 _EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
