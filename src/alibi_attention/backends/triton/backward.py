@@ -11,14 +11,17 @@ import triton.language as tl
 from alibi_attention.backends.triton.common import (
     INF,
     LOG2E,
+    NO_MASS,
     kept_weights,
     key_tiles,
     masked_count,
     masked_tile,
+    note_of,
     programs_over_rows,
     rows_not_finite,
     rows_of_block,
     rows_seen,
+    shift_and_mean,
     weighs_something,
 )
 from alibi_attention.backends.triton.forward import edge_scores, masked_scores
@@ -26,15 +29,16 @@ from alibi_attention.backends.triton.forward import edge_scores, masked_scores
 
 @triton.jit(do_not_specialize=["num_heads", "q_len", "k_len", "offset", "left", "right"])
 def rows_kernel(
-    out, lse, grad_out, grad_lse, slopes, mean, shift, shift_left, shift_right,
+    out, lse, grad_out, grad_lse, slopes, notes, notes_left, notes_right,
     offsets, key_range, position_of, lower_of, upper_of,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, q_len, k_len,
     offset: tl.int64, left: tl.int64, right: tl.int64,
     value_dim: tl.constexpr, block_v: tl.constexpr, block_m: tl.constexpr, tile: tl.constexpr, plain: tl.constexpr,
 ):  # fmt: skip
-    """Per row: do . out - dlse, and the lse in bits of scores about the nearest key; +inf for a row without mass.
+    """Per row, as `note_of` joins them: the lse in bits of scores about the nearest key, +inf for a row without mass;
+    and do . out - dlse, 0 for such a row.
 
-    ``shift_left`` and ``shift_right`` are the lse itself in bits, with the bias of a row within its tile of ``tile``
+    ``notes_left`` and ``notes_right`` have the lse itself in bits, with the bias of a row within its tile of ``tile``
     rows added, for keys to its left from the first row of the tile, for keys to its right from the last.
     """
     blocks = (q_len + block_m - 1) // block_m
@@ -59,18 +63,20 @@ def rows_kernel(
     ).to(tl.float32)  # fmt: skip
     log_mass = tl.load(lse + flat, mask=inside, other=-INF)
     has_mass = sees & (log_mass != -INF)
-    along = tl.sum(flow * result, 1) - tl.load(grad_lse + flat, mask=inside, other=0.0)
-    tl.store(mean + flat, tl.where(has_mass, along, 0.0), mask=inside)
+    mean = tl.sum(flow * result, 1) - tl.load(grad_lse + flat, mask=inside, other=0.0)
+    mean = tl.where(has_mass, mean, 0.0)
     nats = tl.load(slopes + batch * slope_batch + head * slope_head)
     stray = tl.abs(position - near.to(tl.int64)).to(tl.float32)
     bits = tl.where(has_mass, (log_mass + nats * stray) * LOG2E, INF)
-    tl.store(shift + flat, bits, mask=inside)
+    tl.store(notes + flat, note_of(bits, mean), mask=inside)
     # Where a tile of rows sees keys whole, positions rise with rows by one, past the keys as well.
     slope = nats * LOG2E
     bits = tl.where(has_mass, log_mass * LOG2E, INF)
-    tl.store(shift_left + flat, bits + slope * (row % tile).to(tl.float32), mask=inside)
-    if shift_right is not None:
-        tl.store(shift_right + flat, bits + slope * (tile - 1 - row % tile).to(tl.float32), mask=inside)
+    left_bits = bits + slope * (row % tile).to(tl.float32)
+    tl.store(notes_left + flat, note_of(left_bits, mean), mask=inside)
+    if notes_right is not None:
+        right_bits = bits + slope * (tile - 1 - row % tile).to(tl.float32)
+        tl.store(notes_right + flat, note_of(right_bits, mean), mask=inside)
 
 
 @triton.jit
@@ -141,7 +147,7 @@ def sweep_back(
     do_not_specialize=["num_heads", "group", "q_len", "k_len", "entries", "threshold", "offset", "left", "right"]
 )
 def query_kernel(
-    query, key, value, slopes, grad_out, grad_lse, mean, shift, grad_query, grad_slopes, spoilt, plan, order, seed,
+    query, key, value, slopes, grad_out, grad_lse, notes, grad_query, grad_slopes, spoilt, plan, order, seed,
     offsets, key_range, position_of, lower_of, upper_of, row_blocks,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, entries,
@@ -176,8 +182,7 @@ def query_kernel(
     slope = nats * LOG2E
     flat = pair.to(tl.int64) * q_len + row
     inside = row < row_end
-    row_shift = tl.load(shift + flat, mask=sees, other=INF)
-    row_mean = tl.load(mean + flat, mask=sees, other=0.0)
+    row_shift, row_mean = shift_and_mean(tl.load(notes + flat, mask=sees, other=NO_MASS))
 
     element, value_element = tl.arange(0, block_d), tl.arange(0, block_v)
     queries = query + batch.to(tl.int64) * query_batch + head.to(tl.int64) * query_head

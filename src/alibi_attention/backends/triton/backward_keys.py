@@ -10,14 +10,15 @@ import triton
 import triton.language as tl
 
 from alibi_attention.backends.triton.common import (
-    INF,
     LOG2E,
+    NO_MASS,
     ceil_div,
     clamp,
     floor_div,
     kept_weights,
     rows_not_finite,
     rows_seen,
+    shift_and_mean,
     weighs_something,
 )
 
@@ -81,16 +82,17 @@ def query_tiles(
 @triton.jit
 def sweep_queries(
     side: tl.constexpr, masked: tl.constexpr, begin, end, gap_at, gap, base, q_len, k_len, grad_key, grad_value,
-    keys, values, queries, flows, query_step, flow_step, mean, shift, start, offset, scale, slope, seed, stream,
+    keys, values, queries, flows, query_step, flow_step, notes, start, offset, scale, slope, seed, stream,
     threshold, keep_scale, query_inside, flow_inside, block_m: tl.constexpr, block_n: tl.constexpr,
     bias: tl.constexpr, precision: tl.constexpr, head_dim: tl.constexpr, value_dim: tl.constexpr,
     block_d: tl.constexpr, block_v: tl.constexpr,
 ):  # fmt: skip
     """The tiles of queries [begin, end), whose rows all see every key on one side, +1 their left, nearest first.
 
-    ``shift`` holds the part of the bias that is the row's within its tile; the rest is one number for each key.
+    The shift noted of a row has the part of the bias that is the row's within its tile; the rest is one number for each
+    key.
     ``masked`` sweeps the tiles around them, in a call where a row sees every key up to its position: those from number
-    ``gap_at`` on are ``gap`` tiles further. Then ``shift`` is about the nearest key: weights on the diagonal are
+    ``gap_at`` on are ``gap`` tiles further. Then it is about the nearest key: weights on the diagonal are
     large, distances small, and a difference of two large numbers would cost digits that show.
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
@@ -109,13 +111,14 @@ def sweep_queries(
             first_row = base + (number + tl.where(number >= gap_at, gap, 0)) * block_m
             here = first_row + index < q_len
             rows = tl.load(queries + first_row.to(tl.int64) * query_step, mask=here[:, None] & query_inside, other=0.0)
-            row_shift = tl.load(shift + first_row + index, mask=here, other=INF)
+            note = tl.load(notes + first_row + index, mask=here, other=NO_MASS)
         else:
             if head_dim == block_d:
                 rows = tl.load(queries + first_row.to(tl.int64) * query_step)
             else:
                 rows = tl.load(queries + first_row.to(tl.int64) * query_step, mask=query_inside, other=0.0)
-            row_shift = tl.load(shift + first_row + index)
+            note = tl.load(notes + first_row + index)
+        row_shift, row_mean = shift_and_mean(note)
         product = tl.dot(keys, tl.trans(rows), input_precision=precision)
         if masked:
             # Of each row its nearest key, counted from the first of these: one comparison of 32 bits for each score.
@@ -132,13 +135,11 @@ def sweep_queries(
             weights = tl.exp2(product * scale - row_shift[None, :])
         if masked:
             flow = tl.load(flows + first_row.to(tl.int64) * flow_step, mask=here[:, None] & flow_inside, other=0.0)
-            row_mean = tl.load(mean + first_row + index, mask=here, other=0.0)
         else:
             if value_dim == block_v:
                 flow = tl.load(flows + first_row.to(tl.int64) * flow_step)
             else:
                 flow = tl.load(flows + first_row.to(tl.int64) * flow_step, mask=flow_inside, other=0.0)
-            row_mean = tl.load(mean + first_row + index)
         grad_weights = tl.dot(values, tl.trans(flow), input_precision=precision)
         if seed is not None:
             kept = tl.trans(kept_weights(tl.load(seed), stream, first_row, start, threshold, block_m, block_n))
@@ -177,7 +178,7 @@ def masked_grad_transposed(
 
 @triton.jit(do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "offset", "left", "right"])
 def key_kernel(
-    query, key, value, slopes, grad_out, mean, shift, shift_left, shift_right, grad_key, grad_value, spoilt, ranges,
+    query, key, value, slopes, grad_out, notes, notes_left, notes_right, grad_key, grad_value, spoilt, ranges,
     order, seed, offsets, key_range, position_of, lower_of, upper_of, key_rows,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
@@ -237,7 +238,7 @@ def key_kernel(
         if plain:
             grad_keys, grad_values = sweep_queries(
                 1, True, 0, edges, a, b - a, base, q_len, k_len, grad_keys, grad_values, keys, values, query_tile,
-                flow_tile, query_row, flow_row, mean + flat, shift + flat, start, shifted, scale, slope, seed, pair,
+                flow_tile, query_row, flow_row, notes + flat, start, shifted, scale, slope, seed, pair,
                 threshold, keep_scale, query_inside, flow_inside, block_m, block_n, bias, precision, head_dim,
                 value_dim, block_d, block_v,
             )  # fmt: skip
@@ -250,8 +251,7 @@ def key_kernel(
                 position, near, lower, upper, sees = rows_seen(
                     row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
                 )
-                row_shift = tl.load(shift + flat + row, mask=sees, other=INF)
-                row_mean = tl.load(mean + flat + row, mask=sees, other=0.0)
+                row_shift, row_mean = shift_and_mean(tl.load(notes + flat + row, mask=sees, other=NO_MASS))
                 rows = tl.load(
                     query_tile + first_row.to(tl.int64) * query_row, mask=sees[:, None] & query_inside, other=0.0
                 )
@@ -267,14 +267,14 @@ def key_kernel(
                 grad_keys = tl.dot(grad_scores.to(rows.dtype), rows, grad_keys, input_precision=precision)
         grad_keys, grad_values = sweep_queries(
             1, False, a, b, 0, 0, base, q_len, k_len, grad_keys, grad_values, keys, values, query_tile, flow_tile,
-            query_row, flow_row, mean + flat, shift_left + flat, start, shifted, scale, slope, seed, pair,
+            query_row, flow_row, notes_left + flat, start, shifted, scale, slope, seed, pair,
             threshold, keep_scale, query_inside, flow_inside, block_m, block_n, bias, precision, head_dim, value_dim,
             block_d, block_v,
         )  # fmt: skip
         if two_sided:
             grad_keys, grad_values = sweep_queries(
                 -1, False, c, d, 0, 0, base, q_len, k_len, grad_keys, grad_values, keys, values, query_tile, flow_tile,
-                query_row, flow_row, mean + flat, shift_right + flat, start, shifted, scale, slope, seed, pair,
+                query_row, flow_row, notes_right + flat, start, shifted, scale, slope, seed, pair,
                 threshold, keep_scale, query_inside, flow_inside, block_m, block_n, bias, precision, head_dim,
                 value_dim, block_d, block_v,
             )  # fmt: skip

@@ -98,15 +98,16 @@ def _splits(problem: Problem, shared: int, planned: bool) -> int:
 def backward(problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
     query, key, value = (arguments.contiguous_rows(t) for t in (saved.query, saved.key, saved.value))
     lse, grad_out = saved.lse.contiguous(), arguments.contiguous_rows(grad_out)
-    mean, shift, shift_left = (torch.empty_like(lse) for _ in range(3))
+    # A shift and a mean of each row, 64 bits: `rows_kernel` says of what.
+    notes, notes_left = (torch.empty_like(lse, dtype=torch.int64) for _ in range(2))
     plan = plans.view(problem, saved.plan)
     grads = Gradients(query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape), lse)
     given = {
         **common(problem, saved.slopes), **arguments.visibility(problem),
         **arguments.strides(query=query, key=key, value=value, flow=grad_out),
         "query": query, "key": key, "value": value, "out": saved.out.contiguous(), "lse": lse, "grad_out": grad_out,
-        "grad_lse": grad_lse.contiguous(), "mean": mean, "shift": shift, "shift_left": shift_left,
-        "shift_right": torch.empty_like(lse) if arguments.is_two_sided(problem) else None,
+        "grad_lse": grad_lse.contiguous(), "notes": notes, "notes_left": notes_left,
+        "notes_right": torch.empty_like(notes) if arguments.is_two_sided(problem) else None,
         "grad_query": grads.query, "grad_key": grads.key, "grad_value": grads.value, "score_scale": problem.scale,
         "bias": True, "learned": problem.learned_slopes,
     }  # fmt: skip

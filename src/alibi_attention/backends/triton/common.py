@@ -13,6 +13,8 @@ LN2 = tl.constexpr(0.6931471805599453)
 # Where a running maximum starts: finite, so that -inf less it is -inf and not NaN.
 LOWEST = tl.constexpr(-3.0e38)
 INF = tl.constexpr(float("inf"))
+# The note of a row without mass: a shift of +inf, a mean of 0.
+NO_MASS = tl.constexpr(0x7F800000)
 PLAN_QUERIES = tl.constexpr(128)
 PLAN_KEYS = tl.constexpr(64)
 
@@ -102,6 +104,21 @@ def is_finite(x):
 def rows_not_finite(x):
     """1 for each row of ``x`` with an element that is not finite, 0 for others."""
     return tl.max(tl.where(is_finite(x), 0, 1), 1)
+
+
+@triton.jit
+def note_of(shift, mean):
+    """What backward needs of a row in one number of 64 bits, so that a loop fetches one and not two: each thread of a
+    tile's layout needs many rows, and Triton 3.6 has each of them copy all of its own.
+    """
+    high = mean.to(tl.int32, bitcast=True).to(tl.int64) << 32
+    return high | (shift.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF)
+
+
+@triton.jit
+def shift_and_mean(note):
+    shift = note.to(tl.int32).to(tl.float32, bitcast=True)
+    return shift, (note >> 32).to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit

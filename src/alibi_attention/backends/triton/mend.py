@@ -20,6 +20,7 @@ from alibi_attention.backends.triton.backward import masked_grad
 from alibi_attention.backends.triton.common import (
     INF,
     LOG2E,
+    NO_MASS,
     is_finite,
     kept_weights,
     key_tiles,
@@ -28,6 +29,7 @@ from alibi_attention.backends.triton.common import (
     programs_over_rows,
     rows_of_block,
     rows_seen,
+    shift_and_mean,
     weighs_something,
 )
 from alibi_attention.backends.triton.forward import masked_scores
@@ -162,7 +164,7 @@ def mend_forward_kernel(
 @triton.jit
 def mend_query(
     first_row, row_end, pair,
-    query, key, value, slopes, grad_out, mean, shift, grad_query, entry, seed,
+    query, key, value, slopes, grad_out, notes, grad_query, entry, seed,
     offsets, key_range, position_of, lower_of, upper_of,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,
@@ -181,8 +183,7 @@ def mend_query(
     )
     slope = tl.load(slopes + batch * slope_batch + head * slope_head) * LOG2E
     flat = pair.to(tl.int64) * q_len + row
-    row_shift = tl.load(shift + flat, mask=sees, other=INF)
-    row_mean = tl.load(mean + flat, mask=sees, other=0.0)
+    row_shift, row_mean = shift_and_mean(tl.load(notes + flat, mask=sees, other=NO_MASS))
 
     element, value_element = tl.arange(0, block_d), tl.arange(0, block_v)
     rows = tl.load(
@@ -233,7 +234,7 @@ def mend_query(
     do_not_specialize=["num_heads", "group", "q_len", "k_len", "entries", "threshold", "offset", "left", "right"]
 )
 def mend_query_kernel(
-    query, key, value, slopes, grad_out, mean, shift, grad_query, spoilt, plan, seed,
+    query, key, value, slopes, grad_out, notes, grad_query, spoilt, plan, seed,
     offsets, key_range, position_of, lower_of, upper_of, row_blocks,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, entries,
@@ -255,7 +256,7 @@ def mend_query_kernel(
     for first_row in range(begin, tl.minimum(begin + at_once, row_end), block_m):
         if any_marked(marks, first_row, row_end, block_m):
             mend_query(
-                first_row, row_end, pair, query, key, value, slopes, grad_out, mean, shift, grad_query, entry, seed,
+                first_row, row_end, pair, query, key, value, slopes, grad_out, notes, grad_query, entry, seed,
                 offsets, key_range, position_of, lower_of, upper_of,
                 query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
                 flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len,

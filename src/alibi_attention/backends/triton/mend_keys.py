@@ -10,14 +10,21 @@ import triton
 import triton.language as tl
 
 from alibi_attention.backends.triton.backward_keys import masked_grad_transposed, query_tiles
-from alibi_attention.backends.triton.common import INF, LOG2E, is_finite, rows_seen, weighs_something
+from alibi_attention.backends.triton.common import (
+    LOG2E,
+    NO_MASS,
+    is_finite,
+    rows_seen,
+    shift_and_mean,
+    weighs_something,
+)
 from alibi_attention.backends.triton.mend import any_marked
 
 
 @triton.jit
 def add_rows_not_finite(
     total, terms, stride, first, key_index, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of,
-    lower_of, upper_of, shift, mean, width: tl.constexpr, block: tl.constexpr, number: tl.constexpr,
+    lower_of, upper_of, notes, width: tl.constexpr, block: tl.constexpr, number: tl.constexpr,
     only_with_mass: tl.constexpr,
 ):  # fmt: skip
     """Adds to each key of ``total`` the infinities and NaN of those rows, ``number`` from ``first``, that see it."""
@@ -29,7 +36,8 @@ def add_rows_not_finite(
         )
         term = tl.load(terms + at.to(tl.int64) * stride + element, mask=element < width, other=0.0).to(tl.float32)
         if only_with_mass:
-            term = tl.where(weighs_something(tl.load(shift + at), tl.load(mean + at)), term, 0.0)
+            shift, mean = shift_and_mean(tl.load(notes + at))
+            term = tl.where(weighs_something(shift, mean), term, 0.0)
         reaches = ((key_index >= lower) & (key_index < upper))[:, None] & (is_finite(term) == 0)[None, :]
         total += tl.where(reaches, tl.zeros_like(total) + term[None, :], 0.0)
     return total
@@ -38,7 +46,7 @@ def add_rows_not_finite(
 @triton.jit
 def mend_keys(
     start, shared,
-    query, key, value, slopes, grad_out, mean, shift, grad_key, grad_value, ranges, seed,
+    query, key, value, slopes, grad_out, notes, grad_key, grad_value, ranges, seed,
     offsets, key_range, position_of, lower_of, upper_of, key_rows,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, range_keys,
@@ -88,8 +96,7 @@ def mend_keys(
             position, near, lower, upper, sees = rows_seen(
                 row, batch, q_len, k_len, offset, left, right, offsets, key_range, position_of, lower_of, upper_of
             )
-            row_shift = tl.load(shift + flat + row, mask=sees, other=INF)
-            row_mean = tl.load(mean + flat + row, mask=sees, other=0.0)
+            row_shift, row_mean = shift_and_mean(tl.load(notes + flat + row, mask=sees, other=NO_MASS))
             rows = tl.load(
                 queries + row.to(tl.int64)[:, None] * query_row + element[None, :],
                 mask=sees[:, None] & (element < head_dim)[None, :], other=0.0,
@@ -109,12 +116,12 @@ def mend_keys(
             grad_keys = tl.dot(grad_scores.to(rows.dtype), rows, grad_keys, input_precision=precision)
             grad_keys = add_rows_not_finite(
                 grad_keys, queries, query_row, first_row, key_index, batch, q_len, k_len, offset, left, right,
-                offsets, key_range, position_of, lower_of, upper_of, shift + flat, mean + flat,
+                offsets, key_range, position_of, lower_of, upper_of, notes + flat,
                 head_dim, block_d, block_m, False,
             )  # fmt: skip
             grad_values = add_rows_not_finite(
                 grad_values, flows, flow_row, first_row, key_index, batch, q_len, k_len, offset, left, right,
-                offsets, key_range, position_of, lower_of, upper_of, shift + flat, mean + flat,
+                offsets, key_range, position_of, lower_of, upper_of, notes + flat,
                 value_dim, block_v, block_m, True,
             )  # fmt: skip
     flat_key = shared.to(tl.int64) * k_len + key_index
@@ -132,7 +139,7 @@ def mend_keys(
     do_not_specialize=["num_heads", "group", "q_len", "k_len", "threshold", "range_keys", "offset", "left", "right"]
 )
 def mend_key_kernel(
-    query, key, value, slopes, grad_out, mean, shift, grad_key, grad_value, spoilt, ranges, seed,
+    query, key, value, slopes, grad_out, notes, grad_key, grad_value, spoilt, ranges, seed,
     offsets, key_range, position_of, lower_of, upper_of, key_rows,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, range_keys,
@@ -153,7 +160,7 @@ def mend_key_kernel(
     for start in range(begin, tl.minimum(begin + at_once, k_len), block_n):
         if any_marked(marks, start, k_len, block_n):
             mend_keys(
-                start, shared, query, key, value, slopes, grad_out, mean, shift, grad_key, grad_value, ranges, seed,
+                start, shared, query, key, value, slopes, grad_out, notes, grad_key, grad_value, ranges, seed,
                 offsets, key_range, position_of, lower_of, upper_of, key_rows,
                 query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
                 flow_batch, flow_head, flow_row, slope_batch, slope_head, num_heads, group, q_len, k_len, range_keys,
