@@ -106,7 +106,7 @@ _SIXTEEN_BITS: dict[str, dict[str, dict[int, Config]]] = {
     "sm_80": {
         "forward": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 64, 8, 2), 256: _tiles(32, 32, 4, 2)},
         "query": {64: _tiles(128, 32, 8, 2), 128: _tiles(128, 32, 8, 2), 256: _tiles(16, 32, 4, 1)},
-        "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(32, 128, 8, 2), 256: _tiles(32, 32, 4, 1)},
+        "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(32, 64, 4, 2), 256: _tiles(32, 32, 4, 1)},
         "forward, dropout": {128: _tiles(128, 32, 8, 2)},
         "key, dropout": {64: _tiles(32, 64, 4, 1), 128: _tiles(16, 128, 8, 1)},
     },
