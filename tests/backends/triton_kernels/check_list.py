@@ -61,6 +61,7 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
         yield Check(name, partial(decoding.decode_many_rows, heads, kv_heads, queries))
     for dtype in DTYPES:
         yield Check(f"positions near 2^20, {_name(dtype)}", partial(shapes.far_positions, dtype))
+    yield Check("positions beyond 2^30", shapes.positions_beyond_2_to_the_30)
     yield Check("steep slopes both ways", shapes.steep_both_ways)
     yield Check("rows 34 million elements apart", shapes.rows_far_apart)
     for dtype in DTYPES[1:]:

@@ -81,6 +81,23 @@ def steep_both_ways(device: str) -> None:
     compare(make_call(device, q_len=2047, **{**settings, "heads": 1, "kv_heads": 1, "slopes": (1.0,)}), tolerance=0.0)
 
 
+def positions_beyond_2_to_the_30(device: str) -> None:
+    """Gradients of keys and values have the rounding of an lse of 10^5 in them and nothing besides: a sum of distances
+    as float32 would stand still there, where a tile's rows are less than its last digit.
+    """
+    call = make_call(
+        device, q_len=2048, k_len=128, head_dim=16, heads=1, kv_heads=1, slopes=(1e-4,), query_offset=1 << 30
+    )
+    call.grad_lse.zero_()
+    with blocks(device, 16, 64):
+        ours = call.run()
+    exact = call.oracle()
+    limit = 4.0 * 2.0**-23 * float(exact[1].abs().max())
+    for name, at in (("key", 3), ("value", 4)):
+        off = (ours[at].double() - exact[at]).abs().max() / exact[at].abs().max()
+        within(f"part of the largest gradient of a {name}", off, limit)
+
+
 def rows_far_apart(device: str) -> None:
     """A pool of tokens with room for many layers each: within a tile of 64 rows lie more than 2^31 elements."""
     step, few = 34_200_000, {"heads": 1, "kv_heads": 1, "head_dim": 16, "slopes": (0.1,), "dtype": torch.float16}

@@ -32,8 +32,11 @@ from stand_in import Start, key_of, record, variant_of
 
 # At most so many instructions for each score element more than the same kernel without a bias.
 MOST_FOR_THE_BIAS = 1.2
-# What no record may excuse.
-BEYOND_RECORD = ("does not compile", "the compiler ended", "nothing was compiled")
+# What no record may excuse: that there is no code, that a device would refuse it, products without their instructions.
+NO_CODE = ("does not compile", "the compiler ended", "nothing was compiled")
+BEYOND_RECORD = re.compile(
+    "|".join(NO_CODE) + r"|no matrix instructions|\d+ (registers for|columns of tensor|bytes of shared) "
+)
 KNOWN_FAULTS = Path(__file__).with_name("known_faults.json")
 HEAD_DIMS = (16, 64, 80, 128, 256)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -220,7 +223,7 @@ def _in_processes(group: Sequence[Line], only: Sequence[str]) -> list[list[dict[
 def kind_and_amount(fault: str) -> tuple[str, float]:
     """ "spills 84" is ("spills #", 84.0): the words without their numbers, and the first of those; what is missing
     ("no ...") is a kind with its numbers."""
-    if fault.startswith(("no ", *BEYOND_RECORD)):
+    if fault.startswith(("no ", *NO_CODE)):
         return fault, 0.0
     numbers = re.findall(r"\d+(?:\.\d+)?", fault)
     return re.sub(r"\d+(?:\.\d+)?", "#", fault), float(numbers[0]) if numbers else 0.0
@@ -330,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for each in records:
             if options.record:
                 known.pop(each["kernel"], None)
-                kept = [fault for fault in each["faults"] if not fault.startswith(BEYOND_RECORD)]
+                kept = [fault for fault in each["faults"] if not BEYOND_RECORD.match(fault)]
                 known |= {each["kernel"]: kept} if kept else {}
             new = against(known, each)
             count, faulty, wrong = count + 1, faulty + bool(each["faults"]), wrong + bool(new)

@@ -25,9 +25,9 @@ from alibi_attention.problem import Problem
 
 META = {"device": "meta"}
 TABLES = {
-    "forward_kernel": ("forward", "forward, dropout"),
-    "query_kernel": ("query", "query, dropout", "query, learned"),
-    "key_kernel": ("key", "key, dropout", "key, both ways"),
+    "forward_kernel": ("forward",),
+    "query_kernel": ("query",),
+    "key_kernel": ("key",),
     "rows_kernel": ("rows",),
     "summary_kernel": ("summary",),
     "mend_forward_kernel": ("mend",),
@@ -183,12 +183,17 @@ def test_memory_is_linear_in_the_length(recorded: Recorded) -> None:
 @pytest.mark.parametrize("architecture", ALL_KINDS)
 @pytest.mark.parametrize("call", ["causal", "wide", "float32", "decoding", "dropout", "learned", "both ways"])
 def test_what_is_started_is_shipped(architecture: str, call: str) -> None:
+    recorded = record(architecture, **CALLS[call])
+    problem = recorded.problem
+    width = max(64, configs.width_of(problem.head_dim, problem.value_dim))
+    mine = (configs.family_of(architecture), problem.dtype.itemsize, width)
     shipped: dict[str, list[configs.Config]] = {}
-    for family, kernel, _, _, config in configs.shipped():
-        if family == configs.family_of(architecture):
-            shipped.setdefault(kernel, []).append(config)
+    for family, kernel, *kind, config in configs.shipped():
+        if (family, *kind) == mine:
+            # A table of its own for a feature is named behind the kernel.
+            shipped.setdefault(kernel.partition(",")[0], []).append(config)
     seen = 0
-    for start in record(architecture, **CALLS[call]).starts:
+    for start in recorded.starts:
         tables = TABLES.get(start.name, ())
         seen += bool(tables)
         # A kernel without a table has one size for everybody.
@@ -196,6 +201,16 @@ def test_what_is_started_is_shipped(architecture: str, call: str) -> None:
         assert not tables or start.config in known, f"{start.name}: {start.config}"
         assert start.arguments.get("bias", True) is True, "the bias is left out to count instructions alone"
     assert seen
+
+
+def test_tiles_are_asked_for_by_features_there_are() -> None:
+    for _, kernel, *_ in configs.shipped():
+        feature = kernel.partition(", ")[2]
+        assert not feature or feature in configs.FEATURES, kernel
+    # Among them a string, whose letters are strings.
+    for wrong in (["droput"], "dropout"):
+        with pytest.raises(ValueError, match="features: expected some of 'both ways', 'dropout', 'learned', 'masked'"):
+            configs.config_for("key", "sm_80", 2, 128, wrong)  # type: ignore[arg-type]
 
 
 def test_what_takes_more_registers_or_memory_has_tiles_of_its_own() -> None:
@@ -208,6 +223,9 @@ def test_what_takes_more_registers_or_memory_has_tiles_of_its_own() -> None:
     assert tiles("sm_90", "query_kernel", learned_slopes=True) != tiles("sm_90", "query_kernel")
     assert tiles("sm_90", "key_kernel", learned_slopes=True) == tiles("sm_90", "key_kernel")
     wide = {"head_dim": 256}
+    long = {"head_dim": 128}
+    assert tiles("sm_90", "key_kernel", window=(100, 0), **long) != tiles("sm_90", "key_kernel", **long)
+    assert tiles("sm_90", "key_kernel", is_causal=False, **long) == tiles("sm_90", "key_kernel", window=(9, 0), **long)
     assert tiles("sm_100", "key_kernel", is_causal=False, **wide) != tiles("sm_100", "key_kernel", **wide)
     # Of two features the one that has tiles.
     both = {"learned_slopes": True, "is_causal": False}

@@ -97,16 +97,19 @@ def sweep_queries(
     """
     edge: tl.constexpr = block_n - 1 if side > 0 else 0
     column = tl.arange(0, block_n)
-    inner = side * slope * (column - edge).to(tl.float32)
     index = tl.arange(0, block_m)
-    # Where the tile would be that comes before the first, the nearest; from row to row they only get further away.
-    first_row = base + (begin - 1 if side > 0 else end) * block_m
-    distance = (side * (first_row + offset - start - edge)).to(tl.float32)
+    # The nearest row, of the tile swept first, is rounded once with what keys have of their own. Rows only get further
+    # away, and how much further is exact; as a sum from there it would stand still where offsets are 2^30.
+    first = begin if side > 0 else end - 1
+    nearest = side * (base + first * block_m + offset - start - edge)
     if side < 0:
-        distance -= block_m - 1
+        nearest -= block_m - 1
+    inner = side * slope * (column - edge).to(tl.float32) - slope * nearest.to(tl.float32)
+    further = -1.0 * block_m
+    first_row = base + (first - side) * block_m
     for number in range(begin, end):
         first_row += side * block_m
-        distance += block_m
+        further += block_m
         if masked:
             first_row = base + (number + tl.where(number >= gap_at, gap, 0)) * block_m
             here = first_row + index < q_len
@@ -129,7 +132,7 @@ def sweep_queries(
                 weights -= slope * (near.to(tl.float32)[None, :] - column.to(tl.float32)[:, None])
             weights = tl.where(column[:, None] <= near[None, :], tl.exp2(weights), 0.0)
         elif bias:
-            far = inner - slope * distance
+            far = inner - slope * further
             weights = tl.exp2((product * scale + far[:, None]) - row_shift[None, :])
         else:
             weights = tl.exp2(product * scale - row_shift[None, :])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Literal, NamedTuple, get_args
 
 from alibi_attention.backends.triton import device
 from alibi_attention.problem import Problem
+
+
+# What may need tiles of its own, what needs the smallest first: keys on both sides, dropout, gradients of slopes, and
+# anything that sets rows apart in what they see (windows, padding, packed sequences, keys on both sides among it).
+Feature = Literal["both ways", "dropout", "learned", "masked"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
 class Config(NamedTuple):
@@ -113,7 +119,11 @@ _SIXTEEN_BITS: dict[str, dict[str, dict[int, Config]]] = {
     "sm_90": {
         "forward": {64: _tiles(128, 128, 8, 3), 128: _tiles(128, 128, 8, 2), 256: _tiles(128, 64, 8, 2)},
         "query": {64: _tiles(128, 128, 8, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
-        "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(32, 128, 8, 2), 256: _tiles(32, 64, 8, 2)},
+        # A warp group's product with 32 rows reads shared memory for longer than it multiplies; but 64 rows have no
+        # registers for dropout's words, nor for masks in loops of their own.
+        "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(64, 128, 8, 2), 256: _tiles(32, 64, 8, 2)},
+        "key, dropout": {128: _tiles(32, 128, 8, 2)},
+        "key, masked": {128: _tiles(32, 128, 8, 2)},
         "query, dropout": {64: _tiles(128, 64, 8, 2)},
         "query, learned": {64: _tiles(128, 64, 8, 2)},
         "forward, dropout": {64: _tiles(128, 64, 8, 3), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
@@ -179,10 +189,14 @@ def padded(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def config_for(kernel: str, architecture: str, element_size: int, width: int, features: Sequence[str] = ()) -> Config:
+def config_for(
+    kernel: str, architecture: str, element_size: int, width: int, features: Collection[Feature] = ()
+) -> Config:
     """The configuration a call runs with: that of the first of its features that has one of its own, or of none."""
     table, width = TABLES[family_of(architecture)], max(64, width)
-    for feature in features:
+    if not set(features) <= set(FEATURES):
+        raise ValueError(f"features: expected some of {', '.join(map(repr, FEATURES))}, got {features!r}")
+    for feature in (each for each in FEATURES if each in features):
         own = table.get(f"{kernel}, {feature}", {}).get(element_size, {})
         if width in own:
             return own[width]

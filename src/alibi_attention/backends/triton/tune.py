@@ -49,11 +49,10 @@ def pick(kernel: str, problem: Problem, run: Callable[[Config], object]) -> Conf
     return _CHOSEN[call]
 
 
-def _features(problem: Problem) -> list[str]:
-    """What may need tiles of its own, what needs them most first."""
-    has = {
+def _features(problem: Problem) -> list[configs.Feature]:
+    has: dict[configs.Feature, bool] = {
         "both ways": arguments.is_two_sided(problem), "dropout": problem.dropout_p > 0.0,
-        "learned": problem.learned_slopes,
+        "learned": problem.learned_slopes, "masked": not arguments.is_plain(problem),
     }  # fmt: skip
     return [feature for feature, is_there in has.items() if is_there]
 
