@@ -111,6 +111,11 @@ def test_the_expected_gradients_are_those_of_alibi(queries: int | None, monkeypa
         assert expected.error(off) > 0.1
         off[number][0, 2, place, 7] = torch.nan
         assert not expected.error(off) < 1.0
+        # A flat head has small gradients, and all of them are missing; or all but those of the first key.
+        for first in (0, 1):
+            off = [grad.clone() for grad in exact]
+            off[number][0, 0, first:] = 0.0
+            assert expected.error(off) == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -231,13 +236,26 @@ def test_a_peer_whose_gradients_are_others_is_not_counted() -> None:
     entries = {entry.name: entry for entry in result.entries}
     assert entries["half a gradient"].error < 1e-4
     assert entries["half a gradient"].grad_error == pytest.approx(0.5, abs=1e-3)
-    assert entries["half a gradient"].refused == "its gradients are 50% of the largest from ALiBi's in float32"
+    assert entries["half a gradient"].refused == "a gradient is 50% of its length from ALiBi's in float32"
     for name in ("alibi-blocked", "sdpa-plain"):
         assert entries[name].grad_error < 1e-4
         assert entries[name].seconds is not None
     forward = measured(small(peers=("half a gradient",)))
     assert forward.entry("half a gradient").grad_error is None
     assert forward.entry("half a gradient").seconds is not None
+
+
+def test_without_a_reference_nobody_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("alibi_attention.bench.gpu.inputs.expected_gradients", fail)
+    result = measured(small("gpu-training-dense", peers=("sdpa-plain",)))
+    assert {entry.refused for entry in result.entries} == {
+        "nothing to compare it with: failed: OutOfMemoryError: out of memory"
+    }
+    forward = measured(small(peers=("sdpa-plain",)))
+    assert all(entry.seconds is not None for entry in forward.entries)
 
 
 def test_a_lost_device_is_noticed_and_the_contestant_named() -> None:

@@ -26,7 +26,7 @@ class Entry:
         refused: why it was not measured, or None.
         note: what else to know about its samples.
         error: largest absolute difference to float64 on a few rows of the output, where that was looked at.
-        grad_error: the same of the gradients, as a share of the largest, against float32.
+        grad_error: the most that a gradient of a query, key or value is off, to float32, as a part of its length.
         memory: peak memory beyond the inputs, bytes, where that was measured; ``memory_note`` says why not.
         outputs: bytes of that which are what the call returns.
         plain, flushed: samples with denormals as they come, and flushed to zero (peers alone).

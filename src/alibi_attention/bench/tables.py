@@ -105,9 +105,9 @@ def error_table(trials: Sequence[TrialResult]) -> Table:
 
 
 def grad_error_table(trials: Sequence[TrialResult]) -> Table:
-    """Largest difference of gradients to float32, as a share of the largest, of eight queries and eight keys."""
+    """The most that gradients of eight queries and eight keys are off, to float32, as a part of their length."""
     return _by_contestant(
-        "Largest error of gradients against float32 (8 queries, 8 keys), as a share of the largest",
+        "Largest error of gradients against float32 (8 queries, 8 keys of every head), as a part of their length",
         [trial for trial in trials if any(entry.grad_error is not None for entry in trial.entries)],
         lambda entry: _or_none(entry.grad_error, "{:.1e}"),
     )

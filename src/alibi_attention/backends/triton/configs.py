@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple, get_args
 from alibi_attention.backends.triton import device
 from alibi_attention.problem import Problem
 
-
 # What may need tiles of its own, what needs the smallest first: keys on both sides, dropout, gradients of slopes, and
 # anything that sets rows apart in what they see (windows, padding, packed sequences, keys on both sides among it).
 Feature = Literal["both ways", "dropout", "learned", "masked"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from alibi_attention.bench.gpu.agreement import most_off
 
 _LOOKED_AT = 8
 # Rows of scores held at once, for one head: with 128K keys 512 MiB.
@@ -24,15 +27,13 @@ class ExpectedGradients:
     value: Tensor
 
     def error(self, found: Sequence[Tensor]) -> float:
-        """The largest difference of the gradients of query, key and value, as a share of the largest element there."""
-        shares = []
-        for grad, places, expected in zip(
-            found, (self.rows, self.keys, self.keys), (self.query, self.key, self.value), strict=True
-        ):
-            difference = (grad.detach()[0][:, places].float() - expected).abs().max()
-            shares.append(float(difference / expected.abs().max()))
+        """The most that the gradient of a query, a key or a value is off, as a part of its length."""
+        places, expected = (self.rows, self.keys, self.keys), (self.query, self.key, self.value)
+        off = [
+            most_off(grad.detach()[0][:, at], right) for grad, at, right in zip(found, places, expected, strict=True)
+        ]
         # NaN, which `max` would pass over, is no agreement.
-        return max(shares) if all(share == share for share in shares) else float("nan")
+        return max(off) if not any(map(math.isnan, off)) else math.nan
 
 
 def expected_gradients(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, grad: Tensor) -> ExpectedGradients:

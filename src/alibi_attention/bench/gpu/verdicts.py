@@ -90,7 +90,7 @@ def time_lines(results: Results) -> list[str]:
             if entry.seconds is None:
                 continue
             error = "" if entry.error is None else f", error {entry.error:.1e}"
-            error += "" if entry.grad_error is None else f", of gradients {entry.grad_error:.1e} of the largest"
+            error += "" if entry.grad_error is None else f", of gradients {entry.grad_error:.1e} of their length"
             lines.append(f"    {entry.name:<14} {milliseconds(entry.seconds):>10} ms{error}")
     return lines
 
