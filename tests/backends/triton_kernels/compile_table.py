@@ -37,6 +37,7 @@ NO_CODE = ("does not compile", "the compiler ended", "nothing was compiled")
 BEYOND_RECORD = re.compile(
     "|".join(NO_CODE) + r"|no matrix instructions|\d+ (registers for|columns of tensor|bytes of shared) "
 )
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 KNOWN_FAULTS = Path(__file__).with_name("known_faults.json")
 HEAD_DIMS = (16, 64, 80, 128, 256)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -220,13 +221,12 @@ def _in_processes(group: Sequence[Line], only: Sequence[str]) -> list[list[dict[
     return list(found.values())
 
 
-def kind_and_amount(fault: str) -> tuple[str, float]:
-    """ "spills 84" is ("spills #", 84.0): the words without their numbers, and the first of those; what is missing
-    ("no ...") is a kind with its numbers."""
+def kind_and_amounts(fault: str) -> tuple[str, tuple[float, ...]]:
+    """ "spills 84" is ("spills #", (84.0,)): the words without their numbers, and those; what is missing ("no ...") is
+    a kind with its numbers."""
     if fault.startswith(("no ", *NO_CODE)):
-        return fault, 0.0
-    numbers = re.findall(r"\d+(?:\.\d+)?", fault)
-    return re.sub(r"\d+(?:\.\d+)?", "#", fault), float(numbers[0]) if numbers else 0.0
+        return fault, ()
+    return _NUMBER.sub("#", fault), tuple(map(float, _NUMBER.findall(fault)))
 
 
 def read_known() -> dict[str, list[str]]:
@@ -237,18 +237,20 @@ def read_known() -> dict[str, list[str]]:
 
 def against(known: Mapping[str, Sequence[str]], found: Mapping[str, Any]) -> list[str]:
     """What a record has to answer for: faults of a kind it was not known for, or of more, and known kinds that went."""
-    of_kernel = dict(map(kind_and_amount, known.get(found["kernel"], ())))
-    now = dict(map(kind_and_amount, found["faults"]))
-    new = [fault for fault in found["faults"] if not _is_within(of_kernel, *kind_and_amount(fault))]
+    of_kernel = dict(map(kind_and_amounts, known.get(found["kernel"], ())))
+    now = dict(map(kind_and_amounts, found["faults"]))
+    new = [fault for fault in found["faults"] if not _is_within(of_kernel, *kind_and_amounts(fault))]
     return new + [f"no longer, so take it out of known_faults.json: {kind}" for kind in of_kernel if kind not in now]
 
 
-def _is_within(known: Mapping[str, float], kind: str, amount: float) -> bool:
-    return kind in known and amount <= known[kind]
+def _is_within(known: Mapping[str, tuple[float, ...]], kind: str, amounts: tuple[float, ...]) -> bool:
+    return kind in known and all(now <= before for now, before in zip(amounts, known[kind], strict=True))
 
 
 def vanished(known: Mapping[str, Sequence[str]], line: Line, found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Kernels of a line that are known for faults and were not there."""
+    """Kernels of a line that are known for faults and were not there; none where the compiler ended on the way."""
+    if any(fault.startswith("the compiler ended") for each in found for fault in each["faults"]):
+        return []
     there = {each["kernel"] for each in found}
     return [kernel for kernel in known if _line_of(kernel) == line.name and kernel not in there]
 

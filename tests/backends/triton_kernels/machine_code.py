@@ -177,8 +177,9 @@ class Report:
         each, all_together = self.architecture.registers
         found = []
         # What is put aside before the loops and taken back behind them, 4 bytes at a time, is no loss as long as it is
-        # fewer instructions than a single tile; kernels without matrix instructions must do without.
-        if self.spills / 4 * 2 > self.main_loop.total():
+        # fewer instructions than a single tile, what is put aside in there aside; kernels without matrix instructions
+        # must do without.
+        if self.spills / 4 * 2 > self.main_loop.total() - _matching(self.main_loop, self.architecture.local):
             found.append(f"spills {self.spills}")
         if self.local_accesses:
             found.append(f"{self.local_accesses} accesses to local memory in the loops over tiles")

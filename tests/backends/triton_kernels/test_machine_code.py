@@ -61,6 +61,9 @@ def test_registers_put_aside_around_the_loops_are_no_fault_until_they_outweigh_a
     # Each 4 bytes are put aside once and taken back once.
     assert not replace(clean, spills=2 * total).faults()
     assert replace(clean, spills=2 * total + 4).faults() == [f"spills {2 * total + 4}"]
+    # More columns of tensor memory than there are: a kernel that does nothing.
+    assert not replace(clean, columns=512).faults()
+    assert replace(clean, columns=513).faults() == ["513 columns of tensor memory, there are 512"]
     # A kernel that multiplies nothing is short of no registers.
     nothing = Report(clean.variant, clean.architecture, 32, 4, 0, 0, 0, parse_sass("/*0000*/ EXIT ;"))
     assert nothing.faults() == ["spills 4"]
@@ -107,6 +110,29 @@ def test_local_memory_counts_in_loops_over_tiles_alone():
     one, none = (replace(clean, code=parse_sass(text), spills=8) for text in (aside, SASS))
     assert one.faults() == ["1 accesses to local memory in the loops over tiles"]
     assert none.faults() == []
+
+
+def test_what_is_put_aside_in_a_loop_makes_no_room_for_more(monkeypatch: pytest.MonkeyPatch):
+    report = replace(attend("sm_80", "none"), spills=160)
+    loop = Counter({"HMMA.16816": 8, "FADD": 92, "LDL": 20})
+    monkeypatch.setattr(Report, "tile_loops", [loop])
+    assert report.faults() == ["20 accesses to local memory in the loops over tiles"]
+    loop["FADD"], loop["LDL"] = 62, 50
+    assert report.faults() == ["spills 160", "50 accesses to local memory in the loops over tiles"]
+
+
+def test_loads_are_to_be_fetched_ahead_where_stages_say_so(monkeypatch: pytest.MonkeyPatch):
+    clean = attend("sm_80", "none")
+    loop = Counter({"HMMA.16816": 8, "LDGSTS.E.BYPASS.128": 4, "LDG.E.U16": 2})
+    monkeypatch.setattr(Report, "tile_loops", [loop])
+    staged, plain = (
+        replace(clean, variant=replace(clean.variant, options={**clean.variant.options, "num_stages": stages}))
+        for stages in (2, 1)
+    )
+    assert staged.faults() == ["2 loads in the main loop that are not fetched ahead"]
+    assert plain.faults() == []
+    del loop["LDG.E.U16"]
+    assert staged.faults() == []
 
 
 def test_a_loop_over_a_tile_or_two_may_have_a_little_of_it(monkeypatch: pytest.MonkeyPatch):
