@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 ROOT = "__init__"
 LAYERS = [
     ["extras", "slopes", "bias"],
-    ["problem", "visibility", "call"],
+    ["problem", "checks", "visibility", "call"],
     ["reference", "horizon", "merge", "dropout"],
     ["backends"],
     ["dispatch"],

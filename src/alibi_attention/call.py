@@ -7,21 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alibi_attention.problem import (
-    Problem,
-    check_finite_slopes,
-    check_key_mask,
-    check_options,
-    check_packed,
-    check_query_offset,
-    check_scalars,
-    check_tensors,
-    check_types,
-    check_window,
-    compute_dtype,
-    default_tolerance,
-    plain,
-)
+from alibi_attention.checks.options import check_options, check_scalars, check_window
+from alibi_attention.checks.positions import check_key_mask, check_packed, check_query_offset
+from alibi_attention.checks.slopes import check_finite_slopes
+from alibi_attention.checks.tensors import check_tensors, check_types
+from alibi_attention.checks.values import plain
+from alibi_attention.problem import Problem, compute_dtype, default_tolerance
 from alibi_attention.slopes import alibi_slopes
 
 

@@ -18,8 +18,8 @@ from torch.autograd import forward_ad, profiler
 from alibi_attention.backends.cpu import CpuBackend
 from alibi_attention.backends.prepared import PreparedCall
 from alibi_attention.call import call_arguments, problem_of
+from alibi_attention.checks.slopes import check_finite_slopes
 from alibi_attention.dispatch import choose
-from alibi_attention.problem import check_finite_slopes
 
 # Descriptions kept. One is a kilobyte or two; a model has a handful for each length.
 MOST = 512

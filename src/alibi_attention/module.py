@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from alibi_attention.cache import HorizonCache, KVCache
 from alibi_attention.call import autocast_is_on
+from alibi_attention.checks.options import check_flag
+from alibi_attention.checks.slopes import check_slopes
+from alibi_attention.checks.tensors import check_tensor
+from alibi_attention.checks.values import is_integer, is_number
 from alibi_attention.ops import alibi_attention
-from alibi_attention.problem import check_flag, check_slopes, check_tensor, is_integer, is_number
 from alibi_attention.slopes import alibi_slopes
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from torch.autograd import forward_ad
 
 from alibi_attention.backends.handed import check_handed, check_saved
 from alibi_attention.call import autocast_is_on, call_arguments, problem_of
+from alibi_attention.checks.options import check_flag
 from alibi_attention.dispatch import choose
 from alibi_attention.eager import PlainCall, is_ordinary, nothing_listens, plain_call
-from alibi_attention.problem import Saved, check_flag
+from alibi_attention.problem import Saved
 
 # What follows the tensors in both operators. Strings stand for the backend, "" for the choice of `dispatch`.
 _CALL = (

@@ -11,17 +11,12 @@ import os
 import torch
 from torch import Tensor
 
+from alibi_attention.checks.options import check_scalars
+from alibi_attention.checks.positions import check_key_mask, check_packed, check_query_offset
+from alibi_attention.checks.slopes import check_finite_slopes
+from alibi_attention.checks.tensors import check_tensors
 from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
-from alibi_attention.problem import (
-    Problem,
-    Saved,
-    check_finite_slopes,
-    check_key_mask,
-    check_packed,
-    check_query_offset,
-    check_scalars,
-    check_tensors,
-)
+from alibi_attention.problem import Problem, Saved
 
 _INTEGERS = (torch.int32, torch.int64)
 _FLOATS = (torch.float32, torch.float64)

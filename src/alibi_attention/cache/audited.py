@@ -19,10 +19,11 @@ from alibi_attention.cache.options import Options, per_head
 from alibi_attention.cache.proof import HorizonViolation, HorizonWarning
 from alibi_attention.cache.sizes import reach_of
 from alibi_attention.cache.store import Store
+from alibi_attention.checks.options import check_window
 from alibi_attention.eager import is_ordinary, nothing_listens
 from alibi_attention.horizon.tiles import BLOCK_K
 from alibi_attention.merge import merge_attention
-from alibi_attention.problem import UNBOUNDED, check_window
+from alibi_attention.problem import UNBOUNDED
 
 
 class Audit(Drafted):

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from alibi_attention.checks.tensors import check_tensor
+from alibi_attention.checks.values import is_integer, values_can_be_read
 from alibi_attention.horizon.summary import token_chunks
-from alibi_attention.problem import SUPPORTED_DTYPES, check_tensor, compute_dtype, is_integer, values_can_be_read
+from alibi_attention.problem import SUPPORTED_DTYPES, compute_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self

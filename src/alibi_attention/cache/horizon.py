@@ -18,7 +18,11 @@ from alibi_attention.cache.run import PIECE, dealt_from
 from alibi_attention.cache.sizes import group_heads
 from alibi_attention.cache.store import Store
 from alibi_attention.call import autocast_is_on
-from alibi_attention.problem import check_flag, check_key_mask, check_tensor, check_tensors, default_tolerance, plain
+from alibi_attention.checks.options import check_flag
+from alibi_attention.checks.positions import check_key_mask
+from alibi_attention.checks.tensors import check_tensor, check_tensors
+from alibi_attention.checks.values import plain
+from alibi_attention.problem import default_tolerance
 from alibi_attention.slopes import alibi_slopes
 
 

@@ -21,9 +21,11 @@ from alibi_attention.cache.common import (
 )
 from alibi_attention.cache.steps import Steps, new_radii
 from alibi_attention.call import autocast_is_on, call_arguments
+from alibi_attention.checks.options import check_flag
+from alibi_attention.checks.positions import check_key_mask
+from alibi_attention.checks.tensors import check_tensor
 from alibi_attention.horizon.tiles import BLOCK_K, blocks_of
 from alibi_attention.ops import run_forward
-from alibi_attention.problem import check_flag, check_key_mask, check_tensor
 
 _LEAST_CAPACITY = 256
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alibi_attention.problem import is_number
+from alibi_attention.checks.values import is_number
 
 Many = float | Sequence[float] | Tensor
 MODES = ("audited", "guaranteed")

@@ -15,10 +15,10 @@ from alibi_attention.cache.rings import Ring
 from alibi_attention.cache.sinks import Sink
 from alibi_attention.cache.steps import Part, attend_to_parts, may_be_put, new_radii
 from alibi_attention.call import call_arguments
+from alibi_attention.checks.values import values_can_be_read
 from alibi_attention.horizon.summary import distances_from
 from alibi_attention.horizon.tiles import BLOCK_K
 from alibi_attention.ops import run_forward
-from alibi_attention.problem import values_can_be_read
 
 if TYPE_CHECKING:
     from typing_extensions import Self

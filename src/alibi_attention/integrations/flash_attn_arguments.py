@@ -9,17 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from alibi_attention.problem import (
-    SUPPORTED_DTYPES,
-    check_finite_slopes,
-    check_flag,
-    check_scalars,
-    check_tensor,
-    is_integer,
-    is_number,
-    plain,
-    values_can_be_read,
-)
+from alibi_attention.checks.options import check_flag, check_scalars
+from alibi_attention.checks.slopes import check_finite_slopes
+from alibi_attention.checks.tensors import check_tensor
+from alibi_attention.checks.values import is_integer, is_number, plain, values_can_be_read
+from alibi_attention.problem import SUPPORTED_DTYPES
 
 _LAYOUTS = {
     3: ("total", "nheads", "headdim"),

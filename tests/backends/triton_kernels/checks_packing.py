@@ -151,7 +151,7 @@ def buffers_longer_than_their_sequences(device: str) -> None:
         rows, seen = sum(queries[:-1]), sum(keys[:-1])
         for name, length in (("query", rows), ("key", seen), ("value", seen), ("grad_out", rows), ("grad_lse", rows)):
             getattr(call, name)[:, :, length:] = torch.nan
-        with mock.patch("alibi_attention.problem.values_can_be_read", return_value=False):
+        with mock.patch("alibi_attention.checks.positions.values_can_be_read", return_value=False):
             ours = Call(*call.tensors, call.grad_out, call.grad_lse, {**call.options, **shorter}).run()
         out, lse, grad_query, grad_key, grad_value, _ = ours
         assert (out[:, :, rows:] == 0).all(), "a row that sees no key has output 0"

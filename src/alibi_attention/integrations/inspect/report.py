@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from alibi_attention.cache.forecast import CHUNK, bytes_after, reaches_of_caps
+from alibi_attention.checks.values import is_integer, is_number
 from alibi_attention.integrations.inspect.description import LONGEST, AlibiModel
-from alibi_attention.problem import SUPPORTED_DTYPES, default_tolerance, is_integer, is_number
+from alibi_attention.problem import SUPPORTED_DTYPES, default_tolerance
 from alibi_attention.slopes import slope_spans
 
 NATS = (1.0, 5.0, 10.0)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from alibi_attention.checks.options import check_flag
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.configs import give_back_config, own_config
@@ -19,7 +20,6 @@ from alibi_attention.integrations.transformers.masks import GENERAL, NATIVE
 from alibi_attention.integrations.transformers.native import ALiBiFalconAttention
 from alibi_attention.integrations.transformers.positions import restore_positions
 from alibi_attention.integrations.transformers.splitting import join_context
-from alibi_attention.problem import check_flag
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alibi_attention.checks.slopes import check_finite_slopes, check_slopes
+from alibi_attention.checks.tensors import check_tensor
 from alibi_attention.integrations.transformers.arguments import check_module
 from alibi_attention.integrations.transformers.attention import give_slopes
 from alibi_attention.integrations.transformers.configs import own_config
@@ -31,7 +33,6 @@ from alibi_attention.integrations.transformers.packing import (
     watch_packing,
 )
 from alibi_attention.integrations.transformers.probing import PROBE, in_evaluation, probe_of
-from alibi_attention.problem import check_finite_slopes, check_slopes, check_tensor
 from alibi_attention.slopes import alibi_slopes
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -1,0 +1,1 @@
+"""What users are told of the arguments of a call: expected, got, remedy, the argument named first."""
