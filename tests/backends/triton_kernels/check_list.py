@@ -82,6 +82,7 @@ def checks(cases: int, device: str, *, quick: bool = False) -> Iterator[Check]:
         yield Check(f"many packed, {number}", partial(packing.many_packed, number), cost=14, family="packed")
     yield Check("offsets", options.offsets, cost=21)
     yield Check("what is not finite stays with those who see it", options.not_finite)
+    yield Check("gradients of keys and of values apart", options.gradients_apart, cost=14)
     yield Check("a score that overflows", options.overflow, cost=14)
     for kv_heads in (1, 3) if quick else (1, 2, 3, 6):
         yield Check(f"grouped queries, 6 on {kv_heads}", partial(shapes.groups, kv_heads), cost=14, family="grouped")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from kernel_calls import BACKEND, make_call, unwarned
+from kernel_calls import BACKEND, blocks, make_call, unwarned
 from kernel_limits import compare
 from operator_budget import NAMES
 from operator_budget import check as within_budget
@@ -70,9 +70,9 @@ def offsets(device: str) -> None:
 # What is not finite
 
 
-def not_finite(device: str) -> None:
+def not_finite(device: str, head_dim: int = 16) -> None:
     """A NaN or an infinity reaches whoever sees it, and nobody else in its tile, forward and backward."""
-    few = {"heads": 2, "kv_heads": 1, "head_dim": 16, "slopes": (0.3, 0.01)}
+    few = {"heads": 2, "kv_heads": 1, "head_dim": head_dim, "slopes": (0.3, 0.01)}
     cases = (
         ("value", 70, torch.nan), ("key", 140, torch.nan), ("key", 140, torch.inf), ("query", 100, torch.nan),
         ("query", 100, -torch.inf), ("grad_out", 20, torch.inf),
@@ -84,6 +84,18 @@ def not_finite(device: str) -> None:
         with unwarned():
             got, want = call.run(), call.oracle()
         _same_are_finite(f"{name} poisoned", got, want)
+
+
+def gradients_apart(device: str) -> None:
+    """Those of values and those of keys by launches of their own; marks of what is not finite are those of either."""
+    # A GPU runs what is shipped for it, which is so at this width.
+    head_dim = 24 if device == "cpu" else 256
+    few = {"heads": 4, "kv_heads": 2, "slopes": (0.3, 0.05, 0.01, 0.0), "head_dim": head_dim}
+    with blocks(device, 32, 64, of=("values", "keys")):
+        for options in ({}, {"is_causal": False}, {"dropout_p": 0.3}, {"window": (70, 0)}):
+            for dtype in (torch.bfloat16, torch.float32):
+                compare(make_call(device, q_len=150, dtype=dtype, **few, **options))
+        not_finite(device, head_dim)
 
 
 def overflow(device: str) -> None:

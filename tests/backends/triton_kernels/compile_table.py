@@ -127,7 +127,7 @@ def look(line: Line, only: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A record for each kernel of the line: what it takes, and its faults in words."""
     found = []
     for start in line.starts():
-        name = f"{line.name} {start.name}"
+        name = f"{line.name} {start.name}" + _part(start)
         if not all(word in name for word in only):
             continue
         try:
@@ -147,6 +147,12 @@ def look(line: Line, only: Sequence[str] = ()) -> list[dict[str, Any]]:
             text = (str(error).strip().splitlines() or [""])[0]
             found.append({"kernel": name, "faults": [f"does not compile: {type(error).__name__}: {text[:200]}"]})
     return found
+
+
+def _part(start: Start) -> str:
+    """Behind the name of a kernel of which one launch computes a part."""
+    of = start.everything.get("of", "both")
+    return "" if of == "both" else f"({of})"
 
 
 def _without_matrices(start: Start, report: Report) -> list[str]:
@@ -275,7 +281,7 @@ def selected(every: Sequence[Line], only: Sequence[str]) -> list[Line]:
 
 
 def _has(line: Line, only: Sequence[str]) -> bool:
-    return any(all(word in f"{line.name} {start.name}" for word in only) for start in line.starts())
+    return any(all(word in f"{line.name} {start.name}{_part(start)}" for word in only) for start in line.starts())
 
 
 def _jobs(text: str) -> int:

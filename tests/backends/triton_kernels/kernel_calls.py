@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -144,8 +144,9 @@ def relocated(tensor: Tensor, device: str) -> Tensor:
 
 
 @contextlib.contextmanager
-def blocks(device: str, block_m: int, block_n: int) -> Iterator[None]:
-    """In the interpreter, every kernel in tiles of so many rows and keys, and a horizon for lengths it can afford.
+def blocks(device: str, block_m: int, block_n: int, *, of: Sequence[str] = ("both",)) -> Iterator[None]:
+    """In the interpreter, every kernel in tiles of so many rows and keys, and a horizon for lengths it can afford;
+    keys' and values' gradients in as many launches.
 
     A GPU runs what is shipped for it.
     """
@@ -160,7 +161,7 @@ def blocks(device: str, block_m: int, block_n: int) -> Iterator[None]:
             # A plan is made for 128 queries at a time, whoever follows it.
             return config
         sizes = {name: size for name, size in (("block_m", block_m), ("block_n", block_n)) if name in config.constants}
-        return config._replace(constants={**config.constants, **sizes})
+        return config._replace(constants={**config.constants, **sizes}, of=tuple(of))
 
     shipped = configs.config_for
     with mock.patch.object(configs, "config_for", chosen), mock.patch.object(plans, "LEAST_KEYS", 257):

@@ -85,7 +85,7 @@ def sweep_queries(
     keys, values, queries, flows, query_step, flow_step, notes, start, offset, scale, slope, seed, stream,
     threshold, keep_scale, query_inside, flow_inside, block_m: tl.constexpr, block_n: tl.constexpr,
     bias: tl.constexpr, precision: tl.constexpr, head_dim: tl.constexpr, value_dim: tl.constexpr,
-    block_d: tl.constexpr, block_v: tl.constexpr,
+    block_d: tl.constexpr, block_v: tl.constexpr, of: tl.constexpr,
 ):  # fmt: skip
     """The tiles of queries [begin, end), whose rows all see every key on one side, +1 their left, nearest first.
 
@@ -143,17 +143,19 @@ def sweep_queries(
                 flow = tl.load(flows + first_row.to(tl.int64) * flow_step)
             else:
                 flow = tl.load(flows + first_row.to(tl.int64) * flow_step, mask=flow_inside, other=0.0)
-        grad_weights = tl.dot(values, tl.trans(flow), input_precision=precision)
+        if of != "values":
+            grad_weights = tl.dot(values, tl.trans(flow), input_precision=precision)
+        kept_part = weights
         if seed is not None:
             kept = tl.trans(kept_weights(tl.load(seed), stream, first_row, start, threshold, block_m, block_n))
-            grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
-            grad_value = tl.dot(
-                tl.where(kept, weights, 0.0).to(flow.dtype), flow, grad_value, input_precision=precision
-            )
-        else:
-            grad_value = tl.dot(weights.to(flow.dtype), flow, grad_value, input_precision=precision)
-        grad_scores = weights * (grad_weights - row_mean[None, :])
-        grad_key = tl.dot(grad_scores.to(rows.dtype), rows, grad_key, input_precision=precision)
+            kept_part = tl.where(kept, weights, 0.0)
+            if of != "values":
+                grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
+        if of != "keys":
+            grad_value = tl.dot(kept_part.to(flow.dtype), flow, grad_value, input_precision=precision)
+        if of != "values":
+            grad_scores = weights * (grad_weights - row_mean[None, :])
+            grad_key = tl.dot(grad_scores.to(rows.dtype), rows, grad_key, input_precision=precision)
     return grad_key, grad_value
 
 
@@ -188,9 +190,12 @@ def key_kernel(
     offset: tl.int64, left: tl.int64, right: tl.int64, scale, score_scale, threshold, keep_scale,
     head_dim: tl.constexpr, value_dim: tl.constexpr, block_d: tl.constexpr, block_v: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, two_sided: tl.constexpr, plain: tl.constexpr, bias: tl.constexpr,
-    precision: tl.constexpr,
+    precision: tl.constexpr, of: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one block of keys and values, summed over the query heads that share it, in a fixed order."""
+    """Gradients of one block of keys and values, summed over the query heads that share it, in a fixed order.
+
+    ``of`` is "both", "values", or "keys" after a launch for values. Marks in ``spoilt`` are those of either.
+    """
     blocks = (k_len + block_n - 1) // block_n
     shared = tl.program_id(0) // blocks
     if order is not None:
@@ -243,7 +248,7 @@ def key_kernel(
                 1, True, 0, edges, a, b - a, base, q_len, k_len, grad_keys, grad_values, keys, values, query_tile,
                 flow_tile, query_row, flow_row, notes + flat, start, shifted, scale, slope, seed, pair,
                 threshold, keep_scale, query_inside, flow_inside, block_m, block_n, bias, precision, head_dim,
-                value_dim, block_d, block_v,
+                value_dim, block_d, block_v, of,
             )  # fmt: skip
         else:
             for number in tl.range(0, edges, num_stages=1):
@@ -266,30 +271,40 @@ def key_kernel(
                     keys, values, rows, flow, key_index, near, lower, upper, row_shift, row_mean, scale, slope,
                     seed, pair, first_row, start, threshold, keep_scale, block_m, block_n, bias, precision,
                 )  # fmt: skip
-                grad_values = tl.dot(weights.to(flow.dtype), flow, grad_values, input_precision=precision)
-                grad_keys = tl.dot(grad_scores.to(rows.dtype), rows, grad_keys, input_precision=precision)
+                if of != "keys":
+                    grad_values = tl.dot(weights.to(flow.dtype), flow, grad_values, input_precision=precision)
+                if of != "values":
+                    grad_keys = tl.dot(grad_scores.to(rows.dtype), rows, grad_keys, input_precision=precision)
         grad_keys, grad_values = sweep_queries(
             1, False, a, b, 0, 0, base, q_len, k_len, grad_keys, grad_values, keys, values, query_tile, flow_tile,
             query_row, flow_row, notes_left + flat, start, shifted, scale, slope, seed, pair,
             threshold, keep_scale, query_inside, flow_inside, block_m, block_n, bias, precision, head_dim, value_dim,
-            block_d, block_v,
+            block_d, block_v, of,
         )  # fmt: skip
         if two_sided:
             grad_keys, grad_values = sweep_queries(
                 -1, False, c, d, 0, 0, base, q_len, k_len, grad_keys, grad_values, keys, values, query_tile, flow_tile,
                 query_row, flow_row, notes_right + flat, start, shifted, scale, slope, seed, pair,
                 threshold, keep_scale, query_inside, flow_inside, block_m, block_n, bias, precision, head_dim,
-                value_dim, block_d, block_v,
+                value_dim, block_d, block_v, of,
             )  # fmt: skip
 
     flat_key = shared.to(tl.int64) * k_len + key_index
     # As in forward: a query or a gradient that is not finite may have reached keys its row does not see.
-    tl.store(spoilt + flat_key, tl.maximum(rows_not_finite(grad_keys), rows_not_finite(grad_values)), mask=key_here)
-    tl.store(
-        grad_key + flat_key[:, None] * head_dim + element[None, :],
-        (grad_keys * score_scale).to(grad_key.dtype.element_ty), mask=key_inside,
-    )  # fmt: skip
-    tl.store(
-        grad_value + flat_key[:, None] * value_dim + value_element[None, :],
-        (grad_values * keep_scale).to(grad_value.dtype.element_ty), mask=value_inside,
-    )  # fmt: skip
+    if of == "both":
+        tl.store(spoilt + flat_key, tl.maximum(rows_not_finite(grad_keys), rows_not_finite(grad_values)), mask=key_here)
+    elif of == "values":
+        tl.store(spoilt + flat_key, rows_not_finite(grad_values), mask=key_here)
+    else:
+        before = tl.load(spoilt + flat_key, mask=key_here, other=0)
+        tl.store(spoilt + flat_key, tl.maximum(before, rows_not_finite(grad_keys)), mask=key_here)
+    if of != "values":
+        tl.store(
+            grad_key + flat_key[:, None] * head_dim + element[None, :],
+            (grad_keys * score_scale).to(grad_key.dtype.element_ty), mask=key_inside,
+        )  # fmt: skip
+    if of != "keys":
+        tl.store(
+            grad_value + flat_key[:, None] * value_dim + value_element[None, :],
+            (grad_values * keep_scale).to(grad_value.dtype.element_ty), mask=value_inside,
+        )  # fmt: skip

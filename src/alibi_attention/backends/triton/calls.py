@@ -131,7 +131,8 @@ def _keys(problem: Problem, plan: plans.Plan, config: configs.Config, given: dic
         "key_rows": packing.rows_by_key_block(problem, given, block_n),
         "spoilt": given["key"].new_empty(given["key"].shape[:3], dtype=torch.int32), "range_keys": block_n,
     }  # fmt: skip
-    start(key_kernel, problem, grid, config, given)
+    for of in config.of:
+        start(key_kernel, problem, grid, config, {**given, "of": of})
     mend = _config("mend", problem)
     grid = (problem.batch * problem.num_kv_heads * blocks_of(problem.k_len, mend.constants["at_once"]),)
     start(mend_key_kernel, problem, grid, mend, {**given, "precision": "ieee"})

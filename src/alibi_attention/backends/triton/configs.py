@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple, get_args
 from alibi_attention.backends.triton import device
 from alibi_attention.problem import Problem
 
-# What may need tiles of its own, what needs the smallest first: keys on both sides, dropout, gradients of slopes, and
-# anything that sets rows apart in what they see (windows, padding, packed sequences, keys on both sides among it).
-Feature = Literal["both ways", "dropout", "learned", "masked"]
+# What may need tiles of its own, what needs the smallest first: dropout, gradients of slopes, and whatever sets rows
+# apart in what they see (windows, padding, packed sequences, keys on both sides).
+Feature = Literal["dropout", "learned", "masked"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
@@ -20,15 +20,24 @@ class Config(NamedTuple):
     Attributes:
         constants: the sizes that are compiled in, by the name of the kernel's argument.
         num_warps, num_stages: as Triton means them.
+        of: the gradients that `key_kernel` computes, a launch for each: "both", or those of "values", then of "keys".
     """
 
     constants: dict[str, int]
     num_warps: int
     num_stages: int
+    of: tuple[str, ...] = ("both",)
 
 
 def _tiles(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Config:
     return Config({"block_m": block_m, "block_n": block_n}, num_warps, num_stages)
+
+
+def _apart(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Config:
+    """Gradients of values and of keys in launches of their own: five products for four, but the registers of one of
+    them for tiles twice as large, which no two warps compute twice.
+    """
+    return _tiles(block_m, block_n, num_warps, num_stages)._replace(of=("values", "keys"))
 
 
 def _fixed(constants: dict[str, int], num_warps: int) -> dict[int, dict[int, Config]]:
@@ -75,9 +84,9 @@ _EVERYWHERE: dict[str, dict[int, dict[int, Config]]] = {
     },
 }
 # What multiplies, by family: elements of 4 bytes, then those of 2. A warp multiplies 16 rows or more, on gfx942 up to
-# 32: with more warps than the rows of a tile need, several of them would compute the same scores, as for keys on sm_90
-# at width 256, which have no registers for fewer. gfx11 is every other GPU of AMD: compiled for gfx1100 when its tiles
-# were chosen, in no test, and with local memory in loops from width 128 on.
+# 32: with more warps than the rows of a tile need, several of them would compute the same scores. gfx11 is every other
+# GPU of AMD: compiled for gfx1100 when its tiles were chosen, in no test, and with local memory in loops from width 128
+# on.
 _FLOAT32: dict[str, dict[str, dict[int, Config]]] = {
     "sm_80": {
         "forward": {64: _tiles(32, 32, 2, 2), 128: _tiles(32, 32, 4, 2), 256: _tiles(32, 16, 8, 1)},
@@ -87,7 +96,7 @@ _FLOAT32: dict[str, dict[str, dict[int, Config]]] = {
     "sm_90": {
         "forward": {64: _tiles(64, 32, 4, 2), 128: _tiles(128, 16, 8, 1), 256: _tiles(32, 16, 8, 1)},
         "query": {64: _tiles(128, 64, 8, 1), 128: _tiles(16, 32, 4, 1), 256: _tiles(16, 16, 8, 1)},
-        "key": {64: _tiles(32, 128, 8, 1), 128: _tiles(32, 16, 4, 1), 256: _tiles(16, 16, 8, 1)},
+        "key": {64: _tiles(32, 128, 8, 1), 128: _apart(16, 64, 4, 1), 256: _tiles(16, 16, 8, 1)},
         "query, dropout": {64: _tiles(128, 32, 8, 1)},
         "query, learned": {64: _tiles(128, 32, 8, 1)},
     },
@@ -120,7 +129,7 @@ _SIXTEEN_BITS: dict[str, dict[str, dict[int, Config]]] = {
         "query": {64: _tiles(128, 128, 8, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
         # A warp group's product with 32 rows reads shared memory for longer than it multiplies; but 64 rows have no
         # registers for dropout's words, nor for masks in loops of their own.
-        "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(64, 128, 8, 2), 256: _tiles(32, 64, 8, 2)},
+        "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(64, 128, 8, 2), 256: _apart(32, 128, 8, 2)},
         "key, dropout": {128: _tiles(32, 128, 8, 2)},
         "key, masked": {128: _tiles(32, 128, 8, 2)},
         "query, dropout": {64: _tiles(128, 64, 8, 2)},
@@ -130,12 +139,10 @@ _SIXTEEN_BITS: dict[str, dict[str, dict[int, Config]]] = {
     "sm_100": {
         "forward": {64: _tiles(128, 64, 4, 3), 128: _tiles(128, 64, 8, 3), 256: _tiles(128, 32, 8, 2)},
         "query": {64: _tiles(128, 64, 4, 2), 128: _tiles(128, 64, 8, 2), 256: _tiles(128, 32, 8, 2)},
-        "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(64, 128, 8, 2), 256: _tiles(32, 64, 8, 1)},
+        "key": {64: _tiles(64, 128, 8, 2), 128: _tiles(64, 128, 8, 2), 256: _apart(32, 128, 8, 1)},
         "query, dropout": {64: _tiles(128, 64, 8, 2)},
         "query, learned": {64: _tiles(128, 64, 8, 2)},
         "forward, dropout": {64: _tiles(128, 64, 8, 3)},
-        # Of the 512 columns of tensor memory two gradients have all, and scores of two loops would need more.
-        "key, both ways": {256: _tiles(32, 32, 8, 1)},
     },
     "gfx11": {
         "forward": {64: _tiles(64, 32, 4, 2), 128: _tiles(64, 32, 4, 2), 256: _tiles(64, 32, 8, 1)},

@@ -51,15 +51,19 @@ def pick(kernel: str, problem: Problem, run: Callable[[Config], object]) -> Conf
 
 def _features(problem: Problem) -> list[configs.Feature]:
     has: dict[configs.Feature, bool] = {
-        "both ways": arguments.is_two_sided(problem), "dropout": problem.dropout_p > 0.0,
-        "learned": problem.learned_slopes, "masked": not arguments.is_plain(problem),
+        "dropout": problem.dropout_p > 0.0, "learned": problem.learned_slopes,
+        "masked": not arguments.is_plain(problem),
     }  # fmt: skip
     return [feature for feature, is_there in has.items() if is_there]
 
 
 def _others(kernel: str) -> list[Config]:
+    launches = [("both",), ("values", "keys")] if kernel == "key" else [("both",)]
     return [
-        Config({"block_m": m, "block_n": n}, warps, stages) for m, n, warps in _SIZES[kernel] for stages in (1, 2, 3)
+        Config({"block_m": m, "block_n": n}, warps, stages, of)
+        for m, n, warps in _SIZES[kernel]
+        for stages in (1, 2, 3)
+        for of in launches
     ]
 
 
