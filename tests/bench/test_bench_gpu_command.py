@@ -100,7 +100,11 @@ def test_lengths_of_ones_own_take_the_place_of_those_of_the_cases(
          "leave out one of them"),
         (["--no-benchmarks", "gpu-decode"], "got CASE; leave out one of them"),
         (["--no-benchmarks", "--lengths", "4K"], "got --lengths; leave out one of them"),
-        (["--show", "none.json"], "FILES: expected files of results, got none.json (No such file or directory)"),
+        (["--show", "none.json"], "--show: expected a file of results, got none.json (No such file or directory); "
+         "name a file that benchmarks/gpu.py wrote"),
+        (["--show", "none.json", "--output", "new.json"], "--show: expected to stand alone, got --output; leave out"),
+        (["gpu-decode", "--list"], "--list: expected to stand alone, got CASE; leave out one of them"),
+        (["--list", "--lengths", "8K"], "--list: expected to stand alone, got --lengths; leave out one of them"),
     ],
 )  # fmt: skip
 def test_what_could_come_to_nothing_is_refused_before_the_look_for_a_gpu(

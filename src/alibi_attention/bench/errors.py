@@ -10,7 +10,7 @@ class BenchError(ValueError):
     """
 
     def __init__(self, argument: str, *, expected: str, got: str, remedy: str) -> None:
-        self.argument = argument
+        self.argument, self.got = argument, got
         self.complaint = f"expected {expected}, got {got}"
         self.remedy = remedy
         super().__init__(f"{argument}: {self.complaint}; {remedy}")

@@ -6,8 +6,9 @@
 
 The lines of one head dimension are compiled in one process, --jobs such at a time; a compiler that fails an assertion
 takes its process along, and another goes on behind the line that did it. Triton's cache makes the second run quick.
-What falls short, so far as the table was recorded (--record), is in known_faults.json. Exit status 1 where a fault is
-not in that file or more than there, or one that is there is gone; 2 where what is asked for does not exist.
+What falls short is in known_faults.json, which --record writes. Before each kernel stands "ok", "known" for faults of
+that file, "FAULT" for others or more, with what the file has, or "gone" for one that is there no longer. Exit status 1
+for the last two; 2 where what is asked for does not exist. CONTRIBUTING.md says how to read a line, and when to record.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from before import Once  # isort: skip - first, for it says what is missing
+
 import torch
 from machine_code import ARCHITECTURES, Report, Variant, build
 from stand_in import Start, key_of, record, variant_of
@@ -43,6 +46,10 @@ HEAD_DIMS = (16, 64, 80, 128, 256)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Kernels that multiply matrices: the others have none of their instructions to show.
 MULTIPLYING = ("forward_kernel", "query_kernel", "key_kernel")
+KERNELS = (
+    *MULTIPLYING, "rows_kernel", "summary_kernel", "plan_kernel", "split_kernel", "merge_kernel",
+    "mend_forward_kernel", "mend_query_kernel", "mend_key_kernel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -243,10 +250,21 @@ def read_known() -> dict[str, list[str]]:
 
 def against(known: Mapping[str, Sequence[str]], found: Mapping[str, Any]) -> list[str]:
     """What a record has to answer for: faults of a kind it was not known for, or of more, and known kinds that went."""
-    of_kernel = dict(map(kind_and_amounts, known.get(found["kernel"], ())))
+    return [*_worse(known, found), *_gone(known, found)]
+
+
+def _worse(known: Mapping[str, Sequence[str]], found: Mapping[str, Any]) -> list[str]:
+    of_kernel = {kind_and_amounts(fault)[0]: fault for fault in known.get(found["kernel"], ())}
+    amounts = dict(map(kind_and_amounts, of_kernel.values()))
+    new = [fault for fault in found["faults"] if not _is_within(amounts, *kind_and_amounts(fault))]
+    before = [of_kernel.get(kind_and_amounts(fault)[0]) for fault in new]
+    return [fault + (f" (known: {was})" if was else "") for fault, was in zip(new, before, strict=True)]
+
+
+def _gone(known: Mapping[str, Sequence[str]], found: Mapping[str, Any]) -> list[str]:
     now = dict(map(kind_and_amounts, found["faults"]))
-    new = [fault for fault in found["faults"] if not _is_within(of_kernel, *kind_and_amounts(fault))]
-    return new + [f"no longer, so take it out of known_faults.json: {kind}" for kind in of_kernel if kind not in now]
+    faults = [fault for fault in known.get(found["kernel"], ()) if kind_and_amounts(fault)[0] not in now]
+    return [f"no longer, so --record its line: {fault}" for fault in faults]
 
 
 def _is_within(known: Mapping[str, tuple[float, ...]], kind: str, amounts: tuple[float, ...]) -> bool:
@@ -295,12 +313,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Compile the Triton kernels ahead of time and inspect the code. A line is named by architecture, "
         "dtype, head dimension and feature, as in 'sm_90 bf16 D=64 causal'.",
         epilog=f"Architectures: {', '.join(ARCHITECTURES)}; dtypes: {', '.join(_DTYPES)}; "
-        f"head dimensions: {', '.join(f'D={dim}' for dim in HEAD_DIMS)}; features: {', '.join(FEATURES)}; "
-        f"of kernels {', '.join(MULTIPLYING)} multiply. All of it, {len(list(lines(whole=True)))} lines, takes some "
-        "two hours on two cores.",
+        f"head dimensions: {', '.join(f'D={dim}' for dim in HEAD_DIMS)}; features: {', '.join(FEATURES)}; kernels: "
+        f"{', '.join(KERNELS)}. All of it, {len(list(lines(whole=True)))} lines, takes some two hours on two cores. "
+        "CONTRIBUTING.md says what a line tells.",
     )
     parser.add_argument(
-        "--only", default="", metavar="WORDS",
+        "--only", action=Once, default="", metavar="WORDS",
         help="words that a line's name must have, all of them; one that ends in _kernel picks kernels of the lines",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="the few lines that the tests compile")
@@ -326,9 +344,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     wanted = selected(every, only)
     if not wanted:
+        strangers = [word for word in only if not any(word in name for name in (*KERNELS, *(n.name for n in every)))]
+        of_which = f", where no line has {', '.join(map(repr, strangers))}" if strangers else ""
         parser.error(
             f"--only: expected words of the name of a line, as in 'sm_90 bf16 D=64 causal forward_kernel', got "
-            f"{options.only!r}; --help names them all"
+            f"{options.only!r}{of_which}; --help names them all"
         )
     of_kernels = any(word.endswith("_kernel") for word in only)
     known, count, faulty, wrong = read_known(), 0, 0, 0
@@ -343,13 +363,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 known.pop(each["kernel"], None)
                 kept = [fault for fault in each["faults"] if not BEYOND_RECORD.match(fault)]
                 known |= {each["kernel"]: kept} if kept else {}
-            new = against(known, each)
+            new, worse = against(known, each), _worse(known, each)
             count, faulty, wrong = count + 1, faulty + bool(each["faults"]), wrong + bool(new)
-            print(f"{'FAULT' if new else 'known' if each['faults'] else 'ok   '} {_text(each, new)}", flush=True)
+            word = "FAULT" if worse else "gone " if new else "known" if each["faults"] else "ok   "
+            print(f"{word} {_text(each, new)}", flush=True)
         if not options.record:
             wrong += len(gone)
             for kernel in gone:
-                print(f"FAULT {kernel}: not there any more, so take it out of known_faults.json", flush=True)
+                print(f"gone  {kernel}: there is no such kernel any more, so --record its line", flush=True)
     print(f"{count} kernels, {faulty} with faults, {wrong} with others than known_faults.json has")
     if options.record:
         KNOWN_FAULTS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")

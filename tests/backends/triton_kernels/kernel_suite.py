@@ -29,10 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "operator"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from before import Once  # isort: skip - first, for it says what is missing
+
 import torch
 from check_list import Check, checks, shared
 from kernel_calls import blocks
 
+from alibi_attention.backends.triton import device as devices
 from alibi_attention.bench.gpu.process import LOST
 
 _MOST_OF_A_TRACEBACK = 6000
@@ -145,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Checks of the Triton kernels, on a GPU or, with TRITON_INTERPRET=1, in Triton's interpreter."
     )
     say = parser.add_argument
-    say("--only", default="", metavar="TEXT", help="checks with this text in their names")
+    say("--only", action=Once, default="", metavar="TEXT", help="checks with this text in their names")
     say("--exactly", action="append", default=[], metavar="NAME", help="this check; may be given more than once")
     say("--after", metavar="NAME", help="of what is chosen, what comes behind this check")
     say("--part", type=part_of, default=(1, 1), metavar="K/N", help="the K-th of N parts, as in 2/4")
@@ -156,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreted and not options.list and not torch.cuda.is_available():
-        parser.error("expected a GPU that torch can use, got none; TRITON_INTERPRET=1 runs the checks on a CPU")
+        parser.error(f"{devices.without_gpu()}; TRITON_INTERPRET=1 runs the checks on a CPU")
     device = "cpu" if interpreted else "cuda"
     try:
         found = chosen(options, device)
@@ -171,8 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run_all(found: list[Check], device: str, until: float) -> int:
     print(json.dumps({"planned": [check.name for check in found]}), flush=True)
-    failed = 0
+    failed = begun = 0
     for check in _in_time(found, until):
+        begun += 1
         print(json.dumps({"begun": check.name}), flush=True)
         record = run(check, device)
         failed += record["failure"] is not None
@@ -180,6 +184,8 @@ def _run_all(found: list[Check], device: str, until: float) -> int:
         if record.get("lost"):
             # Whatever followed in this process would fail for the same reason.
             return LOST
+    if begun < len(found):
+        print(f"--until: time for {begun} of {len(found)} checks, none failed behind {begun}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -28,12 +28,12 @@ def test_a_known_fault_may_not_grow_or_change_its_kind() -> None:
 
     assert told("a kernel", spills, bias) == []
     assert told("a kernel", spills, "the bias costs 1.21 instructions a score (9.00 for 7.79)") == []
-    assert told("a kernel", "spills 85", bias) == ["spills 85"]
+    assert told("a kernel", "spills 85", bias) == ["spills 85 (known: spills 84)"]
     # Nor may the kernel take more while the bias takes less.
     slower = "the bias costs 1.21 instructions a score (40.00 for 38.79)"
-    assert told("a kernel", spills, slower) == [slower]
+    assert told("a kernel", spills, slower) == [f"{slower} (known: {bias})"]
     assert told("a kernel", spills, bias, "no matrix instructions") == ["no matrix instructions"]
-    assert told("a kernel", bias) == ["no longer, so take it out of known_faults.json: spills #"]
+    assert told("a kernel", bias) == ["no longer, so --record its line: spills 84"]
     assert told("another", "spills 1") == ["spills 1"]
     assert told("another") == []
     # Kinds that begin with a number are kinds as well.
@@ -72,7 +72,12 @@ def test_the_table_has_every_architecture_and_feature() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--only", "sm90 bf16"], "got 'sm90 bf16'; --help names them all"),
+        (["--only", "sm90 bf16"], "got 'sm90 bf16', where no line has 'sm90'; --help names them all"),
+        (["--only", ""], "--only: expected some text, got ''; leave it out for everything"),
+        (
+            ["--only", "sm_90", "--only", "bf16"],
+            "--only: expected to be given once, got 'sm_90' and 'bf16'; give words",
+        ),
         (["--only", "sm_90 bf16 D=64 decode query_kernel"], "got 'sm_90 bf16 D=64 decode query_kernel'; --help names"),
         (["--jobs", "0"], "argument --jobs: expected a number of processes from 1 on, got '0'"),
     ],
@@ -119,11 +124,14 @@ def test_the_exit_status_tells_of_what_is_new_alone(
     assert "2 kernels, 1 with faults, 0 with others than known_faults.json has" in told
     assert read_known() == {**other, f"{name} key_kernel": ["spills 84"]}
     found[0]["faults"] = []
-    assert run()[0] == 1
+    status, told = run()
+    assert status == 1
+    assert f"gone  {name} key_kernel: " in told
+    assert "FAULT" not in told
     del found[0]
     status, told = run()
     assert status == 1
-    assert f"FAULT {name} key_kernel: not there any more" in told
+    assert f"gone  {name} key_kernel: there is no such kernel any more" in told
     assert run("--record")[0] == 0
     assert read_known() == other
     # What has no code, or code that no device takes, is never known.
@@ -141,7 +149,7 @@ def test_the_exit_status_tells_of_what_is_new_alone(
     for more in ((), ("--record",)):
         status, told = run(*more)
         assert status == 1
-        assert "take it out" not in told
+        assert "any more" not in told
         assert read_known() == {**other, **behind}
     (tmp_path / "known.json").write_text(json.dumps(other), encoding="utf-8")
     found.clear()

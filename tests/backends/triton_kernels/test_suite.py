@@ -105,7 +105,9 @@ def test_what_a_gpu_would_run_is_listed_without_one(
     assert capsys.readouterr().out.splitlines() == [check.name for check in checks(2, "cuda")]
     with pytest.raises(SystemExit):
         kernel_suite.main(["--only", "padding"])
-    assert "expected a GPU that torch can use, got none; TRITON_INTERPRET=1" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"expected a GPU that torch can use, got none (torch {torch.__version__} " in told
+    assert "; TRITON_INTERPRET=1 runs the checks on a CPU" in told
 
 
 def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,14 @@ def target(device: torch.device) -> str | None:
     return f"sm_{properties.major}{properties.minor}"
 
 
+def without_gpu() -> str:
+    """That there is no GPU, and whether it is torch that lacks it."""
+    built = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
+    kinds = [f"{name} {version}" for name, version in built.items() if version is not None]
+    why = f"is for {kinds[0]}: look at the driver" if kinds else "is built without CUDA or ROCm"
+    return f"expected a GPU that torch can use, got none (torch {torch.__version__} {why})"
+
+
 def too_old(architecture: str) -> bool:
     """Whether a CUDA architecture is older than the kernels need."""
     least = 10 * LEAST_CUDA[0] + LEAST_CUDA[1]

@@ -35,7 +35,7 @@ def pick(kernel: str, problem: Problem, run: Callable[[Config], object]) -> Conf
     """
     features = _features(problem)
     shipped = configs.config_for(kernel, *configs.kind(problem), features)
-    if os.environ.get("ALIBI_TRITON_AUTOTUNE") != "1" or problem.device.type != "cuda":
+    if not _is_asked_for() or problem.device.type != "cuda":
         return shipped
     call = (
         kernel, *configs.kind(problem), problem.head_dim, problem.value_dim, problem.group_size > 1,
@@ -47,6 +47,13 @@ def pick(kernel: str, problem: Problem, run: Callable[[Config], object]) -> Conf
             return shipped
         _CHOSEN[call] = min([shipped, *_others(kernel)], key=lambda config: _seconds(config, run))
     return _CHOSEN[call]
+
+
+def _is_asked_for() -> bool:
+    given = os.environ.get("ALIBI_TRITON_AUTOTUNE", "")
+    if given not in ("", "0", "1"):
+        raise ValueError(f"ALIBI_TRITON_AUTOTUNE: expected 1 or 0, got {given!r}; 1 tries tiles on a GPU")
+    return given == "1"
 
 
 def _features(problem: Problem) -> list[configs.Feature]:

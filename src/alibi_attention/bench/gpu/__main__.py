@@ -41,11 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     # Cases may stand behind options too: --lengths 128K gpu-decode.
     options = parser.parse_intermixed_args(arguments)
-    if options.list:
-        print("\n".join(_listed()))
-        return 0
     try:
+        if options.list:
+            _check_alone("--list", options)
+            print("\n".join(_listed()))
+            return 0
         if options.show is not None:
+            _check_alone("--show", options)
             print(_shown(options.show))
             return 0
         cases, lengths = _cases_and_lengths(options)
@@ -139,8 +141,20 @@ def _check(options: argparse.Namespace, cases: Sequence[str], lengths: Sequence[
             raise BenchError("--no-benchmarks", expected="checks to run and no more", got=named[0], remedy=remedy)
 
 
+def _check_alone(name: str, options: argparse.Namespace) -> None:
+    """Refuse beside --list and --show what neither would look at."""
+    for other, given in (("CASE", options.cases), ("--lengths", options.lengths), ("--output", options.output)):
+        if given:
+            raise BenchError(name, expected="to stand alone", got=other, remedy="leave out one of them")
+
+
 def _shown(path: Path) -> str:
-    results = read_results(path)
+    try:
+        results = read_results(path)
+    except BenchError as error:
+        # The reader speaks of files of any benchmark.
+        remedy = error.remedy.replace("files that alibi bench wrote", "a file that benchmarks/gpu.py wrote")
+        raise BenchError("--show", expected="a file of results", got=error.got, remedy=remedy) from None
     if not of_a_gpu(results):
         remedy = f"alibi bench report {path} reads it"
         raise BenchError("--show", expected="a file of benchmarks/gpu.py", got=f"{path}, another's", remedy=remedy)

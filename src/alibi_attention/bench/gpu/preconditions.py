@@ -62,7 +62,7 @@ def check_folder(output: Path) -> None:
 def why_no_gpu() -> str | None:
     """Why the kernels cannot run on this machine's GPU, or None."""
     if not torch.cuda.is_available():
-        return "expected a GPU that torch can use, got none; nothing was measured, the targets stay untested"
+        return f"{devices.without_gpu()}; nothing was measured, the targets stay untested"
     architecture = devices.target(torch.device("cuda", 0))
     if architecture is not None and devices.too_old(architecture):
         least, name = ".".join(map(str, devices.LEAST_CUDA)), torch.cuda.get_device_name(0)
