@@ -286,12 +286,12 @@ def _line_of(kernel: str) -> str:
 
 
 def selected(every: Sequence[Line], only: Sequence[str]) -> list[Line]:
-    """The lines that have all the words; a word that ends in _kernel is one of their kernels.
+    """The lines that have all the words; a word with _kernel is one of their kernels, or a part of one.
 
     Empty where no line has them, or none has a kernel of that name: whoever compiles nothing must not take it for a
     success.
     """
-    of_line = [word for word in only if not word.endswith("_kernel")]
+    of_line = [word for word in only if "_kernel" not in word]
     found = [line for line in every if all(word in line.name for word in of_line)]
     if len(of_line) < len(only) and not any(_has(line, only) for line in found):
         return []
@@ -344,13 +344,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     wanted = selected(every, only)
     if not wanted:
-        strangers = [word for word in only if not any(word in name for name in (*KERNELS, *(n.name for n in every)))]
+        names = [*KERNELS, *(f"key_kernel({of})" for of in ("values", "keys")), *(line.name for line in every)]
+        strangers = [word for word in only if not any(word in name for name in names)]
         of_which = f", where no line has {', '.join(map(repr, strangers))}" if strangers else ""
         parser.error(
             f"--only: expected words of the name of a line, as in 'sm_90 bf16 D=64 causal forward_kernel', got "
             f"{options.only!r}{of_which}; --help names them all"
         )
-    of_kernels = any(word.endswith("_kernel") for word in only)
+    of_kernels = any("_kernel" in word for word in only)
     known, count, faulty, wrong = read_known(), 0, 0, 0
     for line, records in zip(wanted, table(wanted, only, options.jobs), strict=True):
         if not records and not of_kernels:

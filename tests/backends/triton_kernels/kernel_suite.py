@@ -185,7 +185,7 @@ def _run_all(found: list[Check], device: str, until: float) -> int:
             # Whatever followed in this process would fail for the same reason.
             return LOST
     if begun < len(found):
-        print(f"--until: time for {begun} of {len(found)} checks, none failed behind {begun}", file=sys.stderr)
+        print(f"--until: time for {begun} of {len(found)} checks; the rest was not begun", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -97,6 +97,8 @@ def test_words_and_kernels_choose_lines() -> None:
     found = compile_table.selected(every, ["sm_90", "bf16", "D=64", "query_kernel"])
     assert {line.name for line in found} == {f"sm_90 bf16 D=64 {feature}" for feature in FEATURES}
     assert compile_table.selected(every, ["sm_90", "D=64", "nosuch_kernel"]) == []
+    apart = [["sm_90", "bf16", dim, "key_kernel(values)"] for dim in ("D=256", "D=64")]
+    assert [len(compile_table.selected(every, only)) for only in apart] == [len(FEATURES), 0]
     assert len(compile_table.selected(every, [])) == 780
 
 

@@ -484,6 +484,29 @@ def test_autotuning_is_on_request_alone(monkeypatch: pytest.MonkeyPatch) -> None
     assert tune.pick("forward", call._replace(q_len=call.q_len * 8), ran.append) == shipped
 
 
+def test_calls_of_other_kernels_are_tuned_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Keys on both sides are compiled in: what a windowed call has registers for, or tensor memory, they may not have.
+    monkeypatch.setattr(devices, "target", lambda device: "sm_100")  # noqa: ARG005
+    monkeypatch.setattr(tune, "_CHOSEN", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setenv("ALIBI_TRITON_AUTOTUNE", "1")
+    tried: list[configs.Config] = []
+    monkeypatch.setattr(tune, "_seconds", lambda config, run: tried.append(config) or 1.0)  # noqa: ARG005
+    windowed = problem()._replace(window=(100, -1))
+    for call in (windowed, windowed._replace(is_causal=False), windowed._replace(is_causal=False, window=(100, 0))):
+        tune.pick("key", call, lambda config: None)  # noqa: ARG005
+    # The third sees keys on one side again.
+    assert len(tried) == 2 * (1 + len(tune._others("key")))
+
+
+@pytest.mark.parametrize("given", ["yes", "2"])
+def test_a_switch_that_is_neither_on_nor_off_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setattr(devices, "target", lambda device: "sm_90")  # noqa: ARG005
+    monkeypatch.setenv("ALIBI_TRITON_AUTOTUNE", given)
+    with pytest.raises(ValueError, match=f"ALIBI_TRITON_AUTOTUNE: expected 1 or 0, got '{given}'; 1 tries tiles"):
+        tune.pick("forward", problem(), lambda config: None)  # noqa: ARG005
+
+
 def test_without_asking_nothing_is_timed() -> None:
     # A stand-in counts starts: each kernel once, none tried.
     names = [start.name for start in record("sm_90").starts]

@@ -168,9 +168,9 @@ def _of(family: str) -> dict[str, dict[int, dict[int, Config]]]:
 
 TABLES = {family: _of(family) for family in _SIXTEEN_BITS}
 # 64 KiB of shared memory hold two tiles of 64 keys in float32, not three.
-for _family in ("gfx942", "gfx11"):
-    _decode = TABLES[_family]["decode"]
-    TABLES[_family]["decode"] = {**_decode, 4: {**_decode[4], 64: Config({"block_n": 64}, 4, 2)}}
+TABLES["gfx942"]["decode"] = TABLES["gfx11"]["decode"] = {
+    **_EVERYWHERE["decode"], 4: {**_EVERYWHERE["decode"][4], 64: Config({"block_n": 64}, 4, 2)}
+}  # fmt: skip
 # For sm_100 Triton 3.7 can't compile what reduces the maxima of rows once more, to one number for the block, where it
 # has the products in tensor memory (an error in its pass over layouts there). Those of 16 warps are not put there; in
 # float32 they have registers for fewer keys.

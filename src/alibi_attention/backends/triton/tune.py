@@ -39,7 +39,7 @@ def pick(kernel: str, problem: Problem, run: Callable[[Config], object]) -> Conf
         return shipped
     call = (
         kernel, *configs.kind(problem), problem.head_dim, problem.value_dim, problem.group_size > 1,
-        problem.is_packed, *features,
+        problem.is_packed, arguments.is_two_sided(problem), *features,
         problem.q_len.bit_length(), problem.k_len.bit_length(), problem.tolerance > 0.0,
     )  # fmt: skip
     if call not in _CHOSEN:
@@ -65,13 +65,17 @@ def _features(problem: Problem) -> list[configs.Feature]:
 
 
 def _others(kernel: str) -> list[Config]:
-    launches = [("both",), ("values", "keys")] if kernel == "key" else [("both",)]
-    return [
-        Config({"block_m": m, "block_n": n}, warps, stages, of)
-        for m, n, warps in _SIZES[kernel]
-        for stages in (1, 2, 3)
-        for of in launches
+    found = [
+        Config({"block_m": m, "block_n": n}, warps, stages) for m, n, warps in _SIZES[kernel] for stages in (1, 2, 3)
     ]
+    if kernel == "key":
+        found += [config._replace(of=("values", "keys")) for config in found if _is_large(config)]
+    return found
+
+
+def _is_large(config: Config) -> bool:
+    """Whether a tile has no registers for two gradients of wide heads, and two launches for one may pay."""
+    return config.num_stages < 3 and config.constants["block_m"] * config.constants["block_n"] >= 4096
 
 
 def _seconds(config: Config, run: Callable[[Config], object]) -> float:

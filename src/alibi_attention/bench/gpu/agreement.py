@@ -12,10 +12,14 @@ def most_off(found: Tensor, expected: Tensor) -> float:
     """The largest |found - expected| / |expected| of a row, both (heads, rows, dim); NaN where something is.
 
     Lengths differ a hundredfold among heads and among rows (the first key has gradients from every query): one measure
-    for all would leave the flat heads out, which have most of the work. A row shorter than most of its head is held
-    against the median there, since rounding may be all that it has: the first query has no gradient at all.
+    for all would leave the flat heads out, which have most of the work. A row that is shorter than the root mean square
+    of its head's is held against that: a query that sees next to nothing but itself has next to no gradient, and the
+    rounding of its output in it.
     """
     lengths = expected.norm(dim=-1)
-    shares = (found.to(expected.dtype) - expected).norm(dim=-1) / lengths.maximum(lengths.median(1, keepdim=True)[0])
+    usual = lengths.square().mean(1, keepdim=True).sqrt()
+    off = (found.to(expected.dtype) - expected).norm(dim=-1)
+    # Where a head has nothing at all, nothing is right.
+    shares = torch.where(off == 0.0, 0.0, off / lengths.maximum(usual))
     # A NaN among them is the largest; an infinity that is expected would be held for any length.
     return float(shares.max()) if torch.isfinite(expected).all() else math.nan

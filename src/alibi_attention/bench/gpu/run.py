@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -134,7 +135,10 @@ class GpuRun:
             results.status = "complete"
             return
         plan = Plan(self.device, dict(enumerate(self.trials)), self.settings)
-        measuring = Measuring(place, plan, Patience(self.budget.cold, self.budget.warm), self._warmed)
+        # Trying tiles compiles dozens of them for one call.
+        slow = 4.0 if os.environ.get("ALIBI_TRITON_AUTOTUNE") == "1" else 1.0
+        patience = Patience(slow * self.budget.cold, slow * self.budget.warm)
+        measuring = Measuring(place, plan, patience, self._warmed)
         told: set[int] = set()
 
         def changed(found: dict[int, TrialResult]) -> None:
