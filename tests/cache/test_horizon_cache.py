@@ -8,9 +8,10 @@ import pytest
 import torch
 from streams import Stream, stream
 
-from alibi_attention import ALiBiAttention, HorizonCache, KVCache, alibi_attention, alibi_slopes, problem
+from alibi_attention import ALiBiAttention, HorizonCache, KVCache, alibi_attention, alibi_slopes
 from alibi_attention.backends import native
 from alibi_attention.cache import common, store
+from alibi_attention.checks import positions
 from alibi_attention.lab.model import Decoder
 from alibi_attention.lab.positions import DecoderShape
 
@@ -473,7 +474,7 @@ def test_refusals() -> None:
 
 def test_padding_after_tokens_is_refused_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, whose values are read for how much padding there is and for nothing else."""
-    for module in (problem, store, common):
+    for module in (positions, store, common):
         monkeypatch.setattr(module, "values_can_be_read", lambda _: False)
     whole = stream(20, batch=3)
     mask = torch.ones(3, 20, dtype=torch.bool)

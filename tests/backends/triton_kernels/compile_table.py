@@ -218,7 +218,7 @@ def _in_processes(group: Sequence[Line], only: Sequence[str]) -> list[list[dict[
     found: dict[str, list[dict[str, Any]]] = {line.name: [] for line in group}
     rest = list(found)
     while rest:
-        command = [sys.executable, __file__, "--lines", *rest, "--only", " ".join(only)]
+        command = [sys.executable, __file__, *(["--only", " ".join(only)] if only else []), "--lines", *rest]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         name = rest[0]
         for told in map(json.loads, filter(lambda text: text.startswith('{"'), done.stdout.splitlines())):
