@@ -364,7 +364,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 known.pop(each["kernel"], None)
                 kept = [fault for fault in each["faults"] if not BEYOND_RECORD.match(fault)]
                 known |= {each["kernel"]: kept} if kept else {}
-            new, worse = against(known, each), _worse(known, each)
+            worse = _worse(known, each)
+            new = [*worse, *_gone(known, each)]
             count, faulty, wrong = count + 1, faulty + bool(each["faults"]), wrong + bool(new)
             word = "FAULT" if worse else "gone " if new else "known" if each["faults"] else "ok   "
             print(f"{word} {_text(each, new)}", flush=True)
